@@ -396,8 +396,8 @@ SVG2_API svg2_result svg2_state_init(svg2_state *state, const svg2_desc *desc, v
 /* Forget the clusters: call at the start of each video. NULL is allowed. */
 SVG2_API void svg2_state_reset(svg2_state *state);
 
-/* State as bytes: for checkpoints, or to move it to another rank. The format is little-endian with a checksum, and the
-   same on all machines. save needs svg2_state_save_bytes(). load needs a state initialised for the same shape; damaged or
+/* State as bytes: for checkpoints, or to move it to another rank. The format is the machine's byte order with a
+   checksum. save needs svg2_state_save_bytes(). load needs a state initialised for the same shape; damaged or
    foreign bytes are refused with SVG2_ERR_DATA and leave the state as it was. These two may synchronise with a device. */
 SVG2_API size_t svg2_state_save_bytes(const svg2_state *state);
 SVG2_API svg2_result svg2_state_save(const svg2_backend *backend, const svg2_state *state, void *bytes, size_t count,
@@ -464,6 +464,7 @@ typedef struct svg2_preset {
     float   top_p, min_keep;
     int32_t init_iterations, step_iterations;
     int32_t steps, dense_steps, dense_layers, init_on_dense;
+    const char *note; /* "published", or where the settings come from */
 } svg2_preset;
 SVG2_API int32_t svg2_preset_count(void);
 SVG2_API const svg2_preset *svg2_preset_at(int32_t index);     /* NULL outside [0, count)          */
@@ -655,3 +656,3713 @@ SVG2_API svg2_result svg2_compare(const float *x, const float *y, size_t count, 
                                   svg2_error *err);
 
 #endif /* SVG2_H_INCLUDED */
+
+/* ==== >>impl =============================================================================
+   Everything below is private (svg2__; the double underscore is reserved in C++ only, and accepted). The implementation is
+   C99 that is also C++11. IDEs grey it out unless the macro is set. */
+#if (defined(SVG2_IMPLEMENTATION) || defined(__INTELLISENSE__) || defined(__JETBRAINS_IDE__)) \
+    && !defined(SVG2_IMPLEMENTATION_DONE)
+#define SVG2_IMPLEMENTATION_DONE
+
+#include <math.h>
+#include <string.h>
+
+/* ==== >>base ============================================================================= */
+#ifndef SVG2_ASSERT
+#  define SVG2_ASSERT(x) ((void)0)
+#endif
+
+enum {
+    SVG2__LANES = 64,  /* query rows of one unit: lanes of the inner loops run over queries (or tokens), so that row maxima
+                          and row sums need no shuffles; 64 also is the unit of the GPU kernels                          */
+    SVG2__KEYS = 128,  /* keys of one tile                                                                                */
+    SVG2__UNITS = 4,   /* units that share a loaded key tile: loading and transposing it then costs about 1 %            */
+    SVG2__ROWS = SVG2__LANES * SVG2__UNITS,
+    SVG2__PANEL = 16,  /* key dimensions of C_j that svg2_tail works on at once                                           */
+    SVG2__MAX_DIM = 256,
+    SVG2__MAX_WORKERS = 4096,
+    SVG2__SEED_ROUNDS = 32, /* rounds of D^2 sampling                                                                     */
+    SVG2__CHUNK = 256  /* rows summed in f32 before they are added to an f64 total                                        */
+};
+
+static size_t svg2__mul(size_t a, size_t b)
+{
+    return (a && b > SIZE_MAX / a) ? SIZE_MAX : a * b;
+}
+
+static size_t svg2__add(size_t a, size_t b)
+{
+    return b > SIZE_MAX - a ? SIZE_MAX : a + b;
+}
+
+static int64_t svg2__min64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static int32_t svg2__min32(int32_t a, int32_t b)
+{
+    return a < b ? a : b;
+}
+
+static int32_t svg2__round_up(int32_t x, int32_t unit)
+{
+    return (x + unit - 1) / unit * unit;
+}
+
+/* Carves a workspace. With base = NULL it only counts, so the function that lays out memory also tells its size. */
+typedef struct svg2__arena {
+    char  *base;
+    size_t used;
+    size_t align; /* power of two; 0 = SVG2_ALIGN */
+} svg2__arena;
+
+static void *svg2__take(svg2__arena *a, size_t elem_bytes, size_t count)
+{
+    const size_t at = a->used, mask = (a->align ? a->align : SVG2_ALIGN) - 1;
+    size_t bytes = svg2__mul(elem_bytes, count);
+    bytes = bytes > SIZE_MAX - mask ? SIZE_MAX : (bytes + mask) & ~mask;
+    a->used = svg2__add(at, bytes);
+    return a->base ? (void *)(a->base + at) : (void *)0;
+}
+
+static float *svg2__take_f32(svg2__arena *a, size_t count)
+{
+    return (float *)svg2__take(a, sizeof(float), count);
+}
+
+static int32_t *svg2__take_i32(svg2__arena *a, size_t count)
+{
+    return (int32_t *)svg2__take(a, sizeof(int32_t), count);
+}
+
+/* Product of three or four extents as a count, saturating. Extents are positive. */
+static size_t svg2__count(int64_t a, int64_t b, int64_t c, int64_t d)
+{
+    return svg2__mul(svg2__mul((size_t)a, (size_t)b), svg2__mul((size_t)c, (size_t)d));
+}
+
+static svg2_result svg2__fail(svg2_error *err, svg2_result code, const char *field, const char *text)
+{
+    if (err) {
+        err->code = code;
+        err->field = field;
+        err->text = text;
+        err->cuda = 0;
+    }
+    return code;
+}
+
+static svg2_result svg2__ok(svg2_error *err)
+{
+    return svg2__fail(err, SVG2_OK, "", svg2_result_string(SVG2_OK));
+}
+
+/* Leave the function with an error unless the condition holds. */
+#define SVG2__CHECK(condition, code, field, text)                            \
+    do {                                                                     \
+        if (!(condition)) return svg2__fail(err, (code), (field), (text));   \
+    } while (0)
+#define SVG2__TRY(call)                               \
+    do {                                              \
+        svg2_result svg2__r = (call);                 \
+        if (svg2__r != SVG2_OK) return svg2__r;       \
+    } while (0)
+#define SVG2__NOT_NULL(pointer, field) SVG2__CHECK((pointer) != 0, SVG2_ERR_NULL, field, "must not be NULL")
+
+SVG2_API const char *svg2_result_string(svg2_result result)
+{
+    switch (result) {
+#define SVG2__X(name, value, text) \
+    case name: return text;
+    SVG2_RESULTS(SVG2__X)
+#undef SVG2__X
+    case SVG2_RESULT_FORCE_I32: break;
+    }
+    return "unknown svg2_result";
+}
+
+static size_t svg2__dtype_bytes(svg2_dtype dtype)
+{
+    return dtype == SVG2_F32 ? 4u : 2u;
+}
+
+static int svg2__dtype_valid(svg2_dtype dtype)
+{
+    return dtype == SVG2_F32 || dtype == SVG2_F16 || dtype == SVG2_BF16;
+}
+
+/* A usable layout: strides filled in where all are 0. */
+static svg2_layout svg2__layout(svg2_layout l, int32_t heads, int32_t tokens, int32_t dim)
+{
+    if (l.stride_batch == 0 && l.stride_head == 0 && l.stride_token == 0) {
+        l.stride_token = dim;
+        l.stride_head = (int64_t)tokens * dim;
+        l.stride_batch = l.stride_head * heads;
+    }
+    return l;
+}
+
+/* field names the layout, e.g. "k" */
+static svg2_result svg2__check_layout(svg2_layout l, int32_t batch, int32_t heads, int32_t tokens, int32_t dim, int is_output,
+                                      const char *field, svg2_error *err)
+{
+    const int64_t limit = INT64_MAX / 16;
+    int64_t extent[3], stride[3], span = dim;
+    int i, j;
+    SVG2__CHECK(svg2__dtype_valid(l.dtype), SVG2_ERR_DTYPE, field, "dtype must be SVG2_F32, SVG2_F16 or SVG2_BF16");
+    SVG2__CHECK(l.stride_batch >= 0 && l.stride_head >= 0 && l.stride_token >= 0, SVG2_ERR_STRIDE, field,
+                "strides must not be negative");
+    SVG2__CHECK(svg2__count(batch, heads, tokens, dim) < (size_t)limit, SVG2_ERR_OVERFLOW, field,
+                "batch*heads*tokens*head_dim overflows");
+    l = svg2__layout(l, heads, tokens, dim);
+    extent[0] = tokens, stride[0] = l.stride_token;
+    extent[1] = heads, stride[1] = l.stride_head;
+    extent[2] = batch, stride[2] = l.stride_batch;
+    for (i = 0; i < 3; ++i) {
+        SVG2__CHECK(extent[i] <= 1 || stride[i] <= (limit - span) / (extent[i] - 1), SVG2_ERR_OVERFLOW, field,
+                    "extents times strides overflow");
+        span += stride[i] * (extent[i] - 1);
+    }
+    if (!is_output) return SVG2_OK;
+    /* Rows of an output must not overlap: sorted by stride, each dimension must step over all the smaller ones. */
+    for (i = 0; i < 2; ++i)
+        for (j = 0; j < 2 - i; ++j)
+            if (stride[j] > stride[j + 1]) {
+                int64_t t = stride[j];
+                stride[j] = stride[j + 1], stride[j + 1] = t;
+                t = extent[j];
+                extent[j] = extent[j + 1], extent[j + 1] = t;
+            }
+    span = dim;
+    for (i = 0; i < 3; ++i) {
+        if (extent[i] <= 1) continue;
+        SVG2__CHECK(stride[i] >= span, SVG2_ERR_STRIDE, field, "rows of an output must not overlap");
+        span = stride[i] * (extent[i] - 1) + span;
+    }
+    return SVG2_OK;
+}
+
+static svg2_result svg2__check_tensor(const void *p, svg2_layout l, const char *field, svg2_error *err)
+{
+    SVG2__NOT_NULL(p, field);
+    SVG2__CHECK((uintptr_t)p % svg2__dtype_bytes(l.dtype) == 0, SVG2_ERR_ALIGN, field,
+                "must be aligned to the size of its elements");
+    return SVG2_OK;
+}
+
+static svg2_result svg2__check_memory(const void *p, size_t have, size_t need, size_t align, const char *field,
+                                      svg2_error *err)
+{
+    SVG2__CHECK(need != SIZE_MAX, SVG2_ERR_OVERFLOW, field, "size overflows");
+    if (need == 0) return SVG2_OK;
+    SVG2__NOT_NULL(p, field);
+    SVG2__CHECK((uintptr_t)p % align == 0, SVG2_ERR_ALIGN, field, "is not aligned (SVG2_ALIGN on the CPU)");
+    SVG2__CHECK(have >= need, SVG2_ERR_WORKSPACE, field, "is smaller than the size query says");
+    return SVG2_OK;
+}
+
+static svg2_result svg2__check_extents(int32_t batch, int32_t heads, int32_t tokens, int32_t dim, svg2_error *err)
+{
+    SVG2__CHECK(batch >= 1, SVG2_ERR_RANGE, "batch", "must be at least 1");
+    SVG2__CHECK(heads >= 1, SVG2_ERR_RANGE, "heads", "must be at least 1");
+    SVG2__CHECK((int64_t)batch * heads <= INT32_MAX, SVG2_ERR_OVERFLOW, "batch", "batch*heads overflows");
+    SVG2__CHECK(tokens >= 1, SVG2_ERR_RANGE, "tokens", "must be at least 1");
+    SVG2__CHECK(dim >= 8 && dim <= SVG2__MAX_DIM && dim % 8 == 0, SVG2_ERR_RANGE, "head_dim",
+                "must be a multiple of 8 between 8 and 256");
+    return SVG2_OK;
+}
+
+static svg2_result svg2__check_heads_kv(int32_t heads, int32_t heads_kv, svg2_error *err)
+{
+    SVG2__CHECK(heads_kv >= 1, SVG2_ERR_RANGE, "heads_kv", "must be at least 1");
+    SVG2__CHECK(heads % heads_kv == 0, SVG2_ERR_SHAPE, "heads_kv", "must divide heads");
+    return SVG2_OK;
+}
+
+/* Index of the key head that serves query head bh = b*heads + h. */
+static int64_t svg2__kv_head(int64_t bh, int32_t heads, int32_t heads_kv)
+{
+    return bh / heads * heads_kv + bh % heads / (heads / heads_kv);
+}
+
+/* Byte offset of a row. */
+static size_t svg2__row_at(const svg2_layout *l, int64_t b, int64_t h, int64_t token)
+{
+    return (size_t)(b * l->stride_batch + h * l->stride_head + token * l->stride_token) * svg2__dtype_bytes(l->dtype);
+}
+
+static const char *svg2__row(const void *base, const svg2_layout *l, int64_t b, int64_t h, int64_t token)
+{
+    return (const char *)base + svg2__row_at(l, b, h, token);
+}
+
+/* ==== >>dtype ============================================================================ */
+static uint32_t svg2__bits(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+
+static float svg2__from_bits(uint32_t u)
+{
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+static float svg2__bf16_to_f32(uint16_t h)
+{
+    return svg2__from_bits((uint32_t)h << 16);
+}
+
+static uint16_t svg2__f32_to_bf16(float x)
+{
+    uint32_t u = svg2__bits(x);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40u); /* NaN stays NaN, quiet */
+    return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);                 /* nearest, ties to even */
+}
+
+static float svg2__f16_to_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 1023u;
+    if (exponent == 31u) return svg2__from_bits(sign | 0x7f800000u | (mantissa << 13) | (mantissa ? 0x400000u : 0u));
+    if (exponent) return svg2__from_bits(sign | ((exponent + 112u) << 23) | (mantissa << 13));
+    return svg2__from_bits(sign | svg2__bits((float)mantissa * (1.0f / 16777216.0f))); /* subnormal: mantissa * 2^-24 */
+}
+
+static uint16_t svg2__f32_to_f16(float x)
+{
+    uint32_t u = svg2__bits(x), sign = (u >> 16) & 0x8000u;
+    u &= 0x7fffffffu;
+    if (u > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | ((u >> 13) & 0x3ffu)); /* NaN */
+    if (u >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);                       /* rounds to 65536 or more: Inf */
+    if (u < 0x38800000u) { /* below 2^-14: adding 1/2 leaves the subnormal f16, rounded by the FPU, in the low bits */
+        float f = svg2__from_bits(u) + 0.5f;
+        return (uint16_t)(sign | (svg2__bits(f) - 0x3f000000u));
+    }
+    u += 0xfffu + ((u >> 13) & 1u);
+    return (uint16_t)(sign | ((u - 0x38000000u) >> 13));
+}
+
+static float svg2__load1(const void *p, svg2_dtype dtype, size_t i)
+{
+    if (dtype == SVG2_F32) return ((const float *)p)[i];
+    if (dtype == SVG2_F16) return svg2__f16_to_f32(((const uint16_t *)p)[i]);
+    return svg2__bf16_to_f32(((const uint16_t *)p)[i]);
+}
+
+static void svg2__store1(void *p, svg2_dtype dtype, size_t i, float x)
+{
+    if (dtype == SVG2_F32) ((float *)p)[i] = x;
+    else if (dtype == SVG2_F16) ((uint16_t *)p)[i] = svg2__f32_to_f16(x);
+    else ((uint16_t *)p)[i] = svg2__f32_to_bf16(x);
+}
+
+SVG2_API void svg2_convert(void *dst, svg2_dtype dst_dtype, const void *src, svg2_dtype src_dtype, size_t count)
+{
+    size_t i;
+    for (i = 0; i < count; ++i) svg2__store1(dst, dst_dtype, i, svg2__load1(src, src_dtype, i));
+}
+
+/* ==== >>rng ==============================================================================
+   Counter-based: the number depends on (seed, stream, counter) alone. Two rounds of the splitmix64 finaliser. */
+static uint64_t svg2__mix(uint64_t x)
+{
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+/* Uniform in [0, 1). */
+static double svg2__uniform(uint64_t seed, uint64_t stream, uint64_t counter)
+{
+    return (double)(svg2__mix(svg2__mix(seed ^ svg2__mix(stream)) ^ counter) >> 11) * (1.0 / 9007199254740992.0);
+}
+
+/* ==== >>parallel ========================================================================= */
+static void svg2__run(const svg2_backend *backend, svg2_task_fn *fn, void *task, int64_t count, int64_t grain)
+{
+    if (count <= 0) return;
+    if (backend->parallel.run && backend->parallel.workers > 1 && count > grain)
+        backend->parallel.run(backend->parallel.user, fn, task, count, grain < 1 ? 1 : grain);
+    else
+        fn(task, 0, count, 0);
+}
+
+static size_t svg2__workers(const svg2_backend *backend)
+{
+    int32_t w = backend->parallel.run ? backend->parallel.workers : 1;
+    return (size_t)(w < 1 ? 1 : w > SVG2__MAX_WORKERS ? SVG2__MAX_WORKERS : w);
+}
+
+#ifdef SVG2_OPENMP
+#  ifndef _OPENMP
+#    error "SVG2_OPENMP needs -fopenmp (or your compiler's switch) in the file that defines SVG2_IMPLEMENTATION"
+#  endif
+#  include <omp.h>
+static void svg2__openmp_run(void *user, svg2_task_fn *fn, void *task, int64_t count, int64_t grain)
+{
+    const int threads = (int)(intptr_t)user;
+    const int64_t pieces = (count + grain - 1) / grain;
+    int64_t i;
+#  pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (i = 0; i < pieces; ++i) fn(task, i * grain, svg2__min64(count, (i + 1) * grain), (int32_t)omp_get_thread_num());
+}
+
+SVG2_API svg2_parallel svg2_parallel_openmp(int32_t threads)
+{
+    svg2_parallel p = SVG2_ZERO;
+    if (threads <= 0) threads = (int32_t)omp_get_max_threads();
+    if (threads > SVG2__MAX_WORKERS) threads = SVG2__MAX_WORKERS;
+    p.run = svg2__openmp_run;
+    p.user = (void *)(intptr_t)threads;
+    p.workers = threads;
+    return p;
+}
+#endif
+
+/* ==== >>dispatch =========================================================================
+   All heavy work goes through nine inner loops. mk ("micro-kernel") is the only matrix product in the library: logits,
+   values, distances, tail matrices are the same loop on differently packed operands. */
+
+/* c[i][l] = (accumulate ? c[i][l] : 0) + sum over k < kc of a[k*lda + i] * b[k*ldb + l],   i < 4, l < 16*nv, nv in 1..4 */
+typedef void svg2__mk_fn(int nv, int64_t kc, const float *a, int64_t lda, const float *b, int64_t ldb, float *c, int64_t ldc,
+                         int accumulate);
+/* dst[d] = src[d] - shift[d] (shift may be NULL), d < dim, dim a multiple of 8 */
+typedef void svg2__load_fn(float *dst, const void *src, svg2_dtype dtype, const float *shift, int32_t dim);
+/* transpose 4 rows: dst[d*ld_dst + i] = src[i*ld_src + d], d < dim, dim a multiple of 4 */
+typedef void svg2__pack4_fn(float *dst, int64_t ld_dst, const float *src, int64_t ld_src, int32_t dim);
+/* p [keys][64]: base-2 logits in, weights exp2(p + bias[key] - m) out; m, l [64] are updated; alpha = exp2(old m - new m).
+   bias may be NULL. Returns 1 if any alpha is not 1, i.e. earlier sums must be rescaled. */
+typedef int svg2__softmax_fn(float *p, int32_t keys, int nv, const float *bias, float *m, float *l, float *alpha);
+/* o [dim][64] *= alpha [64] */
+typedef void svg2__rescale_fn(float *o, int32_t dim, int nv, const float *alpha);
+/* score [4][64]: for each lane, best = max over i of score + bias[i], index = first + i of it; strict, so ties stay low */
+typedef void svg2__argmax_fn(const float *score, int nv, const float *bias, int32_t first, float *best, int32_t *index);
+/* p = exp2(p - lse2): key_mass[key] = sum over lanes, recall[lane] += sum over keys of weight[key] * p */
+typedef void svg2__mass_fn(const float *p, int32_t keys, int nv, const float *lse2, const float *weight, float *key_mass,
+                           float *recall);
+/* sum[d] += row[d], square[d] += row[d]^2 */
+typedef void svg2__moments_fn(float *sum, float *square, const float *row, int32_t dim);
+/* sum of a[i]*b[i] */
+typedef float svg2__dot_fn(const float *a, const float *b, int32_t dim);
+
+typedef struct svg2__loops {
+    svg2__mk_fn      *mk;
+    svg2__load_fn    *load;
+    svg2__pack4_fn   *pack4;
+    svg2__softmax_fn *softmax;
+    svg2__rescale_fn *rescale;
+    svg2__argmax_fn  *argmax;
+    svg2__mass_fn    *mass;
+    svg2__moments_fn *moments;
+    svg2__dot_fn     *dot;
+} svg2__loops;
+
+/* ---- scalar: the definition of truth ---- */
+static void svg2__mk_scalar(int nv, int64_t kc, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
+                            int64_t ldc, int accumulate)
+{
+    const int n = 16 * nv;
+    float acc[SVG2__LANES];
+    int64_t k;
+    int i, l;
+    for (i = 0; i < 4; ++i) {
+        for (l = 0; l < n; ++l) acc[l] = 0.0f;
+        for (k = 0; k < kc; ++k) {
+            const float x = a[k * lda + i];
+            const float *row = b + k * ldb;
+            for (l = 0; l < n; ++l) acc[l] += x * row[l];
+        }
+        for (l = 0; l < n; ++l) c[i * ldc + l] = acc[l] + (accumulate ? c[i * ldc + l] : 0.0f);
+    }
+}
+
+static void svg2__load_scalar(float *dst, const void *src, svg2_dtype dtype, const float *shift, int32_t dim)
+{
+    int32_t d;
+    for (d = 0; d < dim; ++d) dst[d] = svg2__load1(src, dtype, (size_t)d) - (shift ? shift[d] : 0.0f);
+}
+
+static void svg2__pack4_scalar(float *dst, int64_t ld_dst, const float *src, int64_t ld_src, int32_t dim)
+{
+    int32_t d, i;
+    for (d = 0; d < dim; ++d)
+        for (i = 0; i < 4; ++i) dst[d * ld_dst + i] = src[i * ld_src + d];
+}
+
+static int svg2__softmax_scalar(float *p, int32_t keys, int nv, const float *bias, float *m, float *l, float *alpha)
+{
+    const int n = 16 * nv;
+    int32_t key;
+    int lane, changed = 0;
+    for (lane = 0; lane < n; ++lane) {
+        float old = m[lane], top = old, reference, sum = 0.0f;
+        for (key = 0; key < keys; ++key) {
+            float x = p[key * SVG2__LANES + lane] + (bias ? bias[key] : 0.0f);
+            if (x > top) top = x;
+        }
+        reference = top == -INFINITY ? 0.0f : top; /* nothing but -Inf so far: keep exp2 away from Inf - Inf */
+        for (key = 0; key < keys; ++key) {
+            float *x = &p[key * SVG2__LANES + lane];
+            *x = exp2f(*x + (bias ? bias[key] : 0.0f) - reference);
+            sum += *x;
+        }
+        alpha[lane] = exp2f(old - reference);
+        l[lane] = l[lane] * alpha[lane] + sum;
+        m[lane] = top;
+        if (!(alpha[lane] == 1.0f)) changed = 1;
+    }
+    return changed;
+}
+
+static void svg2__rescale_scalar(float *o, int32_t dim, int nv, const float *alpha)
+{
+    int32_t d;
+    int lane;
+    for (d = 0; d < dim; ++d)
+        for (lane = 0; lane < 16 * nv; ++lane) o[d * SVG2__LANES + lane] *= alpha[lane];
+}
+
+static void svg2__argmax_scalar(const float *score, int nv, const float *bias, int32_t first, float *best, int32_t *index)
+{
+    int i, lane;
+    for (i = 0; i < 4; ++i)
+        for (lane = 0; lane < 16 * nv; ++lane) {
+            float x = score[i * SVG2__LANES + lane] + bias[i];
+            if (x > best[lane]) best[lane] = x, index[lane] = first + i;
+        }
+}
+
+static void svg2__mass_scalar(const float *p, int32_t keys, int nv, const float *lse2, const float *weight, float *key_mass,
+                              float *recall)
+{
+    int32_t key;
+    int lane;
+    for (key = 0; key < keys; ++key) {
+        float sum = 0.0f;
+        for (lane = 0; lane < 16 * nv; ++lane) {
+            float x = exp2f(p[key * SVG2__LANES + lane] - lse2[lane]);
+            sum += x;
+            recall[lane] += weight[key] * x;
+        }
+        key_mass[key] = sum;
+    }
+}
+
+static void svg2__moments_scalar(float *sum, float *square, const float *row, int32_t dim)
+{
+    int32_t d;
+    for (d = 0; d < dim; ++d) {
+        sum[d] += row[d];
+        square[d] += row[d] * row[d];
+    }
+}
+
+static float svg2__dot_scalar(const float *a, const float *b, int32_t dim)
+{
+    float sum = 0.0f;
+    int32_t d;
+    for (d = 0; d < dim; ++d) sum += a[d] * b[d];
+    return sum;
+}
+
+static const svg2__loops svg2__loops_scalar = {
+    svg2__mk_scalar,     svg2__load_scalar, svg2__pack4_scalar,   svg2__softmax_scalar, svg2__rescale_scalar,
+    svg2__argmax_scalar, svg2__mass_scalar, svg2__moments_scalar, svg2__dot_scalar,
+};
+
+/* ---- x86 ----
+   Functions carry target attributes, so that the file compiles without -mavx and picks at run time. Left out on Windows:
+   GCC aligns the stack to 16 bytes there and still uses aligned AVX stores (GCC bug 54412). */
+#if !defined(SVG2_NO_SIMD) && defined(__x86_64__) && defined(__GNUC__) && !defined(_WIN32)
+#  define SVG2__X86 1
+#else
+#  define SVG2__X86 0
+#endif
+
+#if SVG2__X86
+#  if !defined(__clang__) /* GCC's own avx512fintrin.h leaves "undefined" registers uninitialised, and then warns of it in C++ */
+#    pragma GCC diagnostic push
+#    pragma GCC diagnostic ignored "-Wuninitialized"
+#    pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#  endif
+#include <immintrin.h>
+#define SVG2__AVX2 __attribute__((target("avx2,fma,f16c")))
+#define SVG2__AVX512 __attribute__((target("avx512f")))
+#define SVG2__INLINE __attribute__((always_inline)) static inline
+
+/* 2^f on [-1/2, 1/2], relative error 1e-7 in f32 arithmetic: interpolation at the Chebyshev nodes, degree 6 */
+#define SVG2__EXP2_0 1.0f
+#define SVG2__EXP2_1 0.693147182f
+#define SVG2__EXP2_2 0.240226507f
+#define SVG2__EXP2_3 0.0555032715f
+#define SVG2__EXP2_4 0.00961805694f
+#define SVG2__EXP2_5 0.00134004280f
+#define SVG2__EXP2_6 0.000154614448f
+
+/* Transposing 4x4 blocks needs nothing beyond the SSE of every x86-64. */
+static void svg2__pack4_sse(float *dst, int64_t ld_dst, const float *src, int64_t ld_src, int32_t dim)
+{
+    int32_t d;
+    for (d = 0; d < dim; d += 4, dst += 4 * ld_dst, src += 4) {
+        __m128 r0 = _mm_loadu_ps(src), r1 = _mm_loadu_ps(src + ld_src);
+        __m128 r2 = _mm_loadu_ps(src + 2 * ld_src), r3 = _mm_loadu_ps(src + 3 * ld_src);
+        _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
+        _mm_storeu_ps(dst, r0);
+        _mm_storeu_ps(dst + ld_dst, r1);
+        _mm_storeu_ps(dst + 2 * ld_dst, r2);
+        _mm_storeu_ps(dst + 3 * ld_dst, r3);
+    }
+}
+
+/* ---- AVX2 + FMA + F16C: 16 lanes are two registers ---- */
+
+/* 4 x 16 accumulators in 8 registers, 2 for b, 1 for the broadcast: 6 loads for 8 FMA, below the 2 loads per cycle there are.
+   More accumulators would leave no register for the operands. */
+SVG2__AVX2 static void svg2__mk_avx2(int nv, int64_t kc, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
+                                     int64_t ldc, int accumulate)
+{
+    int v;
+    for (v = 0; v < nv; ++v, b += 16, c += 16) {
+        const float *ak = a, *bk = b;
+        __m256 c00 = _mm256_setzero_ps(), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00, c30 = c00, c31 = c00;
+        int64_t k;
+        for (k = 0; k < kc; ++k, ak += lda, bk += ldb) {
+            const __m256 b0 = _mm256_loadu_ps(bk), b1 = _mm256_loadu_ps(bk + 8);
+            __m256 x = _mm256_broadcast_ss(ak);
+            c00 = _mm256_fmadd_ps(x, b0, c00), c01 = _mm256_fmadd_ps(x, b1, c01);
+            x = _mm256_broadcast_ss(ak + 1);
+            c10 = _mm256_fmadd_ps(x, b0, c10), c11 = _mm256_fmadd_ps(x, b1, c11);
+            x = _mm256_broadcast_ss(ak + 2);
+            c20 = _mm256_fmadd_ps(x, b0, c20), c21 = _mm256_fmadd_ps(x, b1, c21);
+            x = _mm256_broadcast_ss(ak + 3);
+            c30 = _mm256_fmadd_ps(x, b0, c30), c31 = _mm256_fmadd_ps(x, b1, c31);
+        }
+#define SVG2__PUT(i, lo, hi)                                                      \
+    if (accumulate) {                                                             \
+        lo = _mm256_add_ps(lo, _mm256_loadu_ps(c + (i) * ldc));                   \
+        hi = _mm256_add_ps(hi, _mm256_loadu_ps(c + (i) * ldc + 8));               \
+    }                                                                             \
+    _mm256_storeu_ps(c + (i) * ldc, lo);                                          \
+    _mm256_storeu_ps(c + (i) * ldc + 8, hi)
+        SVG2__PUT(0, c00, c01);
+        SVG2__PUT(1, c10, c11);
+        SVG2__PUT(2, c20, c21);
+        SVG2__PUT(3, c30, c31);
+#undef SVG2__PUT
+    }
+}
+
+SVG2__AVX2 static void svg2__load_avx2(float *dst, const void *src, svg2_dtype dtype, const float *shift, int32_t dim)
+{
+    int32_t d;
+    for (d = 0; d < dim; d += 8) {
+        __m256 x;
+        if (dtype == SVG2_F32) {
+            x = _mm256_loadu_ps((const float *)src + d);
+        } else {
+            __m128i h = _mm_loadu_si128((const __m128i *)(const void *)((const uint16_t *)src + d));
+            if (dtype == SVG2_F16) x = _mm256_cvtph_ps(h);
+            else x = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+        }
+        if (shift) x = _mm256_sub_ps(x, _mm256_loadu_ps(shift + d));
+        _mm256_storeu_ps(dst + d, x);
+    }
+}
+
+/* 2^x for x <= 0; NaN stays NaN; below 2^-126 flushes to 0 */
+SVG2__AVX2 SVG2__INLINE __m256 svg2__exp2_avx2(__m256 x)
+{
+    __m256 n, f, p;
+    x = _mm256_max_ps(_mm256_set1_ps(-127.0f), x); /* operand order: max returns the second if one is NaN */
+    n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    f = _mm256_sub_ps(x, n);
+    p = _mm256_set1_ps(SVG2__EXP2_6);
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(SVG2__EXP2_5));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(SVG2__EXP2_4));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(SVG2__EXP2_3));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(SVG2__EXP2_2));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(SVG2__EXP2_1));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(SVG2__EXP2_0));
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(
+                                _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
+}
+
+SVG2__AVX2 static int svg2__softmax_avx2(float *p, int32_t keys, int nv, const float *bias, float *m, float *l, float *alpha)
+{
+    const __m256 minus_inf = _mm256_set1_ps(-INFINITY);
+    int v, changed = 0;
+    for (v = 0; v < 2 * nv; ++v, p += 8, m += 8, l += 8, alpha += 8) {
+        const __m256 old = _mm256_loadu_ps(m);
+        __m256 top = old, reference, sum = _mm256_setzero_ps(), scale;
+        int32_t key;
+        for (key = 0; key < keys; ++key) {
+            __m256 x = _mm256_loadu_ps(p + key * SVG2__LANES);
+            if (bias) x = _mm256_add_ps(x, _mm256_broadcast_ss(bias + key));
+            top = _mm256_max_ps(x, top);
+        }
+        reference = _mm256_andnot_ps(_mm256_cmp_ps(top, minus_inf, _CMP_EQ_OQ), top); /* -Inf becomes 0 */
+        for (key = 0; key < keys; ++key) {
+            __m256 x = _mm256_loadu_ps(p + key * SVG2__LANES);
+            if (bias) x = _mm256_add_ps(x, _mm256_broadcast_ss(bias + key));
+            x = svg2__exp2_avx2(_mm256_sub_ps(x, reference));
+            sum = _mm256_add_ps(sum, x);
+            _mm256_storeu_ps(p + key * SVG2__LANES, x);
+        }
+        scale = svg2__exp2_avx2(_mm256_sub_ps(old, reference));
+        _mm256_storeu_ps(alpha, scale);
+        _mm256_storeu_ps(l, _mm256_fmadd_ps(_mm256_loadu_ps(l), scale, sum));
+        _mm256_storeu_ps(m, top);
+        changed |= _mm256_movemask_ps(_mm256_cmp_ps(scale, _mm256_set1_ps(1.0f), _CMP_NEQ_UQ));
+    }
+    return changed != 0;
+}
+
+SVG2__AVX2 static void svg2__rescale_avx2(float *o, int32_t dim, int nv, const float *alpha)
+{
+    int32_t d;
+    int v;
+    for (v = 0; v < 2 * nv; ++v) {
+        const __m256 x = _mm256_loadu_ps(alpha + 8 * v);
+        for (d = 0; d < dim; ++d) {
+            float *at = o + d * SVG2__LANES + 8 * v;
+            _mm256_storeu_ps(at, _mm256_mul_ps(_mm256_loadu_ps(at), x));
+        }
+    }
+}
+
+SVG2__AVX2 static void svg2__argmax_avx2(const float *score, int nv, const float *bias, int32_t first, float *best,
+                                         int32_t *index)
+{
+    int v, i;
+    for (v = 0; v < 2 * nv; ++v) {
+        __m256 top = _mm256_loadu_ps(best + 8 * v);
+        __m256 at = _mm256_castsi256_ps(_mm256_loadu_si256((const __m256i *)(const void *)(index + 8 * v)));
+        for (i = 0; i < 4; ++i) {
+            const __m256 x = _mm256_add_ps(_mm256_loadu_ps(score + i * SVG2__LANES + 8 * v), _mm256_broadcast_ss(bias + i));
+            const __m256 above = _mm256_cmp_ps(x, top, _CMP_GT_OQ);
+            top = _mm256_blendv_ps(top, x, above);
+            at = _mm256_blendv_ps(at, _mm256_castsi256_ps(_mm256_set1_epi32(first + i)), above);
+        }
+        _mm256_storeu_ps(best + 8 * v, top);
+        _mm256_storeu_si256((__m256i *)(void *)(index + 8 * v), _mm256_castps_si256(at));
+    }
+}
+
+SVG2__AVX2 SVG2__INLINE float svg2__sum_avx2(__m256 x)
+{
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+SVG2__AVX2 static void svg2__mass_avx2(const float *p, int32_t keys, int nv, const float *lse2, const float *weight,
+                                       float *key_mass, float *recall)
+{
+    int32_t key;
+    int v;
+    for (key = 0; key < keys; ++key) key_mass[key] = 0.0f;
+    for (v = 0; v < 2 * nv; ++v) {
+        const __m256 lse = _mm256_loadu_ps(lse2 + 8 * v);
+        __m256 kept = _mm256_loadu_ps(recall + 8 * v);
+        for (key = 0; key < keys; ++key) {
+            const __m256 x = svg2__exp2_avx2(_mm256_sub_ps(_mm256_loadu_ps(p + key * SVG2__LANES + 8 * v), lse));
+            kept = _mm256_fmadd_ps(x, _mm256_broadcast_ss(weight + key), kept);
+            key_mass[key] += svg2__sum_avx2(x);
+        }
+        _mm256_storeu_ps(recall + 8 * v, kept);
+    }
+}
+
+SVG2__AVX2 static void svg2__moments_avx2(float *sum, float *square, const float *row, int32_t dim)
+{
+    int32_t d;
+    for (d = 0; d < dim; d += 8) {
+        const __m256 x = _mm256_loadu_ps(row + d);
+        _mm256_storeu_ps(sum + d, _mm256_add_ps(_mm256_loadu_ps(sum + d), x));
+        _mm256_storeu_ps(square + d, _mm256_fmadd_ps(x, x, _mm256_loadu_ps(square + d)));
+    }
+}
+
+SVG2__AVX2 static float svg2__dot_avx2(const float *a, const float *b, int32_t dim)
+{
+    __m256 sum = _mm256_setzero_ps();
+    int32_t d;
+    for (d = 0; d < dim; d += 8) sum = _mm256_fmadd_ps(_mm256_loadu_ps(a + d), _mm256_loadu_ps(b + d), sum);
+    return svg2__sum_avx2(sum);
+}
+
+static const svg2__loops svg2__loops_avx2 = {
+    svg2__mk_avx2,     svg2__load_avx2, svg2__pack4_sse,    svg2__softmax_avx2, svg2__rescale_avx2,
+    svg2__argmax_avx2, svg2__mass_avx2, svg2__moments_avx2, svg2__dot_avx2,
+};
+
+/* ---- AVX-512 F: 16 lanes are one register ---- */
+
+/* 4 x 64 accumulators in 16 registers. Per k: 4 + 4 loads for 16 FMA, so that one load per cycle is enough even where two
+   FMA issue per cycle. nv is a constant after inlining; unused accumulators vanish. */
+SVG2__AVX512 SVG2__INLINE void svg2__mk_avx512_nv(const int nv, int64_t kc, const float *a, int64_t lda, const float *b,
+                                                  int64_t ldb, float *c, int64_t ldc, int accumulate)
+{
+    const __m512 zero = _mm512_setzero_ps();
+    __m512 c00 = zero, c01 = zero, c02 = zero, c03 = zero, c10 = zero, c11 = zero, c12 = zero, c13 = zero;
+    __m512 c20 = zero, c21 = zero, c22 = zero, c23 = zero, c30 = zero, c31 = zero, c32 = zero, c33 = zero;
+    __m512 b0, b1 = zero, b2 = zero, b3 = zero, x;
+    int64_t k;
+    for (k = 0; k < kc; ++k, a += lda, b += ldb) {
+        b0 = _mm512_loadu_ps(b);
+        if (nv > 1) b1 = _mm512_loadu_ps(b + 16);
+        if (nv > 2) b2 = _mm512_loadu_ps(b + 32);
+        if (nv > 3) b3 = _mm512_loadu_ps(b + 48);
+#define SVG2__STEP(i)                                          \
+    x = _mm512_set1_ps(a[i]);                                  \
+    c##i##0 = _mm512_fmadd_ps(x, b0, c##i##0);                 \
+    if (nv > 1) c##i##1 = _mm512_fmadd_ps(x, b1, c##i##1);     \
+    if (nv > 2) c##i##2 = _mm512_fmadd_ps(x, b2, c##i##2);     \
+    if (nv > 3) c##i##3 = _mm512_fmadd_ps(x, b3, c##i##3)
+        SVG2__STEP(0);
+        SVG2__STEP(1);
+        SVG2__STEP(2);
+        SVG2__STEP(3);
+#undef SVG2__STEP
+    }
+#define SVG2__PUT(at, x) _mm512_storeu_ps(at, accumulate ? _mm512_add_ps(x, _mm512_loadu_ps(at)) : x)
+#define SVG2__PUT_ROW(i)                                        \
+    SVG2__PUT(c + (i) * ldc, c##i##0);                          \
+    if (nv > 1) SVG2__PUT(c + (i) * ldc + 16, c##i##1);         \
+    if (nv > 2) SVG2__PUT(c + (i) * ldc + 32, c##i##2);         \
+    if (nv > 3) SVG2__PUT(c + (i) * ldc + 48, c##i##3)
+    SVG2__PUT_ROW(0);
+    SVG2__PUT_ROW(1);
+    SVG2__PUT_ROW(2);
+    SVG2__PUT_ROW(3);
+#undef SVG2__PUT_ROW
+#undef SVG2__PUT
+}
+
+SVG2__AVX512 static void svg2__mk_avx512(int nv, int64_t kc, const float *a, int64_t lda, const float *b, int64_t ldb,
+                                         float *c, int64_t ldc, int accumulate)
+{
+    switch (nv) {
+    case 1: svg2__mk_avx512_nv(1, kc, a, lda, b, ldb, c, ldc, accumulate); break;
+    case 2: svg2__mk_avx512_nv(2, kc, a, lda, b, ldb, c, ldc, accumulate); break;
+    case 3: svg2__mk_avx512_nv(3, kc, a, lda, b, ldb, c, ldc, accumulate); break;
+    default: svg2__mk_avx512_nv(4, kc, a, lda, b, ldb, c, ldc, accumulate); break;
+    }
+}
+
+/* Lanes of the last, possibly half, register of a row whose length is a multiple of 8. */
+SVG2__INLINE uint16_t svg2__mask16(int32_t left)
+{
+    return (uint16_t)(left >= 16 ? 0xffffu : 0xffu);
+}
+
+SVG2__AVX512 static void svg2__load_avx512(float *dst, const void *src, svg2_dtype dtype, const float *shift, int32_t dim)
+{
+    int32_t d;
+    for (d = 0; d < dim; d += 16) {
+        const __mmask16 mask = svg2__mask16(dim - d);
+        __m512 x;
+        if (dtype == SVG2_F32) {
+            x = _mm512_maskz_loadu_ps(mask, (const float *)src + d);
+        } else {
+            const uint16_t *s = (const uint16_t *)src + d;
+            __m256i h;
+            if (mask == 0xffff) h = _mm256_loadu_si256((const __m256i *)(const void *)s);
+            else h = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)s));
+            if (dtype == SVG2_F16) x = _mm512_cvtph_ps(h);
+            else x = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+        }
+        if (shift) x = _mm512_sub_ps(x, _mm512_maskz_loadu_ps(mask, shift + d));
+        _mm512_mask_storeu_ps(dst + d, mask, x);
+    }
+}
+
+/* 2^x for x <= 0; NaN stays NaN; below 2^-126 flushes to 0, which also keeps subnormals out of the products */
+SVG2__AVX512 SVG2__INLINE __m512 svg2__exp2_avx512(__m512 x)
+{
+    const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+    const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 f = _mm512_sub_ps(x, n);
+    __m512 p = _mm512_set1_ps(SVG2__EXP2_6);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(SVG2__EXP2_5));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(SVG2__EXP2_4));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(SVG2__EXP2_3));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(SVG2__EXP2_2));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(SVG2__EXP2_1));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(SVG2__EXP2_0));
+    return _mm512_maskz_scalef_ps(normal, p, n);
+}
+
+SVG2__AVX512 static int svg2__softmax_avx512(float *p, int32_t keys, int nv, const float *bias, float *m, float *l,
+                                             float *alpha)
+{
+    const __m512 minus_inf = _mm512_set1_ps(-INFINITY);
+    int v, changed = 0;
+    for (v = 0; v < nv; ++v, p += 16, m += 16, l += 16, alpha += 16) {
+        const __m512 old = _mm512_loadu_ps(m);
+        __m512 top = old, reference, sum = _mm512_setzero_ps(), scale;
+        int32_t key;
+        for (key = 0; key < keys; ++key) {
+            __m512 x = _mm512_loadu_ps(p + key * SVG2__LANES);
+            if (bias) x = _mm512_add_ps(x, _mm512_set1_ps(bias[key]));
+            top = _mm512_max_ps(x, top);
+        }
+        reference = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(top, minus_inf, _CMP_NEQ_UQ), top); /* -Inf becomes 0 */
+        for (key = 0; key < keys; ++key) {
+            __m512 x = _mm512_loadu_ps(p + key * SVG2__LANES);
+            if (bias) x = _mm512_add_ps(x, _mm512_set1_ps(bias[key]));
+            x = svg2__exp2_avx512(_mm512_sub_ps(x, reference));
+            sum = _mm512_add_ps(sum, x);
+            _mm512_storeu_ps(p + key * SVG2__LANES, x);
+        }
+        scale = svg2__exp2_avx512(_mm512_sub_ps(old, reference));
+        _mm512_storeu_ps(alpha, scale);
+        _mm512_storeu_ps(l, _mm512_fmadd_ps(_mm512_loadu_ps(l), scale, sum));
+        _mm512_storeu_ps(m, top);
+        changed |= _mm512_cmp_ps_mask(scale, _mm512_set1_ps(1.0f), _CMP_NEQ_UQ);
+    }
+    return changed != 0;
+}
+
+SVG2__AVX512 static void svg2__rescale_avx512(float *o, int32_t dim, int nv, const float *alpha)
+{
+    int32_t d;
+    int v;
+    for (v = 0; v < nv; ++v) {
+        const __m512 x = _mm512_loadu_ps(alpha + 16 * v);
+        for (d = 0; d < dim; ++d) {
+            float *at = o + d * SVG2__LANES + 16 * v;
+            _mm512_storeu_ps(at, _mm512_mul_ps(_mm512_loadu_ps(at), x));
+        }
+    }
+}
+
+SVG2__AVX512 static void svg2__argmax_avx512(const float *score, int nv, const float *bias, int32_t first, float *best,
+                                             int32_t *index)
+{
+    int v, i;
+    for (v = 0; v < nv; ++v) {
+        __m512 top = _mm512_loadu_ps(best + 16 * v);
+        __m512i at = _mm512_loadu_si512(index + 16 * v);
+        for (i = 0; i < 4; ++i) {
+            const __m512 x = _mm512_add_ps(_mm512_loadu_ps(score + i * SVG2__LANES + 16 * v), _mm512_set1_ps(bias[i]));
+            const __mmask16 above = _mm512_cmp_ps_mask(x, top, _CMP_GT_OQ);
+            top = _mm512_mask_mov_ps(top, above, x);
+            at = _mm512_mask_mov_epi32(at, above, _mm512_set1_epi32(first + i));
+        }
+        _mm512_storeu_ps(best + 16 * v, top);
+        _mm512_storeu_si512(index + 16 * v, at);
+    }
+}
+
+SVG2__AVX512 static void svg2__mass_avx512(const float *p, int32_t keys, int nv, const float *lse2, const float *weight,
+                                           float *key_mass, float *recall)
+{
+    int32_t key;
+    int v;
+    for (key = 0; key < keys; ++key) key_mass[key] = 0.0f;
+    for (v = 0; v < nv; ++v) {
+        const __m512 lse = _mm512_loadu_ps(lse2 + 16 * v);
+        __m512 kept = _mm512_loadu_ps(recall + 16 * v);
+        for (key = 0; key < keys; ++key) {
+            const __m512 x = svg2__exp2_avx512(_mm512_sub_ps(_mm512_loadu_ps(p + key * SVG2__LANES + 16 * v), lse));
+            kept = _mm512_fmadd_ps(x, _mm512_set1_ps(weight[key]), kept);
+            key_mass[key] += _mm512_reduce_add_ps(x);
+        }
+        _mm512_storeu_ps(recall + 16 * v, kept);
+    }
+}
+
+SVG2__AVX512 static void svg2__moments_avx512(float *sum, float *square, const float *row, int32_t dim)
+{
+    int32_t d;
+    for (d = 0; d < dim; d += 16) {
+        const __mmask16 mask = svg2__mask16(dim - d);
+        const __m512 x = _mm512_maskz_loadu_ps(mask, row + d);
+        _mm512_mask_storeu_ps(sum + d, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, sum + d), x));
+        _mm512_mask_storeu_ps(square + d, mask, _mm512_fmadd_ps(x, x, _mm512_maskz_loadu_ps(mask, square + d)));
+    }
+}
+
+SVG2__AVX512 static float svg2__dot_avx512(const float *a, const float *b, int32_t dim)
+{
+    __m512 sum = _mm512_setzero_ps();
+    int32_t d;
+    for (d = 0; d < dim; d += 16) {
+        const __mmask16 mask = svg2__mask16(dim - d);
+        sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, a + d), _mm512_maskz_loadu_ps(mask, b + d), sum);
+    }
+    return _mm512_reduce_add_ps(sum);
+}
+
+static const svg2__loops svg2__loops_avx512 = {
+    svg2__mk_avx512,     svg2__load_avx512, svg2__pack4_sse,      svg2__softmax_avx512, svg2__rescale_avx512,
+    svg2__argmax_avx512, svg2__mass_avx512, svg2__moments_avx512, svg2__dot_avx512,
+};
+#  if !defined(__clang__)
+#    pragma GCC diagnostic pop
+#  endif
+#endif /* SVG2__X86 */
+
+static svg2_simd svg2__pick_simd(svg2_simd wanted)
+{
+#if SVG2__X86
+    __builtin_cpu_init();
+    if ((wanted == SVG2_SIMD_BEST || wanted == SVG2_SIMD_AVX512) && __builtin_cpu_supports("avx512f")) return SVG2_SIMD_AVX512;
+    /* F16C is older than AVX2 and in every processor that has it; clang 14 cannot ask for it */
+    if (wanted != SVG2_SIMD_SCALAR && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return SVG2_SIMD_AVX2;
+#else
+    (void)wanted;
+#endif
+    return SVG2_SIMD_SCALAR;
+}
+
+static const svg2__loops *svg2__loops_of(const svg2_backend *backend)
+{
+#if SVG2__X86
+    if (backend->simd == SVG2_SIMD_AVX512) return &svg2__loops_avx512;
+    if (backend->simd == SVG2_SIMD_AVX2) return &svg2__loops_avx2;
+#else
+    (void)backend;
+#endif
+    return &svg2__loops_scalar;
+}
+
+/* The public stage functions validate, look at the workspace, and call the backend. */
+SVG2_API size_t svg2_stage_workspace_bytes(const svg2_backend *backend, svg2_stage stage, const void *stage_desc)
+{
+    if (!backend || !backend->workspace_bytes || !stage_desc) return SIZE_MAX;
+    return backend->workspace_bytes(backend, stage, stage_desc);
+}
+
+static svg2_result svg2__check_backend(const svg2_backend *backend, svg2_error *err)
+{
+    SVG2__NOT_NULL(backend, "backend");
+    SVG2__CHECK(backend->version == SVG2_VERSION && backend->desc_bytes == sizeof(svg2_desc), SVG2_ERR_BACKEND, "backend",
+                "was built from another version of svg2.h, or was never created");
+    SVG2__CHECK(backend->parallel.workers >= 0 && backend->parallel.workers <= SVG2__MAX_WORKERS, SVG2_ERR_RANGE,
+                "parallel.workers", "must be between 0 and 4096");
+    return SVG2_OK;
+}
+
+static svg2_result svg2__check_workspace(const svg2_backend *backend, svg2_stage stage, const void *desc,
+                                         const void *workspace, size_t workspace_bytes, svg2_error *err)
+{
+    return svg2__check_memory(workspace, workspace_bytes, svg2_stage_workspace_bytes(backend, stage, desc), backend->align,
+                              "workspace", err);
+}
+
+/* Products with a matrix of many rows want it in panels of 64 rows, transposed: [panel][D][64]. rows beyond count are 0. */
+static void svg2__pack_panel(const svg2__loops *loops, float *panel, float *row_buffer /* [4][dim] */, const float *rows,
+                             const float *shift, int32_t first, int32_t count, int32_t dim)
+{
+    int32_t lane, i;
+    for (lane = 0; lane < SVG2__LANES; lane += 4) {
+        for (i = 0; i < 4; ++i) {
+            const int32_t r = first + lane + i;
+            if (r < count) loops->load(row_buffer + i * dim, rows + (size_t)r * (size_t)dim, SVG2_F32, shift, dim);
+            else memset(row_buffer + i * dim, 0, (size_t)dim * sizeof(float));
+        }
+        loops->pack4(panel + lane, SVG2__LANES, row_buffer, dim, dim);
+    }
+}
+
+/* ==== >>kmeans ===========================================================================
+   Distances: |x - c|^2 = |x|^2 - 2 (x.c - |c|^2/2); the bracket is all that the argmax needs. Everything is relative to the
+   mean, so that a large common offset (K has one: its bias) costs no precision. */
+typedef struct svg2__kmeans_ws {
+    double  *partial;      /* [BH, chunks, D]   sums for the mean                                      */
+    float   *centre;       /* [BH, C, D]        centroids relative to the mean                         */
+    float   *packed;       /* [BH, C4/4, D, 4]  the same for the micro-kernel                          */
+    float   *bias;         /* [BH, C4]          -|c|^2/2 ; -Inf behind C                               */
+    int32_t *order;        /* [BH, count]                                                              */
+    int32_t *offset;       /* [BH, C+1]                                                                */
+    double  *inertia;      /* [BH, C]           sum of squared distances                               */
+    int32_t *changed;      /* [BH, tiles]       labels that changed                                    */
+    int32_t *done;         /* [BH]                                                                     */
+    float   *distance;     /* [BH, samples]     squared distance to the nearest seed                   */
+    float   *scratch;      /* [workers, scratch_floats]                                                */
+    size_t   scratch_floats;
+} svg2__kmeans_ws;
+
+typedef struct svg2__kmeans_task {
+    const svg2_backend *backend;
+    const svg2__loops *loops;
+    const svg2_kmeans_desc *d;
+    svg2_layout layout;
+    svg2__kmeans_ws ws;
+    int32_t count;      /* tokens clustered           */
+    int32_t clusters4;  /* clusters, rounded up to 4  */
+    int32_t tiles;      /* of 64 tokens, per head     */
+    int32_t chunks;     /* of 1024 tokens, per head   */
+    int32_t samples;    /* tokens that seeding looks at */
+    int32_t seeds;      /* clusters seeded so far     */
+    int32_t batch_size; /* seeds per round            */
+    int32_t is_first;   /* labels hold nothing yet    */
+} svg2__kmeans_task;
+
+enum { SVG2__MEAN_CHUNK = 1024 };
+
+static int32_t svg2__kmeans_count(const svg2_kmeans_desc *d)
+{
+    return d->token_count ? d->token_count : d->tokens;
+}
+
+static size_t svg2__kmeans_layout(const svg2_backend *backend, const svg2_kmeans_desc *d, void *base, svg2__kmeans_ws *ws)
+{
+    svg2__arena a = SVG2_ZERO;
+    const int32_t count = svg2__kmeans_count(d);
+    const int64_t heads = (int64_t)d->batch * d->heads;
+    const int64_t clusters4 = ((int64_t)d->clusters + 3) / 4 * 4;
+    const int64_t samples = svg2__min64(count, (int64_t)SVG2__SEED_ROUNDS * d->clusters);
+    svg2__kmeans_ws w;
+    a.base = (char *)base;
+    w.partial = (double *)svg2__take(&a, sizeof(double),
+                                     svg2__count(heads, ((int64_t)count + SVG2__MEAN_CHUNK - 1) / SVG2__MEAN_CHUNK, d->head_dim, 1));
+    w.centre = svg2__take_f32(&a, svg2__count(heads, d->clusters, d->head_dim, 1));
+    w.packed = svg2__take_f32(&a, svg2__count(heads, clusters4, d->head_dim, 1));
+    w.bias = svg2__take_f32(&a, svg2__count(heads, clusters4, 1, 1));
+    w.order = svg2__take_i32(&a, svg2__count(heads, count, 1, 1));
+    w.offset = svg2__take_i32(&a, svg2__count(heads, (int64_t)d->clusters + 1, 1, 1));
+    w.inertia = (double *)svg2__take(&a, sizeof(double), svg2__count(heads, d->clusters, 1, 1));
+    w.changed = svg2__take_i32(&a, svg2__count(heads, ((int64_t)count + SVG2__LANES - 1) / SVG2__LANES, 1, 1));
+    w.done = svg2__take_i32(&a, (size_t)heads);
+    w.distance = svg2__take_f32(&a, svg2__count(heads, samples, 1, 1));
+    /* four rows, a transposed tile, a strip of scores, best and index of each lane; update: two rows, two sums of f64 */
+    w.scratch_floats = (size_t)d->head_dim * (SVG2__LANES + 12) + SVG2__LANES * 8;
+    w.scratch = svg2__take_f32(&a, svg2__mul(svg2__workers(backend), w.scratch_floats));
+    if (ws) *ws = w;
+    return a.used;
+}
+
+static const char *svg2__kmeans_row(const svg2__kmeans_task *t, int64_t bh, int32_t token)
+{
+    return svg2__row(t->d->x, &t->layout, bh / t->d->heads, bh % t->d->heads, (int64_t)t->d->token_begin + token);
+}
+
+/* item = (head, chunk): sum of the rows of a chunk */
+static void svg2__kmeans_sum(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__kmeans_task *t = (const svg2__kmeans_task *)task;
+    const int32_t dim = t->d->head_dim;
+    float *row = t->ws.scratch + (size_t)worker * t->ws.scratch_floats, *sum = row + dim, *square = sum + dim;
+    for (; begin < end; ++begin) {
+        const int64_t bh = begin / t->chunks;
+        const int32_t first = (int32_t)(begin % t->chunks) * SVG2__MEAN_CHUNK;
+        const int32_t last = (int32_t)svg2__min64(t->count, (int64_t)first + SVG2__MEAN_CHUNK);
+        double *out = t->ws.partial + (size_t)begin * (size_t)dim;
+        int32_t i, j, d;
+        for (d = 0; d < dim; ++d) out[d] = 0.0;
+        for (i = first; i < last; i = j) {
+            memset(sum, 0, 2 * (size_t)dim * sizeof(float));
+            for (j = i; j < last && j < i + SVG2__CHUNK; ++j) {
+                t->loops->load(row, svg2__kmeans_row(t, bh, j), t->layout.dtype, 0, dim);
+                t->loops->moments(sum, square, row, dim);
+            }
+            for (d = 0; d < dim; ++d) out[d] += (double)sum[d];
+        }
+    }
+}
+
+/* item = head: the mean, and the centroids to start from */
+static void svg2__kmeans_start(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__kmeans_task *t = (const svg2__kmeans_task *)task;
+    const svg2_kmeans_desc *d = t->d;
+    const size_t dim = (size_t)d->head_dim, elements = (size_t)d->clusters * dim;
+    (void)worker;
+    for (; begin < end; ++begin) {
+        float *mean = d->mean + (size_t)begin * dim;
+        const double *partial = t->ws.partial + (size_t)begin * (size_t)t->chunks * dim;
+        int finite = 1;
+        size_t i;
+        int32_t chunk;
+        for (i = 0; i < dim; ++i) {
+            double sum = 0.0;
+            for (chunk = 0; chunk < t->chunks; ++chunk) sum += partial[(size_t)chunk * dim + i];
+            mean[i] = (float)(sum / (double)t->count);
+            if (!(fabsf(mean[i]) <= 3.0e38f)) finite = 0;
+        }
+        if (!finite) memset(mean, 0, dim * sizeof(float)); /* a NaN or Inf token must not spoil the labels of all others */
+        if (d->start)
+            for (i = 0; i < elements; ++i)
+                t->ws.centre[(size_t)begin * elements + i] = svg2__load1(d->start, d->store_dtype, (size_t)begin * elements + i);
+        t->ws.done[begin] = 0;
+    }
+}
+
+/* item = (head, group of 4 clusters) */
+static void svg2__kmeans_pack(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__kmeans_task *t = (const svg2__kmeans_task *)task;
+    const int32_t dim = t->d->head_dim, groups = t->clusters4 / 4, known = t->seeds;
+    float *rows = t->ws.scratch + (size_t)worker * t->ws.scratch_floats;
+    for (; begin < end; ++begin) {
+        const int64_t bh = begin / groups;
+        const int32_t first = (int32_t)(begin % groups) * 4;
+        int32_t i, d;
+        if (t->ws.done[bh]) continue;
+        for (i = 0; i < 4; ++i) {
+            float *row = rows + i * dim, *bias = t->ws.bias + bh * t->clusters4 + first + i;
+            double square = 0.0;
+            if (first + i >= known) {
+                memset(row, 0, (size_t)dim * sizeof(float));
+                *bias = -INFINITY;
+                continue;
+            }
+            memcpy(row, t->ws.centre + ((size_t)bh * (size_t)t->d->clusters + (size_t)(first + i)) * (size_t)dim,
+                   (size_t)dim * sizeof(float));
+            for (d = 0; d < dim; ++d) square += (double)row[d] * (double)row[d];
+            *bias = (float)(-0.5 * square);
+        }
+        t->loops->pack4(t->ws.packed + ((size_t)bh * (size_t)t->clusters4 + (size_t)first) * (size_t)dim, 4, rows, dim, dim);
+    }
+}
+
+/* Load up to 64 tokens relative to the mean into x [D][64]; token i is given by token_of(i) = (first + i) * num / den. */
+static int svg2__kmeans_tile(const svg2__kmeans_task *t, int64_t bh, int64_t first, int64_t last, int64_t num, int64_t den,
+                             float *rows, float *x)
+{
+    const int32_t dim = t->d->head_dim;
+    const float *mean = t->d->mean + bh * dim;
+    const int lanes = (int)(last - first), nv = (lanes + 15) / 16;
+    int lane, i;
+    for (lane = 0; lane < 16 * nv; lane += 4) {
+        for (i = 0; i < 4; ++i) {
+            const int64_t at = svg2__min64(first + lane + i, last - 1);
+            t->loops->load(rows + i * dim, svg2__kmeans_row(t, bh, (int32_t)(at * num / den)), t->layout.dtype, mean, dim);
+        }
+        t->loops->pack4(x + lane, SVG2__LANES, rows, dim, dim);
+    }
+    return nv;
+}
+
+/* best centroid of each lane among groups [group_begin, group_end) of 4 */
+static void svg2__kmeans_best(const svg2__kmeans_task *t, int64_t bh, int32_t group_begin, int32_t group_end, int nv,
+                              const float *x, float *score, float *best, int32_t *index)
+{
+    const int32_t dim = t->d->head_dim;
+    const float *packed = t->ws.packed + (size_t)bh * (size_t)t->clusters4 * (size_t)dim;
+    const float *bias = t->ws.bias + bh * t->clusters4;
+    int32_t group, lane;
+    for (lane = 0; lane < SVG2__LANES; ++lane) best[lane] = -INFINITY, index[lane] = 0;
+    for (group = group_begin; group < group_end; ++group) {
+        t->loops->mk(nv, dim, packed + (size_t)group * 4 * (size_t)dim, 4, x, SVG2__LANES, score, SVG2__LANES, 0);
+        t->loops->argmax(score, nv, bias + 4 * group, 4 * group, best, index);
+    }
+}
+
+/* item = (head, tile of 64 tokens): label = nearest centroid */
+static void svg2__kmeans_assign(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__kmeans_task *t = (const svg2__kmeans_task *)task;
+    const int32_t dim = t->d->head_dim;
+    float *rows = t->ws.scratch + (size_t)worker * t->ws.scratch_floats, *x = rows + 4 * dim;
+    float *score = x + (size_t)dim * SVG2__LANES, *best = score + 4 * SVG2__LANES;
+    int32_t index[SVG2__LANES];
+    for (; begin < end; ++begin) {
+        const int64_t bh = begin / t->tiles, first = begin % t->tiles * SVG2__LANES;
+        const int64_t last = svg2__min64(t->count, first + SVG2__LANES);
+        int32_t *label = t->d->label + bh * t->d->tokens + t->d->token_begin;
+        int32_t changed = 0;
+        int64_t i;
+        int nv;
+        if (t->ws.done[bh]) continue;
+        nv = svg2__kmeans_tile(t, bh, first, last, 1, 1, rows, x);
+        svg2__kmeans_best(t, bh, 0, t->clusters4 / 4, nv, x, score, best, index);
+        for (i = first; i < last; ++i) {
+            if (t->is_first || label[i] != index[i - first]) ++changed;
+            label[i] = index[i - first];
+        }
+        t->ws.changed[begin] = changed;
+    }
+}
+
+/* item = (head, tile of 64 samples): squared distance to the nearest of the seeds so far */
+static void svg2__kmeans_seed_distance(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__kmeans_task *t = (const svg2__kmeans_task *)task;
+    const int32_t dim = t->d->head_dim, tiles = (t->samples + SVG2__LANES - 1) / SVG2__LANES;
+    float *rows = t->ws.scratch + (size_t)worker * t->ws.scratch_floats, *x = rows + 4 * dim;
+    float *score = x + (size_t)dim * SVG2__LANES, *best = score + 4 * SVG2__LANES;
+    int32_t index[SVG2__LANES];
+    for (; begin < end; ++begin) {
+        const int64_t bh = begin / tiles, first = begin % tiles * SVG2__LANES;
+        const int64_t last = svg2__min64(t->samples, first + SVG2__LANES);
+        float *distance = t->ws.distance + bh * t->samples + first;
+        const int nv = svg2__kmeans_tile(t, bh, first, last, t->count, t->samples, rows, x);
+        int64_t lane;
+        int32_t d;
+        svg2__kmeans_best(t, bh, (t->seeds - t->batch_size) / 4, (t->seeds + 3) / 4, nv, x, score, best, index);
+        for (lane = 0; lane < last - first; ++lane) {
+            float square = 0.0f, away;
+            for (d = 0; d < dim; ++d) square += x[d * SVG2__LANES + lane] * x[d * SVG2__LANES + lane];
+            away = square - 2.0f * best[lane];
+            if (!(away > 0.0f)) away = 0.0f; /* rounding, or NaN: never a seed */
+            if (away > 3.0e38f) away = 0.0f;
+            if (t->seeds == t->batch_size || away < distance[lane]) distance[lane] = away;
+        }
+    }
+}
+
+/* item = head: draw the next batch of seeds by systematic sampling of the squared distances. One random offset and evenly
+   spaced steps along the cumulative sum: unlike independent draws this spreads the batch over space and time, because
+   neighbouring tokens are similar, and it cannot draw a token twice unless it holds over 1/batch of the total. */
+static void svg2__kmeans_seed_draw(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__kmeans_task *t = (const svg2__kmeans_task *)task;
+    const int32_t dim = t->d->head_dim, first_seed = t->seeds - t->batch_size;
+    (void)worker;
+    for (; begin < end; ++begin) {
+        const float *distance = t->ws.distance + begin * t->samples;
+        const double offset = svg2__uniform(t->d->seed, 1, (uint64_t)first_seed);
+        double total = 0.0, sum = 0.0;
+        int32_t i, s = 0;
+        if (first_seed > 0)
+            for (i = 0; i < t->samples; ++i) total += (double)distance[i];
+        for (i = 0; i < t->batch_size; ++i) {
+            float *centre = t->ws.centre + ((size_t)begin * (size_t)t->d->clusters + (size_t)(first_seed + i)) * (size_t)dim;
+            const double quantile = ((double)i + offset) / (double)t->batch_size;
+            int32_t pick;
+            if (total > 0.0) { /* the sample in whose share of the cumulative sum the quantile falls */
+                while (s < t->samples - 1 && sum + (double)distance[s] <= quantile * total) sum += (double)distance[s], ++s;
+                pick = s;
+            } else { /* first batch, or every token already is a seed: evenly over the tokens */
+                pick = (int32_t)(quantile * (double)t->samples);
+            }
+            t->loops->load(centre, svg2__kmeans_row(t, begin, (int32_t)((int64_t)pick * t->count / t->samples)),
+                           t->layout.dtype, t->d->mean + begin * dim, dim);
+        }
+    }
+}
+
+/* item = head: stop if nothing changed, else sort the tokens by label */
+static void svg2__kmeans_sort(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__kmeans_task *t = (const svg2__kmeans_task *)task;
+    const int32_t clusters = t->d->clusters;
+    (void)worker;
+    for (; begin < end; ++begin) {
+        const int32_t *label = t->d->label + begin * t->d->tokens + t->d->token_begin;
+        int32_t *order = t->ws.order + (size_t)begin * (size_t)t->count;
+        int32_t *offset = t->ws.offset + (size_t)begin * ((size_t)clusters + 1);
+        int64_t changed = 0;
+        int32_t i;
+        if (t->ws.done[begin]) continue;
+        for (i = 0; i < t->tiles; ++i) changed += t->ws.changed[begin * t->tiles + i];
+        if (changed == 0) {
+            t->ws.done[begin] = 1;
+            continue;
+        }
+        memset(offset, 0, ((size_t)clusters + 1) * sizeof *offset);
+        for (i = 0; i < t->count; ++i) ++offset[label[i] + 1];
+        for (i = 0; i < clusters; ++i) offset[i + 1] += offset[i];
+        for (i = 0; i < t->count; ++i) order[offset[label[i]]++] = i;
+        for (i = clusters; i > 0; --i) offset[i] = offset[i - 1]; /* filling moved each start to its end */
+        offset[0] = 0;
+    }
+}
+
+/* item = (head, cluster): mean and inertia. A row of f32 partial sums per 256 tokens, f64 above. */
+static void svg2__kmeans_update(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__kmeans_task *t = (const svg2__kmeans_task *)task;
+    const int32_t dim = t->d->head_dim, clusters = t->d->clusters;
+    float *row = t->ws.scratch + (size_t)worker * t->ws.scratch_floats, *sum = row + dim, *square = sum + dim;
+    double total[SVG2__MAX_DIM];
+    for (; begin < end; ++begin) {
+        const int64_t bh = begin / clusters;
+        const int32_t *order = t->ws.order + (size_t)bh * (size_t)t->count;
+        const int32_t *offset = t->ws.offset + (size_t)bh * ((size_t)clusters + 1) + begin % clusters;
+        const int32_t n = offset[1] - offset[0];
+        double inertia = 0.0;
+        int32_t i, j, d;
+        if (t->ws.done[bh]) continue;
+        t->ws.inertia[begin] = 0.0;
+        if (n == 0) continue;
+        for (d = 0; d < dim; ++d) total[d] = 0.0;
+        for (i = offset[0]; i < offset[1]; i = j) {
+            memset(sum, 0, 2 * (size_t)dim * sizeof(float));
+            for (j = i; j < offset[1] && j < i + SVG2__CHUNK; ++j) {
+                t->loops->load(row, svg2__kmeans_row(t, bh, order[j]), t->layout.dtype, t->d->mean + bh * dim, dim);
+                t->loops->moments(sum, square, row, dim);
+            }
+            for (d = 0; d < dim; ++d) total[d] += (double)sum[d], inertia += (double)square[d];
+        }
+        for (d = 0; d < dim; ++d) {
+            const double mean = total[d] / n;
+            t->ws.centre[(size_t)begin * (size_t)dim + (size_t)d] = (float)mean;
+            inertia -= mean * total[d];
+        }
+        t->ws.inertia[begin] = inertia;
+    }
+}
+
+/* item = head: the r-th empty cluster takes the farthest token of the cluster with the r-th largest inertia */
+static void svg2__kmeans_reseed(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__kmeans_task *t = (const svg2__kmeans_task *)task;
+    const int32_t dim = t->d->head_dim, clusters = t->d->clusters;
+    float *row = t->ws.scratch + (size_t)worker * t->ws.scratch_floats;
+    for (; begin < end; ++begin) {
+        const int32_t *order = t->ws.order + (size_t)begin * (size_t)t->count;
+        const int32_t *offset = t->ws.offset + (size_t)begin * ((size_t)clusters + 1);
+        double *inertia = t->ws.inertia + begin * clusters;
+        float *centre = t->ws.centre + (size_t)begin * (size_t)clusters * (size_t)dim;
+        int32_t empty, c, j, donor, token;
+        if (t->ws.done[begin]) continue;
+        for (empty = 0; empty < clusters; ++empty) {
+            float far = 0.0f;
+            if (offset[empty + 1] > offset[empty]) continue;
+            donor = -1;
+            for (c = 0; c < clusters; ++c)
+                if (offset[c + 1] - offset[c] > 1 && inertia[c] > 0.0 && (donor < 0 || inertia[c] > inertia[donor])) donor = c;
+            if (donor < 0) break;
+            inertia[donor] = 0.0; /* gives once */
+            token = -1;
+            for (j = offset[donor]; j < offset[donor + 1]; ++j) {
+                float away;
+                t->loops->load(row, svg2__kmeans_row(t, begin, order[j]), t->layout.dtype, t->d->mean + begin * dim, dim);
+                t->loops->load(row + dim, row, SVG2_F32, centre + (size_t)donor * (size_t)dim, dim);
+                away = t->loops->dot(row + dim, row + dim, dim);
+                if (away > far) far = away, token = order[j];
+            }
+            if (token < 0) continue;
+            t->loops->load(centre + (size_t)empty * (size_t)dim, svg2__kmeans_row(t, begin, token), t->layout.dtype,
+                           t->d->mean + begin * dim, dim);
+        }
+    }
+}
+
+/* item = head: results in the caller's terms */
+static void svg2__kmeans_finish(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__kmeans_task *t = (const svg2__kmeans_task *)task;
+    const svg2_kmeans_desc *d = t->d;
+    const size_t dim = (size_t)d->head_dim, elements = (size_t)d->clusters * dim;
+    (void)worker;
+    for (; begin < end; ++begin) {
+        const float *centre = t->ws.centre + (size_t)begin * elements, *mean = d->mean + (size_t)begin * dim;
+        const int32_t *offset = t->ws.offset + (size_t)begin * ((size_t)d->clusters + 1);
+        size_t i;
+        int32_t c;
+        for (i = 0; i < elements; ++i) d->centroid[(size_t)begin * elements + i] = centre[i] + mean[i % dim];
+        if (d->store && !(d->start && d->iterations == 0)) /* 0 iterations keep the centroids */
+            for (i = 0; i < elements; ++i) svg2__store1(d->store, d->store_dtype, (size_t)begin * elements + i, centre[i]);
+        else if (d->store && d->store != d->start)
+            memcpy((char *)d->store + (size_t)begin * elements * svg2__dtype_bytes(d->store_dtype),
+                   (const char *)d->start + (size_t)begin * elements * svg2__dtype_bytes(d->store_dtype),
+                   elements * svg2__dtype_bytes(d->store_dtype));
+        for (c = 0; c < d->clusters; ++c) d->size[begin * d->clusters + c] = offset[c + 1] - offset[c];
+    }
+}
+
+static svg2_result svg2__cpu_kmeans(const svg2_backend *backend, const svg2_kmeans_desc *d, void *workspace, svg2_error *err)
+{
+    const int64_t heads = (int64_t)d->batch * d->heads;
+    svg2__kmeans_task t;
+    int32_t i, rounds = d->iterations > 0 ? d->iterations : 1;
+    memset(&t, 0, sizeof t);
+    t.backend = backend;
+    t.loops = svg2__loops_of(backend);
+    t.d = d;
+    t.layout = svg2__layout(d->layout, d->heads, d->tokens, d->head_dim);
+    (void)svg2__kmeans_layout(backend, d, workspace, &t.ws);
+    t.count = svg2__kmeans_count(d);
+    t.clusters4 = svg2__round_up(d->clusters, 4);
+    t.tiles = (int32_t)(((int64_t)t.count + SVG2__LANES - 1) / SVG2__LANES);
+    t.chunks = (int32_t)(((int64_t)t.count + SVG2__MEAN_CHUNK - 1) / SVG2__MEAN_CHUNK);
+    t.samples = (int32_t)svg2__min64(t.count, (int64_t)SVG2__SEED_ROUNDS * d->clusters);
+    svg2__run(backend, svg2__kmeans_sum, &t, heads * t.chunks, 1);
+    svg2__run(backend, svg2__kmeans_start, &t, heads, 1);
+    if (!d->start) {
+        const int32_t batch = svg2__round_up((d->clusters + SVG2__SEED_ROUNDS - 1) / SVG2__SEED_ROUNDS, 4);
+        while (t.seeds < d->clusters) {
+            t.batch_size = svg2__min32(batch, d->clusters - t.seeds);
+            t.seeds += t.batch_size;
+            svg2__run(backend, svg2__kmeans_seed_draw, &t, heads, 1);
+            if (t.seeds == d->clusters) break; /* nobody asks for the last distances */
+            svg2__run(backend, svg2__kmeans_pack, &t, heads * (t.clusters4 / 4), 64);
+            svg2__run(backend, svg2__kmeans_seed_distance, &t, heads * ((t.samples + SVG2__LANES - 1) / SVG2__LANES), 8);
+        }
+    }
+    t.seeds = d->clusters;
+    t.is_first = 1;
+    for (i = 0; i < rounds; ++i) {
+        svg2__run(backend, svg2__kmeans_pack, &t, heads * (t.clusters4 / 4), 64);
+        svg2__run(backend, svg2__kmeans_assign, &t, heads * t.tiles, 1);
+        svg2__run(backend, svg2__kmeans_sort, &t, heads, 1);
+        svg2__run(backend, svg2__kmeans_update, &t, heads * d->clusters, 8);
+        if (!d->keep_empty) svg2__run(backend, svg2__kmeans_reseed, &t, heads, 1);
+        t.is_first = 0;
+    }
+    svg2__run(backend, svg2__kmeans_finish, &t, heads, 1);
+    return svg2__ok(err);
+}
+
+SVG2_API svg2_result svg2_kmeans(const svg2_backend *backend, const svg2_kmeans_desc *desc, void *workspace,
+                                 size_t workspace_bytes, svg2_error *err)
+{
+    const svg2_kmeans_desc *d = desc;
+    SVG2__TRY(svg2__check_backend(backend, err));
+    SVG2__NOT_NULL(d, "desc");
+    SVG2__TRY(svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, err));
+    SVG2__CHECK(d->clusters >= 1 && d->clusters <= (1 << 24), SVG2_ERR_RANGE, "clusters", "must be between 1 and 2^24");
+    SVG2__CHECK(d->token_begin >= 0 && d->token_count >= 0 && d->token_begin <= d->tokens
+                    && d->token_count <= d->tokens - d->token_begin && (d->token_count > 0 || d->token_begin == 0),
+                SVG2_ERR_RANGE, "token_count", "token_begin and token_count must name tokens of x");
+    SVG2__CHECK(d->iterations >= (d->start ? 0 : 1), SVG2_ERR_RANGE, "iterations",
+                "must be at least 1, or 0 with centroids to start from");
+    SVG2__TRY(svg2__check_layout(d->layout, d->batch, d->heads, d->tokens, d->head_dim, 0, "x", err));
+    SVG2__TRY(svg2__check_tensor(d->x, d->layout, "x", err));
+    SVG2__CHECK(svg2__dtype_valid(d->store_dtype), SVG2_ERR_DTYPE, "store_dtype", "must be SVG2_F32, SVG2_F16 or SVG2_BF16");
+    SVG2__NOT_NULL(d->centroid, "centroid");
+    SVG2__NOT_NULL(d->mean, "mean");
+    SVG2__NOT_NULL(d->label, "label");
+    SVG2__NOT_NULL(d->size, "size");
+    SVG2__TRY(svg2__check_workspace(backend, SVG2_STAGE_KMEANS, d, workspace, workspace_bytes, err));
+    return backend->kmeans(backend, d, workspace, err);
+}
+
+/* ==== >>permute ========================================================================== */
+typedef struct svg2__permute_task {
+    const svg2_permute_desc *d;
+    int32_t blocks;
+} svg2__permute_task;
+
+static int32_t svg2__permute_blocks(const svg2_permute_desc *d)
+{
+    return d->clusters + (d->text_count > 0) + (d->padding_count > 0);
+}
+
+/* item = head */
+static void svg2__permute_heads(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__permute_task *t = (const svg2__permute_task *)task;
+    const svg2_permute_desc *d = t->d;
+    (void)worker;
+    for (; begin < end; ++begin) {
+        int32_t *label = d->label + begin * d->tokens, *order = d->order + begin * d->tokens;
+        int32_t *offset = d->offset + begin * ((int64_t)t->blocks + 1);
+        int32_t i;
+        for (i = 0; i < d->text_count; ++i) label[d->text_begin + i] = d->clusters;
+        for (i = 0; i < d->padding_count; ++i) label[d->padding_begin + i] = t->blocks - 1;
+        memset(offset, 0, ((size_t)t->blocks + 1) * sizeof *offset);
+        for (i = 0; i < d->tokens; ++i) ++offset[label[i] + 1];
+        for (i = 0; i < t->blocks; ++i) offset[i + 1] += offset[i];
+        for (i = 0; i < d->tokens; ++i) order[offset[label[i]]++] = i;
+        for (i = t->blocks; i > 0; --i) offset[i] = offset[i - 1]; /* filling moved each start to its end */
+        offset[0] = 0;
+    }
+}
+
+static svg2_result svg2__cpu_permute(const svg2_backend *backend, const svg2_permute_desc *d, void *workspace, svg2_error *err)
+{
+    svg2__permute_task t;
+    int64_t head;
+    int32_t i;
+    (void)workspace;
+    t.d = d;
+    t.blocks = svg2__permute_blocks(d);
+    for (head = 0; head < (int64_t)d->batch * d->heads; ++head)
+        for (i = 0; i < d->tokens; ++i) {
+            const int32_t l = d->label[head * d->tokens + i];
+            if (l >= 0 && l < d->clusters) continue;
+            SVG2__CHECK((i >= d->text_begin && i - d->text_begin < d->text_count)
+                            || (i >= d->padding_begin && i - d->padding_begin < d->padding_count),
+                        SVG2_ERR_RANGE, "label", "must be in [0, clusters) for every token that is not text");
+        }
+    svg2__run(backend, svg2__permute_heads, &t, (int64_t)d->batch * d->heads, 1);
+    return svg2__ok(err);
+}
+
+SVG2_API svg2_result svg2_permute(const svg2_backend *backend, const svg2_permute_desc *desc, void *workspace,
+                                  size_t workspace_bytes, svg2_error *err)
+{
+    const svg2_permute_desc *d = desc;
+    SVG2__TRY(svg2__check_backend(backend, err));
+    SVG2__NOT_NULL(d, "desc");
+    SVG2__TRY(svg2__check_extents(d->batch, d->heads, d->tokens, 8, err));
+    SVG2__CHECK(d->clusters >= 1 && d->clusters <= (1 << 24), SVG2_ERR_RANGE, "clusters", "must be between 1 and 2^24");
+    SVG2__CHECK(d->text_begin >= 0 && d->text_count >= 0 && d->text_begin <= d->tokens
+                    && d->text_count <= d->tokens - d->text_begin,
+                SVG2_ERR_RANGE, "text_count", "text_begin and text_count must name tokens");
+    SVG2__CHECK(d->padding_begin >= 0 && d->padding_count >= 0 && d->padding_begin <= d->tokens
+                    && d->padding_count <= d->tokens - d->padding_begin,
+                SVG2_ERR_RANGE, "padding_count", "padding_begin and padding_count must name tokens");
+    SVG2__CHECK(d->text_count == 0 || d->padding_count == 0 || d->text_begin + d->text_count <= d->padding_begin
+                    || d->padding_begin + d->padding_count <= d->text_begin,
+                SVG2_ERR_SHAPE, "padding_begin", "text and padding must not overlap");
+    SVG2__NOT_NULL(d->label, "label");
+    SVG2__NOT_NULL(d->order, "order");
+    SVG2__NOT_NULL(d->offset, "offset");
+    SVG2__TRY(svg2__check_workspace(backend, SVG2_STAGE_PERMUTE, d, workspace, workspace_bytes, err));
+    return backend->permute(backend, d, workspace, err);
+}
+
+/* ---- statistics of a key cluster ---- */
+typedef struct svg2__summarize_task {
+    const svg2__loops *loops;
+    const svg2_summarize_desc *d;
+    svg2_layout k_layout, v_layout;
+    float *scratch; /* [workers][3][D] */
+} svg2__summarize_task;
+
+/* Sum of rows and of their squares relative to shift (NULL = 0), over tokens order[0 .. n), in f64 above 256 rows. */
+static void svg2__cluster_moments(const svg2__loops *loops, const void *x, const svg2_layout *layout, int64_t b, int64_t h,
+                                  const int32_t *order, int32_t n, const float *shift, int32_t dim, float *scratch,
+                                  double *sum, double *square)
+{
+    float *row = scratch, *part = scratch + dim, *part_square = scratch + 2 * dim;
+    int32_t i, j, d;
+    for (d = 0; d < dim; ++d) sum[d] = square[d] = 0.0;
+    for (i = 0; i < n; i = j) {
+        memset(part, 0, 2 * (size_t)dim * sizeof(float));
+        for (j = i; j < n && j < i + SVG2__CHUNK; ++j) {
+            loops->load(row, svg2__row(x, layout, b, h, order[j]), layout->dtype, shift, dim);
+            loops->moments(part, part_square, row, dim);
+        }
+        for (d = 0; d < dim; ++d) sum[d] += (double)part[d], square[d] += (double)part_square[d];
+    }
+}
+
+/* item = (head, cluster) */
+static void svg2__summarize_clusters(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__summarize_task *t = (const svg2__summarize_task *)task;
+    const svg2_summarize_desc *d = t->d;
+    const int32_t dim = d->head_dim;
+    float *scratch = t->scratch + (size_t)worker * 3 * (size_t)dim;
+    double sum[SVG2__MAX_DIM], square[SVG2__MAX_DIM];
+    for (; begin < end; ++begin) {
+        const int64_t bh = begin / d->clusters, b = bh / d->heads, h = bh % d->heads;
+        const int32_t *offset = d->offset + bh * ((int64_t)d->blocks + 1) + begin % d->clusters;
+        const int32_t *order = d->order + bh * d->tokens + offset[0];
+        const int32_t n = offset[1] - offset[0];
+        const double scale = n ? 1.0 / n : 0.0;
+        double value_var = 0.0;
+        int32_t i;
+        svg2__cluster_moments(t->loops, d->k, &t->k_layout, b, h, order, n, d->centroid + begin * dim, dim, scratch, sum, square);
+        for (i = 0; i < dim; ++i) d->key_var[begin * dim + i] = (float)(square[i] * scale);
+        svg2__cluster_moments(t->loops, d->v, &t->v_layout, b, h, order, n, 0, dim, scratch, sum, square);
+        for (i = 0; i < dim; ++i) {
+            const double mean = sum[i] * scale, var = square[i] * scale - mean * mean;
+            d->value_mean[begin * dim + i] = (float)mean;
+            value_var += var < 0.0 ? 0.0 : var;
+        }
+        d->value_var[begin] = (float)value_var;
+    }
+}
+
+static size_t svg2__summarize_bytes(const svg2_backend *backend, const svg2_summarize_desc *d)
+{
+    return svg2__mul(svg2__workers(backend), 3 * (size_t)d->head_dim * sizeof(float));
+}
+
+static svg2_result svg2__cpu_summarize(const svg2_backend *backend, const svg2_summarize_desc *d, void *workspace,
+                                       svg2_error *err)
+{
+    svg2__summarize_task t;
+    t.loops = svg2__loops_of(backend);
+    t.d = d;
+    t.k_layout = svg2__layout(d->k_layout, d->heads, d->tokens, d->head_dim);
+    t.v_layout = svg2__layout(d->v_layout, d->heads, d->tokens, d->head_dim);
+    t.scratch = (float *)workspace;
+    svg2__run(backend, svg2__summarize_clusters, &t, (int64_t)d->batch * d->heads * d->clusters, 8);
+    return svg2__ok(err);
+}
+
+SVG2_API svg2_result svg2_summarize(const svg2_backend *backend, const svg2_summarize_desc *desc, void *workspace,
+                                    size_t workspace_bytes, svg2_error *err)
+{
+    const svg2_summarize_desc *d = desc;
+    SVG2__TRY(svg2__check_backend(backend, err));
+    SVG2__NOT_NULL(d, "desc");
+    SVG2__TRY(svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, err));
+    SVG2__CHECK(d->clusters >= 1 && d->clusters <= (1 << 24), SVG2_ERR_RANGE, "clusters", "must be between 1 and 2^24");
+    SVG2__CHECK(d->blocks >= d->clusters && d->blocks <= d->clusters + 2, SVG2_ERR_RANGE, "blocks",
+                "must be clusters, plus 1 for text, plus 1 for padding");
+    SVG2__TRY(svg2__check_layout(d->k_layout, d->batch, d->heads, d->tokens, d->head_dim, 0, "k", err));
+    SVG2__TRY(svg2__check_layout(d->v_layout, d->batch, d->heads, d->tokens, d->head_dim, 0, "v", err));
+    SVG2__TRY(svg2__check_tensor(d->k, d->k_layout, "k", err));
+    SVG2__TRY(svg2__check_tensor(d->v, d->v_layout, "v", err));
+    SVG2__NOT_NULL(d->order, "order");
+    SVG2__NOT_NULL(d->offset, "offset");
+    SVG2__NOT_NULL(d->centroid, "centroid");
+    SVG2__NOT_NULL(d->key_var, "key_var");
+    SVG2__NOT_NULL(d->value_mean, "value_mean");
+    SVG2__NOT_NULL(d->value_var, "value_var");
+    SVG2__TRY(svg2__check_workspace(backend, SVG2_STAGE_SUMMARIZE, d, workspace, workspace_bytes, err));
+    return backend->summarize(backend, d, workspace, err);
+}
+
+/* ==== >>select ===========================================================================
+   Per head: logits and spreads of all pairs of clusters by the micro-kernel, one strip of four query clusters at a time;
+   then each query cluster's own decision; then, where the budget belongs to the head, one threshold for all pairs, found by
+   counting instead of sorting (three digits of the score's bits). */
+typedef struct svg2__select_ws {
+    float    *key_panel;   /* [panels, D, 64]  key centroids relative to the mean                    */
+    float    *var_panel;   /* [panels, D, 64]  key variances                                         */
+    float    *value;       /* [Ck, D16]        value means, rows padded to full registers            */
+    float    *score;       /* [Cq, Ck]         per pair; < 0 = not for the taking                    */
+    float    *loss;        /* [Cq, Ck]         contribution to the squared error if skipped          */
+    double   *row_signal;  /* [Cq]             rows x squared length of the output                   */
+    int64_t  *row_area;    /* [Cq]             key tokens of SVG2's rule                             */
+    int64_t  *histogram;   /* [2048]                                                                 */
+    char     *scratch;     /* [workers, scratch_bytes]                                               */
+    size_t    scratch_bytes;
+} svg2__select_ws;
+
+typedef struct svg2__select_scratch {
+    float    *pack;        /* [D, 4], rows [4, D], squares [4, D]                                    */
+    float    *logit;       /* [4, Ck64]                                                              */
+    float    *spread;      /* [4, Ck64]                                                              */
+    float    *mass;        /* [Ck, 4]                                                                */
+    float    *output;      /* [4, D16]                                                               */
+    float    *row_score;   /* [Ck]                                                                   */
+    uint32_t *key[2];      /* [Ck] each: sorting                                                     */
+    int32_t  *index[2];    /* [Ck] each                                                              */
+} svg2__select_scratch;
+
+typedef struct svg2__select_task {
+    const svg2_backend *backend;
+    const svg2__loops *loops;
+    const svg2_select_desc *d;
+    svg2__select_ws ws;
+    int64_t bh;                  /* the head being worked on                                         */
+    int32_t query_blocks, key_blocks;
+    int32_t panels, floor;       /* panels of 64 key clusters; clusters that every row keeps         */
+    int need_spread, need_loss, is_literal; /* is_literal: SVG2's own rule                           */
+} svg2__select_task;
+
+static size_t svg2__select_scratch_layout(const svg2_select_desc *d, void *base, svg2__select_scratch *s)
+{
+    svg2__arena a = SVG2_ZERO;
+    const size_t ck = (size_t)d->key_clusters, ck64 = (ck + 63) / 64 * 64, dim = (size_t)d->head_dim;
+    svg2__select_scratch w;
+    int i;
+    a.base = (char *)base;
+    w.pack = svg2__take_f32(&a, 12 * dim);
+    w.logit = svg2__take_f32(&a, 4 * ck64);
+    w.spread = svg2__take_f32(&a, 4 * ck64);
+    w.mass = svg2__take_f32(&a, 4 * ck);
+    w.output = svg2__take_f32(&a, 4 * (dim + 8));
+    w.row_score = svg2__take_f32(&a, ck);
+    for (i = 0; i < 2; ++i) {
+        w.key[i] = (uint32_t *)svg2__take(&a, sizeof(uint32_t), ck);
+        w.index[i] = svg2__take_i32(&a, ck);
+    }
+    if (s) *s = w;
+    return a.used;
+}
+
+static size_t svg2__select_layout(const svg2_backend *backend, const svg2_select_desc *d, void *base, svg2__select_ws *ws)
+{
+    svg2__arena a = SVG2_ZERO;
+    const int64_t panels = ((int64_t)d->key_clusters + 63) / 64;
+    svg2__select_ws w;
+    a.base = (char *)base;
+    w.key_panel = svg2__take_f32(&a, svg2__count(panels, d->head_dim, SVG2__LANES, 1));
+    w.var_panel = svg2__take_f32(&a, svg2__count(panels, d->head_dim, SVG2__LANES, 1));
+    w.value = svg2__take_f32(&a, svg2__count(d->key_clusters, d->head_dim + 8, 1, 1));
+    w.score = svg2__take_f32(&a, svg2__count(d->query_clusters, d->key_clusters, 1, 1));
+    w.loss = svg2__take_f32(&a, svg2__count(d->query_clusters, d->key_clusters, 1, 1));
+    w.row_signal = (double *)svg2__take(&a, sizeof(double), (size_t)d->query_clusters);
+    w.row_area = (int64_t *)svg2__take(&a, sizeof(int64_t), (size_t)d->query_clusters);
+    w.histogram = (int64_t *)svg2__take(&a, sizeof(int64_t), 2048);
+    w.scratch_bytes = svg2__select_scratch_layout(d, 0, 0);
+    w.scratch = (char *)svg2__take(&a, w.scratch_bytes, svg2__workers(backend));
+    if (ws) *ws = w;
+    return a.used;
+}
+
+/* Indices 0..n-1 in order of falling score >= 0, ties to the lower index: stable radix sort of the inverted bits. Returns the
+   sorted indices (one of s->index). */
+static const int32_t *svg2__sort_falling(svg2__select_scratch *s, const float *score, int32_t n)
+{
+    int32_t i, count[256], at = 0;
+    int pass;
+    for (i = 0; i < n; ++i) s->key[0][i] = ~svg2__bits(score[i]), s->index[0][i] = i;
+    for (pass = 0; pass < 4; ++pass) {
+        const int from = pass & 1, shift = 8 * pass;
+        int32_t sum = 0;
+        memset(count, 0, sizeof count);
+        for (i = 0; i < n; ++i) ++count[(s->key[from][i] >> shift) & 255u];
+        for (i = 0; i < 256; ++i) {
+            const int32_t c = count[i];
+            count[i] = sum;
+            sum += c;
+        }
+        for (i = 0; i < n; ++i) {
+            at = count[(s->key[from][i] >> shift) & 255u]++;
+            s->key[1 - from][at] = s->key[from][i];
+            s->index[1 - from][at] = s->index[from][i];
+        }
+    }
+    return s->index[0];
+}
+
+/* What skipping a block costs in squared output error, per query row, from its share of the mass P, the variance of its
+   logits (spread), its mean value and the variance of its values, and the row's output. Blocks err independently.
+     no tail   the block's mean value is missing                          P^2 (|vbar|^2 + |o|^2)
+     order 0   values that follow the key inside the block: first order   P^2 spread |var v|
+     order 1   second order, of the values and of the weight              P^2 spread^2 (|var v| + |vbar - o|^2 / 2) / 2 */
+static float svg2__block_loss(svg2_tail_kind tail, float mass, float spread, float value_square, float value_var,
+                              float output_square)
+{
+    const float m2 = mass * mass;
+    if (tail == SVG2_TAIL_NONE) return m2 * (value_square + output_square);
+    if (tail == SVG2_TAIL_ORDER0) return m2 * spread * value_var;
+    return m2 * spread * spread * 0.5f * (value_var + 0.5f * (value_square + output_square));
+}
+
+/* One query cluster: estimated mass, then its own decision into map (head budgets: only what every row keeps). */
+static void svg2__select_row(const svg2__select_task *t, svg2__select_scratch *s, int32_t row, int lane)
+{
+    const svg2_select_desc *d = t->d;
+    const int32_t ck = d->key_clusters, *key_offset, *query_offset;
+    const int64_t bh = t->bh, kv = svg2__kv_head(bh, d->heads, d->heads_kv);
+    const float *logit = s->logit + (size_t)lane * (size_t)t->panels * SVG2__LANES;
+    const float *spread = s->spread + (size_t)lane * (size_t)t->panels * SVG2__LANES;
+    uint8_t *map = d->map + ((size_t)bh * (size_t)t->query_blocks + (size_t)row) * (size_t)t->key_blocks;
+    float *score = t->ws.score + (size_t)row * (size_t)ck, *mass = s->row_score;
+    const int32_t *sorted;
+    float top = -INFINITY, running = 0.0f;
+    double sum = 0.0;
+    int64_t area = 0, budget, total_keys = 0;
+    int32_t j, r;
+    int sane = 1;
+    key_offset = d->key_offset + kv * ((int64_t)t->key_blocks + 1);
+    query_offset = d->query_offset + bh * ((int64_t)t->query_blocks + 1);
+    for (j = 0; j < ck; ++j) {
+        if (key_offset[j + 1] == key_offset[j]) continue;
+        if (!(logit[j] <= 3.0e38f)) sane = 0; /* NaN or +Inf */
+        if (logit[j] > top) top = logit[j];
+    }
+    if (!(top >= -3.0e38f)) sane = 0;
+    for (j = 0; j < ck; ++j) {
+        const int32_t n = key_offset[j + 1] - key_offset[j];
+        mass[j] = n && sane ? (float)n * expf(logit[j] - top) : 0.0f;
+        sum += (double)mass[j];
+        total_keys += n;
+    }
+    t->ws.row_signal[row] = 0.0;
+    if (!sane || (d->top_p >= 1.0f && t->is_literal)) { /* NaN: keep what it touches; and top_p = 1 means all */
+        for (j = 0; j < ck; ++j) map[j] = 1, score[j] = -1.0f;
+        for (j = 0; j < ck; ++j) s->mass[4 * j + lane] = 0.0f;
+        t->ws.row_area[row] = total_keys;
+        return;
+    }
+    for (j = 0; j < ck; ++j) {
+        mass[j] = (float)((double)mass[j] / sum);
+        s->mass[4 * j + lane] = mass[j];
+        map[j] = 0;
+    }
+    /* SVG2's rule; where it is not the decision itself, its area is the budget */
+    sorted = svg2__sort_falling(s, mass, ck);
+    for (r = 0; r < ck; ++r) {
+        const int by_mass = r == 0 || running <= d->top_p, by_floor = r < t->floor;
+        j = sorted[r];
+        if (!by_mass && !by_floor) break;
+        area += key_offset[j + 1] - key_offset[j];
+        running += mass[j];
+        if (t->is_literal || by_floor || (r == 0 && d->tail == SVG2_TAIL_NONE)) map[j] = 1;
+    }
+    t->ws.row_area[row] = area;
+    if (t->is_literal) return;
+    /* score per pair of what is left for the taking */
+    for (j = 0; j < ck; ++j) {
+        const int32_t n = key_offset[j + 1] - key_offset[j];
+        if (map[j] || n == 0 || query_offset[row + 1] == query_offset[row]) score[j] = -1.0f;
+        else score[j] = mass[j] / (float)n * (d->route == SVG2_ROUTE_SPREAD ? spread[j] : 1.0f);
+        if (score[j] != score[j]) map[j] = 1, score[j] = -1.0f; /* NaN spread */
+    }
+    if (d->budget != SVG2_BUDGET_ROW || d->target_error > 0.0f) return;
+    budget = d->density > 0.0f ? (int64_t)((double)d->density * (double)total_keys + 0.5) : area;
+    for (j = 0; j < ck; ++j)
+        if (map[j]) budget -= key_offset[j + 1] - key_offset[j];
+    for (j = 0; j < ck; ++j) s->row_score[j] = score[j] < 0.0f ? 0.0f : score[j];
+    sorted = svg2__sort_falling(s, s->row_score, ck);
+    for (r = 0; r < ck && budget > 0; ++r) {
+        j = sorted[r];
+        if (score[j] < 0.0f) continue;
+        map[j] = 1;
+        budget -= key_offset[j + 1] - key_offset[j];
+    }
+}
+
+/* item = strip of 4 query clusters of head t->bh */
+static void svg2__select_strip(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__select_task *t = (const svg2__select_task *)task;
+    const svg2_select_desc *d = t->d;
+    const int32_t dim = d->head_dim, dim16 = svg2__round_up(dim, 16), ck = d->key_clusters, ck64 = t->panels * SVG2__LANES;
+    const int64_t kv = svg2__kv_head(t->bh, d->heads, d->heads_kv);
+    const int32_t *query_offset = d->query_offset + t->bh * ((int64_t)t->query_blocks + 1);
+    svg2__select_scratch s;
+    (void)svg2__select_scratch_layout(d, t->ws.scratch + (size_t)worker * t->ws.scratch_bytes, &s);
+    for (; begin < end; ++begin) {
+        const int32_t first = (int32_t)begin * 4;
+        const int rows = (int)svg2__min32(4, d->query_clusters - first);
+        float *row = s.pack + 4 * dim, *square = s.pack + 8 * dim;
+        int32_t panel, i, e, j;
+        for (i = 0; i < 4; ++i) {
+            const float *q = d->query_centroid + ((size_t)t->bh * (size_t)d->query_clusters
+                                                  + (size_t)svg2__min32(first + i, d->query_clusters - 1)) * (size_t)dim;
+            for (e = 0; e < dim; ++e) {
+                row[i * dim + e] = q[e] * d->scale;
+                square[i * dim + e] = row[i * dim + e] * row[i * dim + e];
+            }
+        }
+        t->loops->pack4(s.pack, 4, row, dim, dim);
+        for (panel = 0; panel < t->panels; ++panel)
+            t->loops->mk(4, dim, s.pack, 4, t->ws.key_panel + (size_t)panel * (size_t)dim * SVG2__LANES, SVG2__LANES,
+                         s.logit + panel * SVG2__LANES, ck64, 0);
+        if (t->need_spread) {
+            t->loops->pack4(s.pack, 4, square, dim, dim);
+            for (panel = 0; panel < t->panels; ++panel)
+                t->loops->mk(4, dim, s.pack, 4, t->ws.var_panel + (size_t)panel * (size_t)dim * SVG2__LANES, SVG2__LANES,
+                             s.spread + panel * SVG2__LANES, ck64, 0);
+        }
+        for (i = 0; i < rows; ++i) svg2__select_row(t, &s, first + i, i);
+        if (!t->need_loss) continue;
+        for (i = rows; i < 4; ++i)
+            for (j = 0; j < ck; ++j) s.mass[4 * j + i] = 0.0f;
+        for (e = 0; e < dim16; e += SVG2__LANES) /* the outputs, as the centroids see them */
+            t->loops->mk(svg2__min32(SVG2__LANES, dim16 - e) / 16, ck, s.mass, 4, t->ws.value + e, dim16, s.output + e, dim16, 0);
+        for (i = 0; i < rows; ++i) {
+            const float output_square = t->loops->dot(s.output + i * dim16, s.output + i * dim16, dim);
+            const int32_t n = query_offset[first + i + 1] - query_offset[first + i];
+            float *loss = t->ws.loss + (size_t)(first + i) * (size_t)ck;
+            t->ws.row_signal[first + i] = (double)n * (double)output_square;
+            for (j = 0; j < ck; ++j) {
+                const float *v = t->ws.value + (size_t)j * (size_t)dim16;
+                loss[j] = (float)n * svg2__block_loss(d->tail, s.mass[4 * j + i], s.spread[i * ck64 + j],
+                                                      t->loops->dot(v, v, dim), d->value_var[kv * ck + j], output_square);
+            }
+        }
+    }
+}
+
+/* Mark blocks by falling score (ties in index order) until their weights reach the budget. weight(I, j) is the area, or
+   the loss in fixed point, so that sums are exact in any order. */
+static int64_t svg2__select_weight(const svg2__select_task *t, int32_t row, int32_t j, const int32_t *query_offset,
+                                   const int32_t *key_offset, double loss_unit)
+{
+    if (loss_unit > 0.0) {
+        const double w = (double)t->ws.loss[(size_t)row * (size_t)t->d->key_clusters + (size_t)j] * loss_unit;
+        return w > 0.0 ? (int64_t)w : 0; /* NaN counts nothing */
+    }
+    return (int64_t)(query_offset[row + 1] - query_offset[row]) * (key_offset[j + 1] - key_offset[j]);
+}
+
+static void svg2__select_threshold(const svg2__select_task *t, const int32_t *query_offset, const int32_t *key_offset,
+                                   int64_t budget, double loss_unit)
+{
+    static const int shifts[3] = {21, 10, 0}, widths[3] = {11, 11, 10};
+    const svg2_select_desc *d = t->d;
+    const int32_t cq = d->query_clusters, ck = d->key_clusters;
+    uint32_t prefix = 0; /* digits of the threshold found so far */
+    int64_t left = budget;
+    int32_t row, j;
+    int pass, digit;
+    if (budget <= 0) return;
+    for (pass = 0; pass < 3; ++pass) {
+        const uint32_t above = pass ? ~0u << (shifts[pass] + widths[pass]) : 0u;
+        memset(t->ws.histogram, 0, 2048 * sizeof *t->ws.histogram);
+        for (row = 0; row < cq; ++row)
+            for (j = 0; j < ck; ++j) {
+                const float score = t->ws.score[(size_t)row * (size_t)ck + (size_t)j];
+                const uint32_t bits = svg2__bits(score + 0.0f); /* -0 becomes 0 */
+                if (score < 0.0f || (bits & above) != prefix) continue;
+                t->ws.histogram[(bits >> shifts[pass]) & ((1u << widths[pass]) - 1u)] +=
+                    svg2__select_weight(t, row, j, query_offset, key_offset, loss_unit);
+            }
+        for (digit = (1 << widths[pass]) - 1; digit > 0; --digit) {
+            if (t->ws.histogram[digit] >= left) break;
+            left -= t->ws.histogram[digit];
+        }
+        prefix |= (uint32_t)digit << shifts[pass];
+    }
+    for (row = 0; row < cq; ++row) {
+        uint8_t *map = d->map + ((size_t)t->bh * (size_t)t->query_blocks + (size_t)row) * (size_t)t->key_blocks;
+        for (j = 0; j < ck; ++j) {
+            const float score = t->ws.score[(size_t)row * (size_t)ck + (size_t)j];
+            const uint32_t bits = svg2__bits(score + 0.0f);
+            if (score < 0.0f || bits < prefix) continue;
+            if (bits == prefix) { /* on the threshold: in index order, while something is left */
+                if (left <= 0) continue;
+                left -= svg2__select_weight(t, row, j, query_offset, key_offset, loss_unit);
+            }
+            map[j] = 1;
+        }
+    }
+}
+
+/* Everything about head t->bh that needs all its rows. */
+static void svg2__select_head(const svg2__select_task *t)
+{
+    const svg2_select_desc *d = t->d;
+    const int32_t cq = d->query_clusters, ck = d->key_clusters;
+    const int64_t kv = svg2__kv_head(t->bh, d->heads, d->heads_kv);
+    const int32_t *query_offset = d->query_offset + t->bh * ((int64_t)t->query_blocks + 1);
+    const int32_t *key_offset = d->key_offset + kv * ((int64_t)t->key_blocks + 1);
+    uint8_t *map = d->map + (size_t)t->bh * (size_t)t->query_blocks * (size_t)t->key_blocks;
+    const int64_t video_pairs = (int64_t)query_offset[cq] * key_offset[ck];
+    int64_t pairs = 0, total;
+    double signal = 0.0, lost = 0.0;
+    int32_t row, j, empty = 0;
+    int is_dense = 0;
+    if (t->need_loss) {
+        double all = 0.0;
+        for (row = 0; row < cq; ++row) {
+            signal += t->ws.row_signal[row];
+            for (j = 0; j < ck; ++j)
+                if (t->ws.score[(size_t)row * (size_t)ck + (size_t)j] >= 0.0f)
+                    all += (double)t->ws.loss[(size_t)row * (size_t)ck + (size_t)j];
+        }
+        if (all > 0.0 && all <= 1.0e300) {
+            const double unit = 1099511627776.0 / all, allowed = (double)d->target_error * (double)d->target_error * signal;
+            if (all > allowed) { /* fixed point of 40 bits; one unit per pair is lost by truncation */
+                double exact = 0.0;
+                for (row = 0; row < cq; ++row)
+                    for (j = 0; j < ck; ++j)
+                        if (t->ws.score[(size_t)row * (size_t)ck + (size_t)j] >= 0.0f)
+                            exact += (double)svg2__select_weight(t, row, j, query_offset, key_offset, unit);
+                svg2__select_threshold(t, query_offset, key_offset, (int64_t)(exact - allowed * unit) + 1, unit);
+            }
+        }
+    } else if (!t->is_literal && d->budget == SVG2_BUDGET_HEAD) {
+        int64_t budget = 0;
+        if (d->density > 0.0f) budget = (int64_t)((double)d->density * (double)video_pairs + 0.5);
+        for (row = 0; row < cq; ++row) {
+            const int64_t n = query_offset[row + 1] - query_offset[row];
+            if (!(d->density > 0.0f)) budget += n * t->ws.row_area[row];
+            for (j = 0; j < ck; ++j)
+                if (map[(size_t)row * (size_t)t->key_blocks + (size_t)j]) budget -= n * (key_offset[j + 1] - key_offset[j]);
+        }
+        svg2__select_threshold(t, query_offset, key_offset, budget, 0.0);
+    }
+    for (row = 0; row < cq; ++row)
+        for (j = 0; j < ck; ++j)
+            if (map[(size_t)row * (size_t)t->key_blocks + (size_t)j])
+                pairs += (int64_t)(query_offset[row + 1] - query_offset[row]) * (key_offset[j + 1] - key_offset[j]);
+            else if (t->need_loss && t->ws.score[(size_t)row * (size_t)ck + (size_t)j] >= 0.0f)
+                lost += (double)t->ws.loss[(size_t)row * (size_t)ck + (size_t)j];
+    if (t->need_loss && (double)pairs > (double)d->dense_above * (double)video_pairs) { /* sparse would not pay */
+        for (row = 0; row < cq; ++row) memset(map + (size_t)row * (size_t)t->key_blocks, 1, (size_t)ck);
+        pairs = video_pairs;
+        is_dense = 1;
+    }
+    total = video_pairs;
+    for (row = 0; row < t->query_blocks; ++row) { /* text sees and is seen by all that is valid; padding by nobody */
+        uint8_t *line = map + (size_t)row * (size_t)t->key_blocks;
+        const int is_text = d->has_text && row == cq, is_padding = d->has_padding && row == t->query_blocks - 1;
+        if (is_text) memset(line, 1, (size_t)ck);
+        if (is_padding) memset(line, 0, (size_t)ck);
+        if (d->has_text) line[ck] = (uint8_t)!is_padding;
+        if (d->has_padding) line[t->key_blocks - 1] = 0;
+    }
+    if (d->has_text) {
+        const int64_t text_q = query_offset[cq + 1] - query_offset[cq], text_k = key_offset[ck + 1] - key_offset[ck];
+        const int64_t more = text_q * key_offset[ck] + text_k * query_offset[cq] + text_q * text_k;
+        pairs += more;
+        total += more;
+    }
+    if (!d->stats) return;
+    for (row = 0; row < cq; ++row) empty += query_offset[row + 1] == query_offset[row];
+    for (j = 0; j < ck; ++j) empty += key_offset[j + 1] == key_offset[j];
+    d->stats[t->bh].pairs = pairs;
+    d->stats[t->bh].pairs_total = total;
+    d->stats[t->bh].density = total ? (float)((double)pairs / (double)total) : 0.0f;
+    d->stats[t->bh].error_estimate = !t->need_loss ? -1.0f : is_dense || !(signal > 0.0) ? 0.0f : (float)sqrt(lost / signal);
+    d->stats[t->bh].is_dense = is_dense;
+    d->stats[t->bh].empty_clusters = empty;
+}
+
+static svg2_result svg2__cpu_select(const svg2_backend *backend, const svg2_select_desc *d, void *workspace, svg2_error *err)
+{
+    svg2__select_task t;
+    const int32_t dim = d->head_dim, dim16 = svg2__round_up(dim, 16), ck = d->key_clusters;
+    memset(&t, 0, sizeof t);
+    t.backend = backend;
+    t.loops = svg2__loops_of(backend);
+    t.d = d;
+    (void)svg2__select_layout(backend, d, workspace, &t.ws);
+    t.query_blocks = d->query_clusters + (d->has_text != 0) + (d->has_padding != 0);
+    t.key_blocks = ck + (d->has_text != 0) + (d->has_padding != 0);
+    t.panels = (ck + SVG2__LANES - 1) / SVG2__LANES;
+    /* 1e-4: 0.7f * 10 must be 7 */
+    t.floor = d->min_keep > 0.0f ? (int32_t)floor((double)d->min_keep * (double)ck + 1e-4) : 0;
+    t.need_loss = d->target_error > 0.0f;
+    t.need_spread = d->route == SVG2_ROUTE_SPREAD || t.need_loss;
+    t.is_literal = d->route == SVG2_ROUTE_MASS && d->budget == SVG2_BUDGET_ROW && !(d->density > 0.0f) && !t.need_loss;
+    for (t.bh = 0; t.bh < (int64_t)d->batch * d->heads; ++t.bh) {
+        const int64_t kv = svg2__kv_head(t.bh, d->heads, d->heads_kv);
+        float *rows = (float *)(void *)t.ws.scratch; /* worker 0's, not in use yet */
+        int32_t panel, j;
+        if (t.bh == 0 || kv != svg2__kv_head(t.bh - 1, d->heads, d->heads_kv)) { /* grouped queries share the keys */
+            for (panel = 0; panel < t.panels; ++panel) {
+                const size_t at = (size_t)panel * (size_t)dim * SVG2__LANES;
+                svg2__pack_panel(t.loops, t.ws.key_panel + at, rows, d->key_centroid + (size_t)kv * (size_t)ck * (size_t)dim,
+                                 d->key_mean + kv * dim, panel * SVG2__LANES, ck, dim);
+                if (t.need_spread)
+                    svg2__pack_panel(t.loops, t.ws.var_panel + at, rows, d->key_var + (size_t)kv * (size_t)ck * (size_t)dim, 0,
+                                     panel * SVG2__LANES, ck, dim);
+            }
+            for (j = 0; j < ck && t.need_loss; ++j) {
+                float *value = t.ws.value + (size_t)j * (size_t)dim16;
+                memcpy(value, d->value_mean + ((size_t)kv * (size_t)ck + (size_t)j) * (size_t)dim, (size_t)dim * sizeof(float));
+                memset(value + dim, 0, (size_t)(dim16 - dim) * sizeof(float));
+            }
+        }
+        svg2__run(backend, svg2__select_strip, &t, (d->query_clusters + 3) / 4, 4);
+        svg2__select_head(&t);
+    }
+    return svg2__ok(err);
+}
+
+SVG2_API svg2_result svg2_select(const svg2_backend *backend, const svg2_select_desc *desc, void *workspace,
+                                 size_t workspace_bytes, svg2_error *err)
+{
+    const svg2_select_desc *d = desc;
+    const int32_t most = 1 << 24;
+    SVG2__TRY(svg2__check_backend(backend, err));
+    SVG2__NOT_NULL(d, "desc");
+    SVG2__TRY(svg2__check_extents(d->batch, d->heads, 1, d->head_dim, err));
+    SVG2__TRY(svg2__check_heads_kv(d->heads, d->heads_kv, err));
+    SVG2__CHECK(d->query_clusters >= 1 && d->query_clusters <= most, SVG2_ERR_RANGE, "query_clusters",
+                "must be between 1 and 2^24");
+    SVG2__CHECK(d->key_clusters >= 1 && d->key_clusters <= most, SVG2_ERR_RANGE, "key_clusters", "must be between 1 and 2^24");
+    SVG2__CHECK(fabsf(d->scale) <= 3.0e38f, SVG2_ERR_RANGE, "scale", "must be finite");
+    SVG2__CHECK(d->route == SVG2_ROUTE_MASS || d->route == SVG2_ROUTE_SPREAD, SVG2_ERR_RANGE, "route", "must be mass or spread");
+    SVG2__CHECK(d->budget == SVG2_BUDGET_ROW || d->budget == SVG2_BUDGET_HEAD, SVG2_ERR_RANGE, "budget", "must be row or head");
+    SVG2__CHECK(d->tail >= SVG2_TAIL_NONE && d->tail <= SVG2_TAIL_ORDER1, SVG2_ERR_RANGE, "tail",
+                "must be none, order 0 or order 1");
+    SVG2__CHECK(d->top_p > 0.0f && d->top_p <= 1.0f, SVG2_ERR_RANGE, "top_p", "must be in (0, 1]");
+    SVG2__CHECK(d->min_keep <= 1.0f, SVG2_ERR_RANGE, "min_keep", "must be at most 1");
+    SVG2__CHECK(d->density >= 0.0f && d->density <= 1.0f, SVG2_ERR_RANGE, "density", "must be in [0, 1]");
+    SVG2__CHECK(d->target_error >= 0.0f && d->target_error <= 3.0e38f, SVG2_ERR_RANGE, "target_error", "must not be negative");
+    SVG2__CHECK(!(d->target_error > 0.0f) || (d->dense_above > 0.0f && d->dense_above <= 1.0f), SVG2_ERR_RANGE, "dense_above",
+                "must be in (0, 1]");
+    SVG2__NOT_NULL(d->query_centroid, "query_centroid");
+    SVG2__NOT_NULL(d->key_centroid, "key_centroid");
+    SVG2__NOT_NULL(d->key_mean, "key_mean");
+    if (d->route == SVG2_ROUTE_SPREAD || d->target_error > 0.0f) SVG2__NOT_NULL(d->key_var, "key_var");
+    if (d->target_error > 0.0f) {
+        SVG2__NOT_NULL(d->value_mean, "value_mean");
+        SVG2__NOT_NULL(d->value_var, "value_var");
+    }
+    SVG2__NOT_NULL(d->query_offset, "query_offset");
+    SVG2__NOT_NULL(d->key_offset, "key_offset");
+    SVG2__NOT_NULL(d->map, "map");
+    SVG2__TRY(svg2__check_workspace(backend, SVG2_STAGE_SELECT, d, workspace, workspace_bytes, err));
+    return backend->select(backend, d, workspace, err);
+}
+
+/* ==== >>attention ========================================================================
+   One work item = up to 256 rows of one query block. Keys come in tiles of 128, packed from the block's list of key tokens
+   across cluster borders (no padding of clusters), loaded, converted and transposed once for four units of 64 rows:
+
+       K tile [keys/4][D][4]  x  Q unit [D][64 rows]   ->  P [keys][64]      (mk: k = D)
+       softmax over keys, per lane; running maximum m and sum l
+       V tile [keys][D]       x  P [keys][64]          ->  O [D][64]  +=     (mk: k = keys)
+
+   The tail's virtual keys are tiles like any other, from the table of centroids, with ln n_j as bias. */
+typedef struct svg2__attention_item {
+    int32_t block, first, count, unused; /* query block; rows first .. first+count of its order             */
+    int64_t bh;
+} svg2__attention_item;
+
+typedef struct svg2__attention_task {
+    const svg2_backend *backend;
+    const svg2__loops *loops;
+    const svg2_attention_desc *d;
+    svg2_layout q, k, v, out;
+    int32_t query_blocks, key_blocks;
+    const svg2__attention_item *items;
+    float *scratch;
+    size_t scratch_floats;
+    /* block mass only */
+    float *partial;             /* [items, key_blocks] */
+    float *recall;
+    int need_mass;
+} svg2__attention_task;
+
+typedef struct svg2__attention_scratch {
+    float   *query;    /* [units, D, 64]   scale * log2(e) * q, transposed   */
+    float   *output;   /* [units, D, 64]                                     */
+    float   *key;      /* [keys/4, D, 4]                                     */
+    float   *value;    /* [keys, D + 16]   the odd number of cache lines spreads a column over all L1 sets */
+    float   *p;        /* [keys, 64]                                         */
+    float   *rows;     /* [4, D]                                             */
+    float   *bias;     /* [keys]                                             */
+    float   *m, *l, *tail; /* [units, 64]  running maximum, sum, tail's part of the sum */
+    float   *alpha;    /* [64]                                               */
+    int32_t *index;    /* [keys]           token, or cluster of a virtual key */
+    int32_t *block;    /* [keys]           key block (mass)                  */
+    double  *mass;     /* [key_blocks]     (mass)                            */
+    double  *row_mass; /* [units * 64]     (mass)                            */
+} svg2__attention_scratch;
+
+static size_t svg2__attention_scratch_layout(int32_t dim, int32_t key_blocks, int is_mass, void *base,
+                                             svg2__attention_scratch *s)
+{
+    svg2__arena a = SVG2_ZERO;
+    const size_t n = (size_t)dim;
+    svg2__attention_scratch w;
+    a.base = (char *)base;
+    w.query = svg2__take_f32(&a, n * SVG2__ROWS);
+    w.output = svg2__take_f32(&a, is_mass ? 0 : n * SVG2__ROWS);
+    w.key = svg2__take_f32(&a, n * SVG2__KEYS);
+    w.value = svg2__take_f32(&a, is_mass ? 0 : (n + 16) * SVG2__KEYS);
+    w.p = svg2__take_f32(&a, SVG2__KEYS * SVG2__LANES);
+    w.rows = svg2__take_f32(&a, 4 * n);
+    w.bias = svg2__take_f32(&a, SVG2__KEYS);
+    w.m = svg2__take_f32(&a, SVG2__ROWS);
+    w.l = svg2__take_f32(&a, SVG2__ROWS);
+    w.tail = svg2__take_f32(&a, SVG2__ROWS);
+    w.alpha = svg2__take_f32(&a, SVG2__LANES);
+    w.index = svg2__take_i32(&a, SVG2__KEYS);
+    w.block = svg2__take_i32(&a, SVG2__KEYS);
+    w.mass = (double *)svg2__take(&a, sizeof(double), is_mass ? (size_t)key_blocks : 0);
+    w.row_mass = (double *)svg2__take(&a, sizeof(double), is_mass ? SVG2__ROWS : 0);
+    if (s) *s = w;
+    return a.used;
+}
+
+static int64_t svg2__attention_heads(const svg2_attention_desc *d)
+{
+    return d->head_count ? d->head_count : (int64_t)d->batch * d->heads;
+}
+
+static int64_t svg2__attention_most_items(const svg2_attention_desc *d)
+{
+    const int64_t blocks = d->query_blocks ? d->query_blocks : 1;
+    return svg2__attention_heads(d) * (((int64_t)d->tokens + SVG2__ROWS - 1) / SVG2__ROWS + blocks);
+}
+
+static size_t svg2__attention_layout(const svg2_backend *backend, const svg2_attention_desc *d, int is_mass, void *base,
+                                     svg2__attention_task *t)
+{
+    svg2__arena a = SVG2_ZERO;
+    const int64_t items = svg2__attention_most_items(d);
+    const int32_t key_blocks = d->key_blocks ? d->key_blocks : 1;
+    void *item, *scratch, *partial;
+    size_t scratch_bytes = svg2__attention_scratch_layout(d->head_dim, key_blocks, is_mass, 0, 0);
+    a.base = (char *)base;
+    item = svg2__take(&a, sizeof(svg2__attention_item), (size_t)items);
+    scratch = svg2__take(&a, scratch_bytes, svg2__workers(backend));
+    partial = svg2__take(&a, sizeof(float), is_mass ? svg2__count(items, key_blocks, 1, 1) : 0);
+    if (t) {
+        t->items = (const svg2__attention_item *)item;
+        t->scratch = (float *)scratch;
+        t->scratch_floats = scratch_bytes / sizeof(float);
+        t->partial = (float *)partial;
+    }
+    return a.used;
+}
+
+/* The list of work items; returns their number. */
+static int64_t svg2__attention_plan(svg2__attention_task *t, void *workspace)
+{
+    const svg2_attention_desc *d = t->d;
+    svg2__attention_item *item = (svg2__attention_item *)workspace;
+    int64_t bh, n = 0;
+    int32_t i, r;
+    for (bh = d->head_begin; bh < d->head_begin + svg2__attention_heads(d); ++bh) {
+        const int32_t *offset = d->query_offset ? d->query_offset + bh * ((int64_t)t->query_blocks + 1) : 0;
+        for (i = 0; i < t->query_blocks; ++i) {
+            const int32_t begin = offset ? offset[i] : 0, end = offset ? offset[i + 1] : d->tokens;
+            for (r = begin; r < end; r += svg2__min32(SVG2__ROWS, end - r), ++n) {
+                item[n].bh = bh;
+                item[n].block = i;
+                item[n].first = r;
+                item[n].count = svg2__min32(SVG2__ROWS, end - r);
+                item[n].unused = 0;
+            }
+        }
+    }
+    return n;
+}
+
+static int32_t svg2__query_token(const svg2__attention_task *t, const svg2__attention_item *item, int32_t r)
+{
+    return t->d->query_order ? t->d->query_order[item->bh * t->d->tokens + item->first + r] : item->first + r;
+}
+
+/* Rows of the item into query [units][D][64], scaled so that exp2 of the product is the weight. */
+static void svg2__attention_load_queries(const svg2__attention_task *t, const svg2__attention_item *item,
+                                         svg2__attention_scratch *s)
+{
+    const int32_t dim = t->d->head_dim;
+    const int64_t b = item->bh / t->d->heads, h = item->bh % t->d->heads;
+    const float scale = t->d->scale * 1.44269504f; /* log2(e) */
+    int32_t r, i, d;
+    for (r = 0; r < svg2__round_up(item->count, 16); r += 4) {
+        for (i = 0; i < 4; ++i) {
+            float *row = s->rows + i * dim;
+            if (r + i >= item->count) {
+                memset(row, 0, (size_t)dim * sizeof(float));
+                continue;
+            }
+            t->loops->load(row, svg2__row(t->d->q, &t->q, b, h, svg2__query_token(t, item, r + i)), t->q.dtype, 0, dim);
+            for (d = 0; d < dim; ++d) row[d] *= scale;
+        }
+        t->loops->pack4(s->query + (size_t)(r / SVG2__LANES) * (size_t)dim * SVG2__LANES + r % SVG2__LANES, SVG2__LANES,
+                        s->rows, dim, dim);
+    }
+}
+
+/* Pack n keys (4-rounded with zeros) from rows given by index: tokens of k, or rows of a table of centroids. */
+static void svg2__attention_load_keys(const svg2__attention_task *t, int64_t kv, const float *table, int32_t n,
+                                      svg2__attention_scratch *s)
+{
+    const int32_t dim = t->d->head_dim;
+    const int64_t b = kv / t->d->heads_kv, h = kv % t->d->heads_kv;
+    const float *shift = t->d->key_mean ? t->d->key_mean + kv * dim : 0;
+    int32_t key, i;
+    for (key = 0; key < n; key += 4) {
+        for (i = 0; i < 4; ++i) {
+            float *row = s->rows + i * dim;
+            if (key + i >= n) memset(row, 0, (size_t)dim * sizeof(float));
+            else if (table) t->loops->load(row, table + (size_t)s->index[key + i] * (size_t)dim, SVG2_F32, shift, dim);
+            else t->loops->load(row, svg2__row(t->d->k, &t->k, b, h, s->index[key + i]), t->k.dtype, shift, dim);
+        }
+        t->loops->pack4(s->key + (size_t)key * (size_t)dim, 4, s->rows, dim, dim);
+    }
+}
+
+/* One tile of n keys against all units of the item. */
+static void svg2__attention_tile(const svg2__attention_task *t, const svg2__attention_item *item, int64_t kv, int is_tail,
+                                 int32_t n, svg2__attention_scratch *s)
+{
+    const int32_t dim = t->d->head_dim, ld = dim + 16;
+    const int64_t b = kv / t->d->heads_kv, h = kv % t->d->heads_kv;
+    const float *centroids = is_tail ? t->d->key_centroid + (size_t)kv * (size_t)t->d->tail_key_blocks * (size_t)dim : 0;
+    const float *values = is_tail ? t->d->value_mean + (size_t)kv * (size_t)t->d->tail_key_blocks * (size_t)dim : 0;
+    int32_t key, d, unit;
+    svg2__attention_load_keys(t, kv, centroids, n, s);
+    for (key = 0; key < n; ++key)
+        if (is_tail) memcpy(s->value + (size_t)key * (size_t)ld, values + (size_t)s->index[key] * (size_t)dim, (size_t)dim * sizeof(float));
+        else t->loops->load(s->value + (size_t)key * (size_t)ld, svg2__row(t->d->v, &t->v, b, h, s->index[key]), t->v.dtype, 0, dim);
+    for (unit = 0; unit * SVG2__LANES < item->count; ++unit) {
+        const int nv = (svg2__min32(SVG2__LANES, item->count - unit * SVG2__LANES) + 15) / 16;
+        const float *query = s->query + (size_t)unit * (size_t)dim * SVG2__LANES;
+        float *output = s->output + (size_t)unit * (size_t)dim * SVG2__LANES, *tail = s->tail + unit * SVG2__LANES;
+        float *l = s->l + unit * SVG2__LANES, before[SVG2__LANES];
+        int lane, changed;
+        for (key = 0; key < n; key += 4)
+            t->loops->mk(nv, dim, s->key + (size_t)key * (size_t)dim, 4, query, SVG2__LANES, s->p + key * SVG2__LANES,
+                         SVG2__LANES, 0);
+        memcpy(before, l, sizeof before);
+        changed = t->loops->softmax(s->p, n, nv, is_tail ? s->bias : 0, s->m + unit * SVG2__LANES, l, s->alpha);
+        if (changed) t->loops->rescale(output, dim, nv, s->alpha);
+        if (is_tail) /* what this tile added to l is the tail's */
+            for (lane = 0; lane < 16 * nv; ++lane) tail[lane] = tail[lane] * s->alpha[lane] + (l[lane] - before[lane] * s->alpha[lane]);
+        for (d = 0; d < dim; d += 4)
+            t->loops->mk(nv, n, s->value + d, ld, s->p, SVG2__LANES, output + d * SVG2__LANES, SVG2__LANES, 1);
+    }
+}
+
+/* o += (tail weight) * s * A^T q, before the division by l */
+static void svg2__attention_first_order(const svg2__attention_task *t, const svg2__attention_item *item, const float *matrix,
+                                        svg2__attention_scratch *s)
+{
+    const int32_t dim = t->d->head_dim;
+    int32_t unit, e, d;
+    for (unit = 0; unit * SVG2__LANES < item->count; ++unit) {
+        const int nv = (svg2__min32(SVG2__LANES, item->count - unit * SVG2__LANES) + 15) / 16;
+        float *query = s->query + (size_t)unit * (size_t)dim * SVG2__LANES, *tail = s->tail + unit * SVG2__LANES;
+        float *output = s->output + (size_t)unit * (size_t)dim * SVG2__LANES;
+        int lane;
+        for (lane = 0; lane < 16 * nv; ++lane) tail[lane] *= 0.693147181f; /* the query carries log2(e) */
+        for (e = 0; e < dim; ++e)
+            for (lane = 0; lane < 16 * nv; ++lane) query[e * SVG2__LANES + lane] *= tail[lane];
+        for (d = 0; d < dim; d += 4)
+            t->loops->mk(nv, dim, matrix + d, dim, query, SVG2__LANES, output + d * SVG2__LANES, SVG2__LANES, 1);
+    }
+}
+
+static void svg2__attention_store(const svg2__attention_task *t, const svg2__attention_item *item,
+                                  svg2__attention_scratch *s, const double *shift_logit)
+{
+    const int32_t dim = t->d->head_dim;
+    const int64_t b = item->bh / t->d->heads, h = item->bh % t->d->heads;
+    int32_t unit, r, d;
+    for (unit = 0; unit * SVG2__LANES < item->count; ++unit) {
+        const int32_t count = svg2__min32(SVG2__LANES, item->count - unit * SVG2__LANES), lanes = svg2__round_up(count, 16);
+        float *rows = s->key; /* [64][D]: the key tile is not needed any more */
+        for (d = 0; d < dim; d += 4)
+            t->loops->pack4(rows + d, dim, s->output + ((size_t)unit * (size_t)dim + (size_t)d) * SVG2__LANES, SVG2__LANES, lanes);
+        for (r = 0; r < count; ++r) {
+            const int32_t at = unit * SVG2__LANES + r, token = svg2__query_token(t, item, at);
+            const float l = s->l[at], inverse = l == 0.0f ? 0.0f : 1.0f / l;
+            float *row = rows + (size_t)r * (size_t)dim;
+            char *out = (char *)t->d->out + svg2__row_at(&t->out, b, h, token);
+            for (d = 0; d < dim; ++d) row[d] *= inverse;
+            if (t->out.dtype == SVG2_F32) memcpy(out, row, (size_t)dim * sizeof(float));
+            else svg2_convert(out, t->out.dtype, row, SVG2_F32, (size_t)dim);
+            if (t->d->lse) {
+                double lse = l == 0.0f ? -INFINITY : ((double)s->m[at] + log2((double)l)) * 0.69314718055994531;
+                if (l != 0.0f) lse += shift_logit[at];
+                t->d->lse[item->bh * t->d->tokens + token] = (float)lse;
+            }
+        }
+    }
+}
+
+/* scale * q.key_mean per row: what subtracting the mean took from the logits */
+static void svg2__attention_shift(const svg2__attention_task *t, const svg2__attention_item *item, int64_t kv,
+                                  const svg2__attention_scratch *s, double *shift_logit)
+{
+    const int32_t dim = t->d->head_dim;
+    const float *mean = t->d->key_mean ? t->d->key_mean + kv * dim : 0;
+    int32_t r, d;
+    for (r = 0; r < item->count; ++r) {
+        const float *query = s->query + (size_t)(r / SVG2__LANES) * (size_t)dim * SVG2__LANES + r % SVG2__LANES;
+        double sum = 0.0;
+        for (d = 0; d < dim && mean; ++d) sum += (double)query[d * SVG2__LANES] * (double)mean[d];
+        shift_logit[r] = sum * 0.69314718055994531;
+    }
+}
+
+static void svg2__attention_items(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__attention_task *t = (const svg2__attention_task *)task;
+    const svg2_attention_desc *d = t->d;
+    double shift_logit[SVG2__ROWS];
+    svg2__attention_scratch s;
+    (void)svg2__attention_scratch_layout(d->head_dim, t->key_blocks, 0, t->scratch + (size_t)worker * t->scratch_floats, &s);
+    for (; begin < end; ++begin) {
+        const svg2__attention_item *item = t->items + begin;
+        const int64_t kv = svg2__kv_head(item->bh, d->heads, d->heads_kv);
+        const int32_t *key_offset = d->key_offset ? d->key_offset + kv * ((int64_t)t->key_blocks + 1) : 0;
+        const int32_t *key_order = d->key_order ? d->key_order + kv * d->tokens_kv : 0;
+        const uint8_t *map = d->map ? d->map + ((size_t)item->bh * (size_t)t->query_blocks + (size_t)item->block) * (size_t)t->key_blocks : 0;
+        int32_t j, n = 0, at, had_tail = 0;
+        int r;
+        svg2__attention_load_queries(t, item, &s);
+        svg2__attention_shift(t, item, kv, &s, shift_logit);
+        memset(s.output, 0, (size_t)svg2__round_up(item->count, SVG2__LANES) * (size_t)d->head_dim * sizeof(float));
+        for (r = 0; r < SVG2__ROWS; ++r) s.m[r] = -INFINITY, s.l[r] = s.tail[r] = 0.0f;
+        for (j = 0; j < t->key_blocks; ++j) {
+            if (map && !map[j]) continue;
+            for (at = key_offset ? key_offset[j] : 0; at < (key_offset ? key_offset[j + 1] : d->tokens_kv); ++at) {
+                s.index[n++] = key_order ? key_order[at] : at;
+                if (n == SVG2__KEYS) svg2__attention_tile(t, item, kv, 0, n, &s), n = 0;
+            }
+        }
+        if (n) svg2__attention_tile(t, item, kv, 0, n, &s);
+        if (item->block < d->tail_query_blocks && map && key_offset) {
+            for (j = n = 0; j < d->tail_key_blocks; ++j) {
+                if (map[j] || key_offset[j + 1] == key_offset[j]) continue;
+                had_tail = 1;
+                s.bias[n] = (float)log2((double)(key_offset[j + 1] - key_offset[j]));
+                s.index[n++] = j;
+                if (n == SVG2__KEYS) svg2__attention_tile(t, item, kv, 1, n, &s), n = 0;
+            }
+            if (n) svg2__attention_tile(t, item, kv, 1, n, &s);
+            if (had_tail && d->tail_matrix)
+                svg2__attention_first_order(t, item,
+                                            d->tail_matrix + ((size_t)(item->bh - d->head_begin) * (size_t)d->tail_query_blocks
+                                                              + (size_t)item->block) * (size_t)d->head_dim * (size_t)d->head_dim,
+                                            &s);
+        }
+        svg2__attention_store(t, item, &s, shift_logit);
+    }
+}
+
+static void svg2__attention_task_init(svg2__attention_task *t, const svg2_backend *backend, const svg2_attention_desc *d,
+                                      int is_mass, void *workspace)
+{
+    memset(t, 0, sizeof *t);
+    t->backend = backend;
+    t->loops = svg2__loops_of(backend);
+    t->d = d;
+    t->query_blocks = d->query_blocks ? d->query_blocks : 1;
+    t->key_blocks = d->key_blocks ? d->key_blocks : 1;
+    t->q = svg2__layout(d->q_layout, d->heads, d->tokens, d->head_dim);
+    t->k = svg2__layout(d->k_layout, d->heads_kv, d->tokens_kv, d->head_dim);
+    t->v = svg2__layout(d->v_layout, d->heads_kv, d->tokens_kv, d->head_dim);
+    t->out = svg2__layout(d->out_layout, d->heads, d->tokens, d->head_dim);
+    (void)svg2__attention_layout(backend, d, is_mass, workspace, t);
+}
+
+static svg2_result svg2__cpu_attention(const svg2_backend *backend, const svg2_attention_desc *d, void *workspace,
+                                       svg2_error *err)
+{
+    svg2__attention_task t;
+    svg2__attention_task_init(&t, backend, d, 0, workspace);
+    svg2__run(backend, svg2__attention_items, &t, svg2__attention_plan(&t, workspace), 1);
+    return svg2__ok(err);
+}
+
+static svg2_result svg2__check_attention(const svg2_attention_desc *d, int is_mass, svg2_error *err)
+{
+    SVG2__NOT_NULL(d, "desc");
+    SVG2__TRY(svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, err));
+    SVG2__TRY(svg2__check_heads_kv(d->heads, d->heads_kv, err));
+    SVG2__CHECK(d->tokens_kv >= 1, SVG2_ERR_RANGE, "tokens_kv", "must be at least 1");
+    SVG2__CHECK(d->head_begin >= 0 && d->head_count >= 0 && d->head_begin <= (int64_t)d->batch * d->heads - svg2__attention_heads(d),
+                SVG2_ERR_RANGE, "head_count", "head_begin and head_count must name heads in [0, batch*heads)");
+    SVG2__CHECK(fabsf(d->scale) <= 3.0e38f, SVG2_ERR_RANGE, "scale", "must be finite");
+    SVG2__CHECK(d->query_blocks >= 0, SVG2_ERR_RANGE, "query_blocks", "must not be negative");
+    SVG2__CHECK(d->key_blocks >= 0, SVG2_ERR_RANGE, "key_blocks", "must not be negative");
+    SVG2__CHECK(d->query_blocks <= 1 || d->query_offset, SVG2_ERR_NULL, "query_offset", "is needed for several blocks");
+    SVG2__CHECK(d->key_blocks <= 1 || d->key_offset, SVG2_ERR_NULL, "key_offset", "is needed for several blocks");
+    SVG2__TRY(svg2__check_layout(d->q_layout, d->batch, d->heads, d->tokens, d->head_dim, 0, "q", err));
+    SVG2__TRY(svg2__check_layout(d->k_layout, d->batch, d->heads_kv, d->tokens_kv, d->head_dim, 0, "k", err));
+    SVG2__TRY(svg2__check_tensor(d->q, d->q_layout, "q", err));
+    SVG2__TRY(svg2__check_tensor(d->k, d->k_layout, "k", err));
+    if (is_mass) return SVG2_OK;
+    SVG2__TRY(svg2__check_layout(d->v_layout, d->batch, d->heads_kv, d->tokens_kv, d->head_dim, 0, "v", err));
+    SVG2__TRY(svg2__check_layout(d->out_layout, d->batch, d->heads, d->tokens, d->head_dim, 1, "out", err));
+    SVG2__TRY(svg2__check_tensor(d->v, d->v_layout, "v", err));
+    SVG2__TRY(svg2__check_tensor(d->out, d->out_layout, "out", err));
+    SVG2__CHECK(d->out != d->q && d->out != d->k && d->out != d->v, SVG2_ERR_SHAPE, "out", "must not overlap an input");
+    SVG2__CHECK(d->tail_query_blocks >= 0 && d->tail_query_blocks <= (d->query_blocks ? d->query_blocks : 1), SVG2_ERR_RANGE,
+                "tail_query_blocks", "must be between 0 and query_blocks");
+    SVG2__CHECK(d->tail_key_blocks >= 0 && d->tail_key_blocks <= (d->key_blocks ? d->key_blocks : 1), SVG2_ERR_RANGE,
+                "tail_key_blocks", "must be between 0 and key_blocks");
+    if (d->tail_query_blocks > 0 && d->tail_key_blocks > 0) {
+        SVG2__NOT_NULL(d->map, "map");
+        SVG2__NOT_NULL(d->key_offset, "key_offset");
+        SVG2__NOT_NULL(d->key_centroid, "key_centroid");
+        SVG2__NOT_NULL(d->value_mean, "value_mean");
+    }
+    return SVG2_OK;
+}
+
+SVG2_API svg2_result svg2_attention(const svg2_backend *backend, const svg2_attention_desc *desc, void *workspace,
+                                    size_t workspace_bytes, svg2_error *err)
+{
+    SVG2__TRY(svg2__check_backend(backend, err));
+    SVG2__TRY(svg2__check_attention(desc, 0, err));
+    SVG2__TRY(svg2__check_workspace(backend, SVG2_STAGE_ATTENTION, desc, workspace, workspace_bytes, err));
+    return backend->attention(backend, desc, workspace, err);
+}
+
+/* ---- matrices of the order-1 tail ----
+   A_I = sum_j W_Ij C'_j with C'_j = n_j C_j and W_Ij = w_Ij / (n_j sum_j w_Ij): one product [Cq, Ck] x [Ck, D*D], made in
+   panels of 16 rows (key dimensions) of the C'_j, which keeps the C'_j of a panel in the cache and the workspace small. */
+typedef struct svg2__tail_ws {
+    float   *key_panel; /* [head_count, panels, D, 64]                                             */
+    float   *weight;    /* [head_count, Cq4/4, Ck, 4]  W, columns of active clusters only          */
+    int32_t *active;    /* [head_count, Ck]            clusters of two or more tokens that somebody skips */
+    int32_t *actives;   /* [head_count]                                                            */
+    char    *scratch;   /* [workers, scratch_bytes]                                                */
+    size_t   scratch_bytes;
+} svg2__tail_ws;
+
+typedef struct svg2__tail_scratch {
+    float *moment; /* [16 * chunks, Ck, 64]  C' of a panel: (key dimension, chunk of 64 value dimensions), cluster      */
+    float *key;    /* [128, 16]                                                                                         */
+    float *value;  /* [128, D16]                                                                                        */
+    float *strip;  /* [4, Ck64] logits; also [4, 64] results                                                            */
+    float *pack;   /* [8, D]                                                                                            */
+} svg2__tail_scratch;
+
+typedef struct svg2__tail_task {
+    const svg2__loops *loops;
+    const svg2_tail_desc *d;
+    svg2_layout k, v;
+    svg2__tail_ws ws;
+    int32_t panels, strips; /* of 64 key clusters; of 4 query clusters */
+} svg2__tail_task;
+
+static size_t svg2__tail_scratch_layout(const svg2_tail_desc *d, void *base, svg2__tail_scratch *s)
+{
+    svg2__arena a = SVG2_ZERO;
+    const int64_t chunks = (d->head_dim + SVG2__LANES - 1) / SVG2__LANES;
+    svg2__tail_scratch w;
+    a.base = (char *)base;
+    w.moment = svg2__take_f32(&a, svg2__count(SVG2__PANEL * chunks, d->key_clusters, SVG2__LANES, 1));
+    w.key = svg2__take_f32(&a, SVG2__KEYS * SVG2__PANEL);
+    w.value = svg2__take_f32(&a, SVG2__KEYS * ((size_t)d->head_dim + 8));
+    w.strip = svg2__take_f32(&a, svg2__count(4, ((int64_t)d->key_clusters + 63) / 64 * 64, 1, 1));
+    w.pack = svg2__take_f32(&a, 8 * (size_t)d->head_dim);
+    if (s) *s = w;
+    return a.used;
+}
+
+static size_t svg2__tail_layout(const svg2_backend *backend, const svg2_tail_desc *d, void *base, svg2__tail_ws *ws)
+{
+    svg2__arena a = SVG2_ZERO;
+    const int64_t panels = ((int64_t)d->key_clusters + 63) / 64, strips = ((int64_t)d->query_clusters + 3) / 4;
+    svg2__tail_ws w;
+    a.base = (char *)base;
+    w.key_panel = svg2__take_f32(&a, svg2__count(d->head_count, panels, d->head_dim, SVG2__LANES));
+    w.weight = svg2__take_f32(&a, svg2__count(d->head_count, strips, d->key_clusters, 4));
+    w.active = svg2__take_i32(&a, svg2__count(d->head_count, d->key_clusters, 1, 1));
+    w.actives = svg2__take_i32(&a, (size_t)d->head_count);
+    w.scratch_bytes = svg2__tail_scratch_layout(d, 0, 0);
+    w.scratch = (char *)svg2__take(&a, w.scratch_bytes, svg2__workers(backend));
+    if (ws) *ws = w;
+    return a.used;
+}
+
+/* item = head of the group: active clusters, key centroids in panels */
+static void svg2__tail_prepare(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__tail_task *t = (const svg2__tail_task *)task;
+    const svg2_tail_desc *d = t->d;
+    const int32_t dim = d->head_dim, ck = d->key_clusters;
+    svg2__tail_scratch s;
+    (void)svg2__tail_scratch_layout(d, t->ws.scratch + (size_t)worker * t->ws.scratch_bytes, &s);
+    for (; begin < end; ++begin) {
+        const int64_t bh = d->head_begin + begin, kv = svg2__kv_head(bh, d->heads, d->heads_kv);
+        const int32_t *key_offset = d->key_offset + kv * ((int64_t)d->key_blocks + 1);
+        const uint8_t *map = d->map + (size_t)bh * (size_t)d->query_blocks * (size_t)d->key_blocks;
+        int32_t *active = t->ws.active + begin * ck, n = 0, j, row, panel;
+        for (j = 0; j < ck; ++j) {
+            if (key_offset[j + 1] - key_offset[j] < 2) continue; /* one token has no spread */
+            for (row = 0; row < d->query_clusters && map[(size_t)row * (size_t)d->key_blocks + (size_t)j]; ++row) {}
+            if (row < d->query_clusters) active[n++] = j;
+        }
+        t->ws.actives[begin] = n;
+        for (panel = 0; panel < t->panels; ++panel)
+            svg2__pack_panel(t->loops,
+                             t->ws.key_panel + ((size_t)begin * (size_t)t->panels + (size_t)panel) * (size_t)dim * SVG2__LANES,
+                             s.pack, d->key_centroid + (size_t)kv * (size_t)ck * (size_t)dim, d->key_mean + kv * dim,
+                             panel * SVG2__LANES, ck, dim);
+    }
+}
+
+/* item = (head of the group, strip of 4 query clusters): weights */
+static void svg2__tail_weights(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__tail_task *t = (const svg2__tail_task *)task;
+    const svg2_tail_desc *d = t->d;
+    const int32_t dim = d->head_dim, ck = d->key_clusters, ck64 = t->panels * SVG2__LANES;
+    svg2__tail_scratch s;
+    (void)svg2__tail_scratch_layout(d, t->ws.scratch + (size_t)worker * t->ws.scratch_bytes, &s);
+    for (; begin < end; ++begin) {
+        const int64_t head = begin / t->strips, bh = d->head_begin + head, kv = svg2__kv_head(bh, d->heads, d->heads_kv);
+        const int32_t first = (int32_t)(begin % t->strips) * 4;
+        const int32_t *key_offset = d->key_offset + kv * ((int64_t)d->key_blocks + 1), *active = t->ws.active + head * ck;
+        float *weight = t->ws.weight + (size_t)begin * (size_t)ck * 4;
+        int32_t i, e, j, a, panel;
+        for (i = 0; i < 4; ++i) {
+            const float *q = d->query_centroid + ((size_t)bh * (size_t)d->query_clusters
+                                                  + (size_t)svg2__min32(first + i, d->query_clusters - 1)) * (size_t)dim;
+            for (e = 0; e < dim; ++e) s.pack[(4 + i) * dim + e] = q[e] * d->scale;
+        }
+        t->loops->pack4(s.pack, 4, s.pack + 4 * dim, dim, dim);
+        for (panel = 0; panel < t->panels; ++panel)
+            t->loops->mk(4, dim, s.pack, 4,
+                         t->ws.key_panel + ((size_t)head * (size_t)t->panels + (size_t)panel) * (size_t)dim * SVG2__LANES,
+                         SVG2__LANES, s.strip + panel * SVG2__LANES, ck64, 0);
+        for (i = 0; i < 4; ++i) {
+            const int32_t row = svg2__min32(first + i, d->query_clusters - 1);
+            const uint8_t *map = d->map + ((size_t)bh * (size_t)d->query_blocks + (size_t)row) * (size_t)d->key_blocks;
+            const float *logit = s.strip + i * ck64;
+            float top = -INFINITY;
+            double sum = 0.0;
+            for (j = 0; j < ck; ++j)
+                if (!map[j] && key_offset[j + 1] > key_offset[j] && logit[j] > top) top = logit[j];
+            for (j = 0; j < ck; ++j) /* single tokens count in the sum, with C = 0 */
+                if (!map[j] && key_offset[j + 1] > key_offset[j])
+                    sum += (double)(key_offset[j + 1] - key_offset[j]) * (double)expf(logit[j] - top);
+            for (a = 0; a < t->ws.actives[head]; ++a) {
+                j = active[a]; /* W_Ij = w_Ij / (n_j sum): n_j cancels */
+                weight[4 * a + i] = map[j] || !(sum > 0.0) ? 0.0f : (float)((double)expf(logit[j] - top) / sum);
+            }
+        }
+    }
+}
+
+/* item = (head of the group, panel of 16 key dimensions): C' of the panel for all active clusters, then its product with W */
+static void svg2__tail_product(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__tail_task *t = (const svg2__tail_task *)task;
+    const svg2_tail_desc *d = t->d;
+    const int32_t dim = d->head_dim, dim16 = svg2__round_up(dim, 16), ck = d->key_clusters;
+    const int32_t panels = (dim + SVG2__PANEL - 1) / SVG2__PANEL, chunks = (dim + SVG2__LANES - 1) / SVG2__LANES;
+    const size_t stride = (size_t)ck * SVG2__LANES; /* between (dimension, chunk) planes of moment */
+    svg2__tail_scratch s;
+    (void)svg2__tail_scratch_layout(d, t->ws.scratch + (size_t)worker * t->ws.scratch_bytes, &s);
+    for (; begin < end; ++begin) {
+        const int64_t head = begin / panels, bh = d->head_begin + head, kv = svg2__kv_head(bh, d->heads, d->heads_kv);
+        const int64_t b = kv / d->heads_kv, h = kv % d->heads_kv;
+        const int32_t first = (int32_t)(begin % panels) * SVG2__PANEL, wide = svg2__min32(SVG2__PANEL, dim - first);
+        const int32_t *key_offset = d->key_offset + kv * ((int64_t)d->key_blocks + 1);
+        const int32_t *order = d->key_order + kv * d->tokens_kv, *active = t->ws.active + head * ck;
+        const int32_t actives = t->ws.actives[head];
+        float *matrix = d->matrix + (size_t)head * (size_t)d->query_clusters * (size_t)dim * (size_t)dim;
+        int32_t a, i, e, chunk, strip, at;
+        for (a = 0; a < actives; ++a) {
+            const int32_t j = active[a];
+            const float *key_shift = d->key_centroid + ((size_t)kv * (size_t)ck + (size_t)j) * (size_t)dim + first;
+            const float *value_shift = d->value_mean + ((size_t)kv * (size_t)ck + (size_t)j) * (size_t)dim;
+            for (at = key_offset[j]; at < key_offset[j + 1]; at += SVG2__KEYS) {
+                const int32_t n = svg2__min32(SVG2__KEYS, key_offset[j + 1] - at);
+                for (i = 0; i < n; ++i) {
+                    t->loops->load(s.key + i * SVG2__PANEL,
+                                   svg2__row(d->k, &t->k, b, h, order[at + i]) + (size_t)first * svg2__dtype_bytes(t->k.dtype),
+                                   t->k.dtype, key_shift, wide);
+                    t->loops->load(s.value + i * dim16, svg2__row(d->v, &t->v, b, h, order[at + i]), t->v.dtype, value_shift, dim);
+                    memset(s.value + i * dim16 + dim, 0, (size_t)(dim16 - dim) * sizeof(float));
+                }
+                for (e = 0; e < wide; e += 4)
+                    for (chunk = 0; chunk < chunks; ++chunk)
+                        t->loops->mk(svg2__min32(SVG2__LANES, dim16 - chunk * SVG2__LANES) / 16, n, s.key + e, SVG2__PANEL,
+                                     s.value + chunk * SVG2__LANES, dim16,
+                                     s.moment + (size_t)(e * chunks + chunk) * stride + (size_t)a * SVG2__LANES,
+                                     (int64_t)((size_t)chunks * stride), at > key_offset[j]);
+            }
+        }
+        for (e = 0; e < wide; ++e)
+            for (chunk = 0; chunk < chunks; ++chunk) {
+                const int32_t lanes = svg2__min32(SVG2__LANES, dim - chunk * SVG2__LANES);
+                for (strip = 0; strip < t->strips; ++strip) {
+                    t->loops->mk((lanes + 15) / 16, actives,
+                                 t->ws.weight + ((size_t)head * (size_t)t->strips + (size_t)strip) * (size_t)ck * 4, 4,
+                                 s.moment + (size_t)(e * chunks + chunk) * stride, SVG2__LANES, s.strip, SVG2__LANES, 0);
+                    for (i = 0; i < svg2__min32(4, d->query_clusters - 4 * strip); ++i)
+                        memcpy(matrix + ((size_t)(4 * strip + i) * (size_t)dim + (size_t)(first + e)) * (size_t)dim
+                                   + (size_t)chunk * SVG2__LANES,
+                               s.strip + i * SVG2__LANES, (size_t)lanes * sizeof(float));
+                }
+            }
+    }
+}
+
+static svg2_result svg2__cpu_tail(const svg2_backend *backend, const svg2_tail_desc *d, void *workspace, svg2_error *err)
+{
+    svg2__tail_task t;
+    memset(&t, 0, sizeof t);
+    t.loops = svg2__loops_of(backend);
+    t.d = d;
+    t.k = svg2__layout(d->k_layout, d->heads_kv, d->tokens_kv, d->head_dim);
+    t.v = svg2__layout(d->v_layout, d->heads_kv, d->tokens_kv, d->head_dim);
+    (void)svg2__tail_layout(backend, d, workspace, &t.ws);
+    t.panels = (d->key_clusters + SVG2__LANES - 1) / SVG2__LANES;
+    t.strips = (d->query_clusters + 3) / 4;
+    svg2__run(backend, svg2__tail_prepare, &t, d->head_count, 1);
+    svg2__run(backend, svg2__tail_weights, &t, (int64_t)d->head_count * t.strips, 4);
+    svg2__run(backend, svg2__tail_product, &t, (int64_t)d->head_count * ((d->head_dim + SVG2__PANEL - 1) / SVG2__PANEL), 1);
+    return svg2__ok(err);
+}
+
+SVG2_API svg2_result svg2_tail(const svg2_backend *backend, const svg2_tail_desc *desc, void *workspace,
+                               size_t workspace_bytes, svg2_error *err)
+{
+    const svg2_tail_desc *d = desc;
+    const int32_t most = 1 << 24;
+    SVG2__TRY(svg2__check_backend(backend, err));
+    SVG2__NOT_NULL(d, "desc");
+    SVG2__TRY(svg2__check_extents(d->batch, d->heads, 1, d->head_dim, err));
+    SVG2__TRY(svg2__check_heads_kv(d->heads, d->heads_kv, err));
+    SVG2__CHECK(d->tokens_kv >= 1, SVG2_ERR_RANGE, "tokens_kv", "must be at least 1");
+    SVG2__CHECK(d->query_clusters >= 1 && d->query_clusters <= most, SVG2_ERR_RANGE, "query_clusters",
+                "must be between 1 and 2^24");
+    SVG2__CHECK(d->key_clusters >= 1 && d->key_clusters <= most, SVG2_ERR_RANGE, "key_clusters", "must be between 1 and 2^24");
+    SVG2__CHECK(d->query_blocks >= d->query_clusters, SVG2_ERR_RANGE, "query_blocks", "must be at least query_clusters");
+    SVG2__CHECK(d->key_blocks >= d->key_clusters, SVG2_ERR_RANGE, "key_blocks", "must be at least key_clusters");
+    SVG2__CHECK(d->head_begin >= 0 && d->head_count >= 1 && d->head_begin <= (int64_t)d->batch * d->heads - d->head_count,
+                SVG2_ERR_RANGE, "head_count", "head_begin and head_count must name heads in [0, batch*heads)");
+    SVG2__CHECK(fabsf(d->scale) <= 3.0e38f, SVG2_ERR_RANGE, "scale", "must be finite");
+    SVG2__TRY(svg2__check_layout(d->k_layout, d->batch, d->heads_kv, d->tokens_kv, d->head_dim, 0, "k", err));
+    SVG2__TRY(svg2__check_layout(d->v_layout, d->batch, d->heads_kv, d->tokens_kv, d->head_dim, 0, "v", err));
+    SVG2__TRY(svg2__check_tensor(d->k, d->k_layout, "k", err));
+    SVG2__TRY(svg2__check_tensor(d->v, d->v_layout, "v", err));
+    SVG2__NOT_NULL(d->key_order, "key_order");
+    SVG2__NOT_NULL(d->key_offset, "key_offset");
+    SVG2__NOT_NULL(d->query_centroid, "query_centroid");
+    SVG2__NOT_NULL(d->key_centroid, "key_centroid");
+    SVG2__NOT_NULL(d->key_mean, "key_mean");
+    SVG2__NOT_NULL(d->value_mean, "value_mean");
+    SVG2__NOT_NULL(d->map, "map");
+    SVG2__NOT_NULL(d->matrix, "matrix");
+    SVG2__TRY(svg2__check_workspace(backend, SVG2_STAGE_TAIL, d, workspace, workspace_bytes, err));
+    return backend->tail(backend, d, workspace, err);
+}
+
+/* ---- joining partial results ---- */
+SVG2_API svg2_result svg2_merge(const float *out_a, const float *lse_a, const float *out_b, const float *lse_b, float *out,
+                                float *lse, int64_t rows, int32_t dim, svg2_error *err)
+{
+    int64_t r;
+    int32_t d;
+    SVG2__NOT_NULL(out_a, "out_a");
+    SVG2__NOT_NULL(lse_a, "lse_a");
+    SVG2__NOT_NULL(out_b, "out_b");
+    SVG2__NOT_NULL(lse_b, "lse_b");
+    SVG2__NOT_NULL(out, "out");
+    SVG2__NOT_NULL(lse, "lse");
+    SVG2__CHECK(rows >= 0, SVG2_ERR_RANGE, "rows", "must not be negative");
+    SVG2__CHECK(dim >= 1, SVG2_ERR_RANGE, "dim", "must be at least 1");
+    for (r = 0; r < rows; ++r) {
+        const float a = lse_a[r], b = lse_b[r], top = a > b || b != b ? (b != b ? b : a) : b;
+        /* weights relative to the larger side; an empty side weighs 0 even when both are empty (-Inf - -Inf is NaN) */
+        const double wa = a == -INFINITY ? 0.0 : exp((double)a - (double)top);
+        const double wb = b == -INFINITY ? 0.0 : exp((double)b - (double)top);
+        const double sum = wa + wb, fa = sum == 0.0 ? 0.0 : wa / sum, fb = sum == 0.0 ? 0.0 : wb / sum;
+        for (d = 0; d < dim; ++d) {
+            const double xa = fa == 0.0 ? 0.0 : fa * (double)out_a[r * dim + d];
+            const double xb = fb == 0.0 ? 0.0 : fb * (double)out_b[r * dim + d];
+            out[r * dim + d] = (float)(xa + xb);
+        }
+        lse[r] = sum == 0.0 ? -INFINITY : (float)((double)top + log(sum));
+    }
+    return svg2__ok(err);
+}
+
+/* ==== >>mass ============================================================================= */
+static void svg2__mass_tile(const svg2__attention_task *t, const svg2__attention_item *item, int64_t kv, int32_t n,
+                            const float *lse2, svg2__attention_scratch *s)
+{
+    const int32_t dim = t->d->head_dim;
+    float key_mass[SVG2__KEYS], kept[SVG2__LANES];
+    int32_t key, unit;
+    svg2__attention_load_keys(t, kv, 0, n, s);
+    for (unit = 0; unit * SVG2__LANES < item->count; ++unit) {
+        const int nv = (svg2__min32(SVG2__LANES, item->count - unit * SVG2__LANES) + 15) / 16;
+        int lane;
+        for (key = 0; key < n; key += 4)
+            t->loops->mk(nv, dim, s->key + (size_t)key * (size_t)dim, 4,
+                         s->query + (size_t)unit * (size_t)dim * SVG2__LANES, SVG2__LANES, s->p + key * SVG2__LANES, SVG2__LANES, 0);
+        memset(kept, 0, sizeof kept);
+        t->loops->mass(s->p, n, nv, lse2 + unit * SVG2__LANES, s->bias, key_mass, kept);
+        for (key = 0; key < n; ++key) s->mass[s->block[key]] += (double)key_mass[key];
+        for (lane = 0; lane < 16 * nv; ++lane) s->row_mass[unit * SVG2__LANES + lane] += (double)kept[lane];
+    }
+}
+
+static void svg2__mass_items(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__attention_task *t = (const svg2__attention_task *)task;
+    const svg2_attention_desc *d = t->d;
+    double shift_logit[SVG2__ROWS];
+    float lse2[SVG2__ROWS];
+    svg2__attention_scratch s;
+    (void)svg2__attention_scratch_layout(d->head_dim, t->key_blocks, 1, t->scratch + (size_t)worker * t->scratch_floats, &s);
+    for (; begin < end; ++begin) {
+        const svg2__attention_item *item = t->items + begin;
+        const int64_t kv = svg2__kv_head(item->bh, d->heads, d->heads_kv);
+        const int32_t *key_offset = d->key_offset ? d->key_offset + kv * ((int64_t)t->key_blocks + 1) : 0;
+        const int32_t *key_order = d->key_order ? d->key_order + kv * d->tokens_kv : 0;
+        const uint8_t *map = d->map ? d->map + ((size_t)item->bh * (size_t)t->query_blocks + (size_t)item->block) * (size_t)t->key_blocks : 0;
+        int32_t j, n = 0, at, r;
+        svg2__attention_load_queries(t, item, &s);
+        svg2__attention_shift(t, item, kv, &s, shift_logit);
+        for (r = 0; r < SVG2__ROWS; ++r) {
+            float lse = r < item->count ? d->lse[item->bh * d->tokens + svg2__query_token(t, item, r)] : -INFINITY;
+            s.row_mass[r] = 0.0;
+            lse2[r] = lse == -INFINITY ? INFINITY : (float)(((double)lse - shift_logit[r]) * 1.4426950408889634);
+        }
+        for (j = 0; j < t->key_blocks; ++j) s.mass[j] = 0.0;
+        for (j = 0; j < t->key_blocks; ++j)
+            for (at = key_offset ? key_offset[j] : 0; at < (key_offset ? key_offset[j + 1] : d->tokens_kv); ++at) {
+                s.index[n] = key_order ? key_order[at] : at;
+                s.block[n] = j;
+                s.bias[n++] = !map || map[j] ? 1.0f : 0.0f;
+                if (n == SVG2__KEYS) svg2__mass_tile(t, item, kv, n, lse2, &s), n = 0;
+            }
+        if (n) svg2__mass_tile(t, item, kv, n, lse2, &s);
+        if (t->recall)
+            for (r = 0; r < item->count; ++r)
+                t->recall[item->bh * d->tokens + svg2__query_token(t, item, r)] = (float)s.row_mass[r];
+        if (t->need_mass)
+            for (j = 0; j < t->key_blocks; ++j) t->partial[(size_t)begin * (size_t)t->key_blocks + (size_t)j] = (float)s.mass[j];
+    }
+}
+
+static svg2_result svg2__cpu_mass(const svg2_backend *backend, const svg2_mass_desc *desc, void *workspace, svg2_error *err)
+{
+    const svg2_attention_desc *d = &desc->attention;
+    svg2__attention_task t;
+    int64_t items, i, j;
+    svg2__attention_task_init(&t, backend, d, 1, workspace);
+    t.recall = desc->recall;
+    t.need_mass = desc->mass != 0;
+    items = svg2__attention_plan(&t, workspace);
+    if (desc->mass)
+        memset(desc->mass + (size_t)d->head_begin * (size_t)t.query_blocks * (size_t)t.key_blocks, 0,
+               (size_t)svg2__attention_heads(d) * (size_t)t.query_blocks * (size_t)t.key_blocks * sizeof(float));
+    svg2__run(backend, svg2__mass_items, &t, items, 1);
+    for (i = 0; desc->mass && i < items; ++i) { /* a block's items in order, so that the sum does not depend on threads */
+        float *row = desc->mass + ((size_t)t.items[i].bh * (size_t)t.query_blocks + (size_t)t.items[i].block) * (size_t)t.key_blocks;
+        for (j = 0; j < t.key_blocks; ++j) row[j] += t.partial[(size_t)i * (size_t)t.key_blocks + (size_t)j];
+    }
+    return svg2__ok(err);
+}
+
+SVG2_API svg2_result svg2_block_mass(const svg2_backend *backend, const svg2_mass_desc *desc, void *workspace,
+                                     size_t workspace_bytes, svg2_error *err)
+{
+    SVG2__TRY(svg2__check_backend(backend, err));
+    SVG2__NOT_NULL(desc, "desc");
+    SVG2__TRY(svg2__check_attention(&desc->attention, 1, err));
+    SVG2__NOT_NULL(desc->attention.lse, "lse");
+    SVG2__CHECK(desc->mass || desc->recall, SVG2_ERR_NULL, "mass", "or recall must be given");
+    SVG2__TRY(svg2__check_workspace(backend, SVG2_STAGE_MASS, desc, workspace, workspace_bytes, err));
+    return backend->mass(backend, desc, workspace, err);
+}
+
+/* ==== >>schedule ========================================================================= */
+SVG2_API svg2_action svg2_schedule(const svg2_desc *desc, int32_t step)
+{
+    if (!desc || desc->method == SVG2_METHOD_DENSE) return SVG2_ACTION_DENSE;
+    if (desc->layer >= desc->dense_layers && step >= desc->dense_steps) return SVG2_ACTION_SPARSE;
+    /* a layer that is always dense has no use for clusters */
+    return desc->init_on_dense && desc->layer >= desc->dense_layers ? SVG2_ACTION_DENSE_INIT : SVG2_ACTION_DENSE;
+}
+
+/* The authors' scripts (Sparse-VideoGen 5ce7b01, scripts/ *_sap.sh): dense steps and layers are their ratios of the schedule,
+   rounded down as their code does. Rows marked "shape" have no published SVG2 settings: clusters and schedule are those of
+   the nearest published row, or the library's defaults (0). */
+static const svg2_preset svg2__presets[] = {
+    /* name                       H   D   layers F  tokens text  Cq   Ck    top_p  keep  init step steps dense layers init */
+    {"wan2.1-t2v-14b-720p",       40, 128, 40, 21, 3600,   0, 300, 1000, 0.9f, 0.10f, 50, 2, 50, 10, 1, 0, "published"},
+    {"wan2.1-i2v-14b-720p",       40, 128, 40, 21, 3600,   0, 300, 1000, 0.9f, 0.10f, 50, 2, 40, 14, 1, 0, "published"},
+    {"wan2.1-i2v-14b-480p",       40, 128, 40, 21, 1560,   0, 200, 1000, 0.9f, 0.10f, 50, 2, 40,  8, 1, 1, "published"},
+    {"wan2.1-t2v-14b-480p",       40, 128, 40, 21, 1560,   0, 200, 1000, 0.9f, 0.10f, 50, 2, 50, 10, 1, 1, "shape; clusters of wan2.1-i2v-14b-480p"},
+    {"wan2.2-t2v-a14b-720p",      40, 128, 40, 21, 3600,   0, 300, 1000, 0.9f, 0.10f, 50, 2, 40,  8, 1, 0, "shape; clusters of wan2.1-t2v-14b-720p"},
+    {"wan2.2-i2v-a14b-720p",      40, 128, 40, 21, 3600,   0, 300, 1000, 0.9f, 0.10f, 50, 2, 40, 14, 1, 0, "shape; clusters of wan2.1-i2v-14b-720p"},
+    {"wan2.2-t2v-a14b-480p",      40, 128, 40, 21, 1560,   0, 200, 1000, 0.9f, 0.10f, 50, 2, 40,  8, 1, 1, "shape; clusters of wan2.1-i2v-14b-480p"},
+    {"hunyuanvideo-720p",         24, 128, 60, 33, 3600, 256, 400, 1000, 0.9f, 0.10f, 50, 2, 50,  5, 1, 1, "published"},
+    {"hunyuanvideo-480p",         24, 128, 60, 33, 1350, 256, 200, 1000, 0.9f, 0.10f, 50, 2, 50,  2, 0, 1, "published"},
+    {"cosmos-predict2-14b-720p",  40, 128, 36, 16, 3520,   0, 400, 1000, 0.9f, 0.10f, 50, 2, 35, 10, 1, 0, "published"},
+    {"cogvideox1.5-5b-768p",      48,  64, 42, 11, 4080, 226,   0,    0, 0.9f, 0.10f,  0, 0, 50, 10, 1, 0, "shape; default clusters"},
+};
+enum { SVG2__PRESETS = sizeof svg2__presets / sizeof svg2__presets[0] };
+
+SVG2_API int32_t svg2_preset_count(void)
+{
+    return SVG2__PRESETS;
+}
+
+SVG2_API const svg2_preset *svg2_preset_at(int32_t index)
+{
+    return index >= 0 && index < SVG2__PRESETS ? &svg2__presets[index] : 0;
+}
+
+SVG2_API const svg2_preset *svg2_preset_find(const char *name)
+{
+    int32_t i;
+    for (i = 0; name && i < SVG2__PRESETS; ++i)
+        if (!strcmp(svg2__presets[i].name, name)) return &svg2__presets[i];
+    return 0;
+}
+
+SVG2_API svg2_result svg2_preset_apply(const svg2_preset *preset, svg2_desc *desc, svg2_error *err)
+{
+    SVG2__NOT_NULL(preset, "preset");
+    SVG2__NOT_NULL(desc, "desc");
+    memset(desc, 0, sizeof *desc);
+    desc->heads = preset->heads;
+    desc->head_dim = preset->head_dim;
+    desc->frames = preset->frames;
+    desc->frame_tokens = preset->frame_tokens;
+    desc->text_tokens = preset->text_tokens;
+    desc->tokens = preset->frames * preset->frame_tokens + preset->text_tokens;
+    desc->query_clusters = preset->query_clusters;
+    desc->key_clusters = preset->key_clusters;
+    desc->top_p = preset->top_p;
+    desc->min_keep = preset->min_keep;
+    desc->init_iterations = preset->init_iterations;
+    desc->step_iterations = preset->step_iterations;
+    desc->dense_steps = preset->dense_steps;
+    desc->dense_layers = preset->dense_layers;
+    desc->init_on_dense = preset->init_on_dense;
+    desc->tail = SVG2_TAIL_NONE;
+    desc->route = SVG2_ROUTE_MASS;
+    desc->budget = SVG2_BUDGET_ROW;
+    if (!strncmp(preset->name, "cogvideox", 9)) desc->text_place = SVG2_TEXT_FIRST;
+    return svg2__ok(err);
+}
+
+SVG2_API svg2_result svg2_cost_estimate(const svg2_desc *desc, double density, int32_t is_warm, svg2_cost *cost, svg2_error *err)
+{
+    svg2_desc d;
+    double heads, heads_kv, dim, sq, sk, cq, ck, iterations;
+    SVG2__NOT_NULL(desc, "desc");
+    SVG2__NOT_NULL(cost, "cost");
+    SVG2__CHECK(density >= 0.0 && density <= 1.0, SVG2_ERR_RANGE, "density", "must be in [0, 1]");
+    d = *desc;
+    SVG2__TRY(svg2_resolve(&d, err));
+    heads = (double)d.batch * d.heads, heads_kv = (double)d.batch * d.heads_kv, dim = d.head_dim;
+    sq = d.tokens, sk = d.tokens_kv, cq = d.query_clusters, ck = d.key_clusters;
+    memset(cost, 0, sizeof *cost);
+    cost->dense_flops = 4.0 * heads * sq * sk * dim;
+    cost->attention_flops = cost->dense_flops * density;
+    if (d.method == SVG2_METHOD_DENSE) {
+        cost->attention_flops = cost->dense_flops;
+        cost->ratio = 1.0;
+        return svg2__ok(err);
+    }
+    iterations = is_warm ? (d.step_iterations < 1 ? 1 : d.step_iterations) : d.init_iterations + 1; /* seeding is about one */
+    cost->kmeans_flops = iterations * 2.0 * dim * (heads * sq * cq + heads_kv * sk * ck);
+    cost->select_flops = heads * cq * ck * dim * (d.route == SVG2_ROUTE_SPREAD || d.target_error > 0.0f ? 4.0 : 2.0);
+    if (d.tail != SVG2_TAIL_NONE) cost->tail_flops = 4.0 * heads * sq * ck * (1.0 - density) * dim;
+    if (d.tail == SVG2_TAIL_ORDER1) cost->tail_flops += heads * 2.0 * dim * dim * (sk + cq * ck + sq);
+    cost->ratio = (cost->kmeans_flops + cost->select_flops + cost->tail_flops + cost->attention_flops) / cost->dense_flops;
+    return svg2__ok(err);
+}
+
+/* ==== >>pipeline ========================================================================= */
+SVG2_API void svg2_default_clusters(int32_t video_tokens, int32_t *query_clusters, int32_t *key_clusters)
+{
+    /* The published 300/1000 at 75,600 tokens, scaled with the root of the token count: then the cost of clustering and of
+       virtual keys falls, relative to dense attention, as sequences grow, and short ones keep enough clusters. */
+    const double root = sqrt((double)(video_tokens < 1 ? 1 : video_tokens));
+    int32_t q = svg2__round_up((int32_t)(1.1 * root + 0.5), 4), k = svg2__round_up((int32_t)(3.6 * root + 0.5), 4);
+    if (query_clusters) *query_clusters = q;
+    if (key_clusters) *key_clusters = k;
+}
+
+static int32_t svg2__text_valid(const svg2_desc *d)
+{
+    return d->text_valid < 0 ? 0 : d->text_valid;
+}
+
+SVG2_API svg2_result svg2_resolve(svg2_desc *desc, svg2_error *err)
+{
+    svg2_desc d;
+    int32_t cq, ck;
+    SVG2__NOT_NULL(desc, "desc");
+    d = *desc;
+    if (d.batch == 0) d.batch = 1;
+    if (d.heads_kv == 0) d.heads_kv = d.heads;
+    if (d.tokens_kv == 0) d.tokens_kv = d.tokens;
+    SVG2__TRY(svg2__check_extents(d.batch, d.heads, d.tokens, d.head_dim, err));
+    SVG2__TRY(svg2__check_heads_kv(d.heads, d.heads_kv, err));
+    SVG2__CHECK(d.tokens_kv >= 1, SVG2_ERR_RANGE, "tokens_kv", "must be at least 1");
+    if (d.scale == 0.0f) d.scale = 1.0f / sqrtf((float)d.head_dim);
+    SVG2__CHECK(fabsf(d.scale) <= 3.0e38f, SVG2_ERR_RANGE, "scale", "must be finite");
+    SVG2__TRY(svg2__check_layout(d.q, d.batch, d.heads, d.tokens, d.head_dim, 0, "q", err));
+    SVG2__TRY(svg2__check_layout(d.k, d.batch, d.heads_kv, d.tokens_kv, d.head_dim, 0, "k", err));
+    SVG2__TRY(svg2__check_layout(d.v, d.batch, d.heads_kv, d.tokens_kv, d.head_dim, 0, "v", err));
+    SVG2__TRY(svg2__check_layout(d.out, d.batch, d.heads, d.tokens, d.head_dim, 1, "out", err));
+
+    SVG2__CHECK(d.text_tokens >= 0, SVG2_ERR_RANGE, "text_tokens", "must not be negative");
+    SVG2__CHECK(d.text_tokens < d.tokens && d.text_tokens < d.tokens_kv, SVG2_ERR_SHAPE, "text_tokens",
+                "must leave at least one video token");
+    SVG2__CHECK(d.text_place == SVG2_TEXT_LAST || d.text_place == SVG2_TEXT_FIRST, SVG2_ERR_RANGE, "text_place",
+                "must be SVG2_TEXT_LAST or SVG2_TEXT_FIRST");
+    if (d.text_valid == 0) d.text_valid = d.text_tokens;
+    SVG2__CHECK(d.text_valid >= -1 && d.text_valid <= d.text_tokens, SVG2_ERR_RANGE, "text_valid",
+                "must be between 1 and text_tokens, or -1 for none");
+    SVG2__CHECK(d.frames >= 0, SVG2_ERR_RANGE, "frames", "must not be negative");
+    SVG2__CHECK(d.frame_tokens >= 0, SVG2_ERR_RANGE, "frame_tokens", "must not be negative");
+    SVG2__CHECK((d.frames == 0 && d.frame_tokens == 0)
+                    || (int64_t)d.frames * d.frame_tokens == (int64_t)d.tokens_kv - d.text_tokens,
+                SVG2_ERR_SHAPE, "frame_tokens", "frames*frame_tokens must be the number of video tokens");
+
+    SVG2__CHECK(d.method == SVG2_METHOD_SVG2 || d.method == SVG2_METHOD_DENSE, SVG2_ERR_RANGE, "method",
+                "must be SVG2_METHOD_SVG2 or SVG2_METHOD_DENSE");
+    svg2_default_clusters(d.tokens - d.text_tokens, &cq, 0);
+    svg2_default_clusters(d.tokens_kv - d.text_tokens, 0, &ck);
+    if (d.query_clusters == 0) d.query_clusters = cq;
+    if (d.key_clusters == 0) d.key_clusters = ck;
+    SVG2__CHECK(d.query_clusters >= 1 && d.query_clusters <= 65536, SVG2_ERR_RANGE, "query_clusters",
+                "must be between 1 and 65536");
+    SVG2__CHECK(d.key_clusters >= 1 && d.key_clusters <= 65536, SVG2_ERR_RANGE, "key_clusters", "must be between 1 and 65536");
+    if (d.init_iterations == 0) d.init_iterations = 10;
+    if (d.step_iterations == 0) d.step_iterations = 2;
+    SVG2__CHECK(d.init_iterations >= 1 && d.init_iterations <= 10000, SVG2_ERR_RANGE, "init_iterations",
+                "must be between 1 and 10000");
+    SVG2__CHECK(d.step_iterations >= -1 && d.step_iterations <= 10000, SVG2_ERR_RANGE, "step_iterations",
+                "must be between 1 and 10000, or -1 for none");
+    SVG2__CHECK(d.keep_empty == 0 || d.keep_empty == 1, SVG2_ERR_RANGE, "keep_empty", "must be 0 or 1");
+
+    if (d.tail == SVG2_TAIL_DEFAULT) d.tail = SVG2_TAIL_ORDER1;
+    SVG2__CHECK(d.tail >= SVG2_TAIL_NONE && d.tail <= SVG2_TAIL_ORDER1, SVG2_ERR_RANGE, "tail",
+                "must be none, order 0 or order 1");
+    if (d.route == SVG2_ROUTE_DEFAULT) d.route = d.tail == SVG2_TAIL_NONE ? SVG2_ROUTE_MASS : SVG2_ROUTE_SPREAD;
+    if (d.budget == SVG2_BUDGET_DEFAULT) d.budget = d.tail == SVG2_TAIL_NONE ? SVG2_BUDGET_ROW : SVG2_BUDGET_HEAD;
+    SVG2__CHECK(d.route == SVG2_ROUTE_MASS || d.route == SVG2_ROUTE_SPREAD, SVG2_ERR_RANGE, "route", "must be mass or spread");
+    SVG2__CHECK(d.budget == SVG2_BUDGET_ROW || d.budget == SVG2_BUDGET_HEAD, SVG2_ERR_RANGE, "budget", "must be row or head");
+    if (d.top_p == 0.0f) d.top_p = 0.9f;
+    if (d.min_keep == 0.0f) d.min_keep = d.budget == SVG2_BUDGET_ROW && d.density == 0.0f && d.target_error == 0.0f ? 0.1f : -1.0f;
+    if (d.dense_above == 0.0f) d.dense_above = 0.8f;
+    SVG2__CHECK(d.top_p > 0.0f && d.top_p <= 1.0f, SVG2_ERR_RANGE, "top_p", "must be in (0, 1]");
+    SVG2__CHECK((d.min_keep > 0.0f && d.min_keep <= 1.0f) || d.min_keep == -1.0f, SVG2_ERR_RANGE, "min_keep",
+                "must be in (0, 1], or -1 for none");
+    SVG2__CHECK(d.density >= 0.0f && d.density <= 1.0f, SVG2_ERR_RANGE, "density", "must be in [0, 1]");
+    SVG2__CHECK(d.target_error >= 0.0f && d.target_error <= 3.0e38f, SVG2_ERR_RANGE, "target_error", "must not be negative");
+    SVG2__CHECK(d.density == 0.0f || d.target_error == 0.0f, SVG2_ERR_SHAPE, "target_error", "excludes density");
+    SVG2__CHECK(d.dense_above > 0.0f && d.dense_above <= 1.0f, SVG2_ERR_RANGE, "dense_above", "must be in (0, 1]");
+
+    SVG2__CHECK(d.layer >= 0, SVG2_ERR_RANGE, "layer", "must not be negative");
+    SVG2__CHECK(d.dense_layers >= 0, SVG2_ERR_RANGE, "dense_layers", "must not be negative");
+    SVG2__CHECK(d.dense_steps >= 0, SVG2_ERR_RANGE, "dense_steps", "must not be negative");
+    SVG2__CHECK(d.init_on_dense == 0 || d.init_on_dense == 1, SVG2_ERR_RANGE, "init_on_dense", "must be 0 or 1");
+    SVG2__CHECK(svg2__dtype_valid(d.state_dtype), SVG2_ERR_DTYPE, "state_dtype", "must be SVG2_F32, SVG2_F16 or SVG2_BF16");
+    *desc = d;
+    return svg2__ok(err);
+}
+
+/* ---- state ---- */
+#define SVG2__STATE_MAGIC 0x32677673u /* "svg2" */
+
+static size_t svg2__state_elements(int32_t batch, int32_t heads, int32_t heads_kv, int32_t dim, int32_t cq, int32_t ck)
+{
+    return svg2__add(svg2__count(batch, heads, cq, dim), svg2__count(batch, heads_kv, ck, dim));
+}
+
+SVG2_API size_t svg2_state_bytes(const svg2_desc *desc)
+{
+    svg2_desc d;
+    if (!desc) return SIZE_MAX;
+    d = *desc;
+    if (svg2_resolve(&d, 0) != SVG2_OK) return SIZE_MAX;
+    if (d.method == SVG2_METHOD_DENSE) return 0;
+    return svg2__mul(svg2__state_elements(d.batch, d.heads, d.heads_kv, d.head_dim, d.query_clusters, d.key_clusters),
+                     svg2__dtype_bytes(d.state_dtype));
+}
+
+SVG2_API svg2_result svg2_state_init(svg2_state *state, const svg2_desc *desc, void *memory, size_t memory_bytes,
+                                     svg2_error *err)
+{
+    svg2_desc d;
+    size_t need;
+    SVG2__NOT_NULL(state, "state");
+    SVG2__NOT_NULL(desc, "desc");
+    d = *desc;
+    SVG2__TRY(svg2_resolve(&d, err));
+    need = svg2_state_bytes(&d);
+    SVG2__TRY(svg2__check_memory(memory, memory_bytes, need, SVG2_ALIGN, "memory", err));
+    memset(state, 0, sizeof *state);
+    state->magic = SVG2__STATE_MAGIC;
+    state->batch = d.batch;
+    state->heads = d.heads;
+    state->heads_kv = d.heads_kv;
+    state->head_dim = d.head_dim;
+    state->query_clusters = d.query_clusters;
+    state->key_clusters = d.key_clusters;
+    state->dtype = d.state_dtype;
+    state->memory = memory;
+    state->memory_bytes = need;
+    return svg2__ok(err);
+}
+
+SVG2_API void svg2_state_reset(svg2_state *state)
+{
+    if (!state) return;
+    state->is_warm = 0;
+    state->calls = 0;
+}
+
+static svg2_result svg2__check_state(const svg2_state *state, const svg2_desc *d, svg2_error *err)
+{
+    SVG2__NOT_NULL(state, "state");
+    SVG2__CHECK(state->magic == SVG2__STATE_MAGIC, SVG2_ERR_STATE, "state", "was never initialised");
+    SVG2__CHECK(state->batch == d->batch && state->heads == d->heads && state->heads_kv == d->heads_kv
+                    && state->head_dim == d->head_dim && state->query_clusters == d->query_clusters
+                    && state->key_clusters == d->key_clusters && state->dtype == d->state_dtype && state->memory,
+                SVG2_ERR_STATE, "state", "was initialised for another shape");
+    return SVG2_OK;
+}
+
+/* Saved form, in the machine's byte order (a foreign one fails the magic): header, centroids, FNV-1a of all that. */
+typedef struct svg2__state_header {
+    uint32_t magic, version;
+    int32_t  batch, heads, heads_kv, head_dim, query_clusters, key_clusters, dtype, is_warm, calls, unused;
+} svg2__state_header;
+
+static uint64_t svg2__fnv1a(const void *bytes, size_t count)
+{
+    const unsigned char *p = (const unsigned char *)bytes;
+    uint64_t hash = 0xcbf29ce484222325u;
+    size_t i;
+    for (i = 0; i < count; ++i) hash = (hash ^ p[i]) * 0x100000001b3u;
+    return hash;
+}
+
+SVG2_API size_t svg2_state_save_bytes(const svg2_state *state)
+{
+    if (!state || state->magic != SVG2__STATE_MAGIC) return SIZE_MAX;
+    return svg2__add(state->memory_bytes, sizeof(svg2__state_header) + sizeof(uint64_t));
+}
+
+static svg2__state_header svg2__state_header_of(const svg2_state *state)
+{
+    svg2__state_header h;
+    memset(&h, 0, sizeof h);
+    h.magic = SVG2__STATE_MAGIC;
+    h.version = 1;
+    h.batch = state->batch;
+    h.heads = state->heads;
+    h.heads_kv = state->heads_kv;
+    h.head_dim = state->head_dim;
+    h.query_clusters = state->query_clusters;
+    h.key_clusters = state->key_clusters;
+    h.dtype = (int32_t)state->dtype;
+    h.is_warm = state->is_warm;
+    h.calls = state->calls;
+    return h;
+}
+
+SVG2_API svg2_result svg2_state_save(const svg2_backend *backend, const svg2_state *state, void *bytes, size_t count,
+                                     svg2_error *err)
+{
+    svg2__state_header h;
+    uint64_t hash;
+    char *out = (char *)bytes;
+    SVG2__TRY(svg2__check_backend(backend, err));
+    SVG2__NOT_NULL(state, "state");
+    SVG2__CHECK(state->magic == SVG2__STATE_MAGIC, SVG2_ERR_STATE, "state", "was never initialised");
+    SVG2__NOT_NULL(bytes, "bytes");
+    SVG2__CHECK(count >= svg2_state_save_bytes(state), SVG2_ERR_WORKSPACE, "bytes", "is smaller than svg2_state_save_bytes()");
+    h = svg2__state_header_of(state);
+    memcpy(out, &h, sizeof h);
+    if (state->is_warm) SVG2__TRY(backend->copy_out(backend, out + sizeof h, state->memory, state->memory_bytes, err));
+    else memset(out + sizeof h, 0, state->memory_bytes);
+    hash = svg2__fnv1a(out, sizeof h + state->memory_bytes);
+    memcpy(out + sizeof h + state->memory_bytes, &hash, sizeof hash);
+    return svg2__ok(err);
+}
+
+SVG2_API svg2_result svg2_state_load(const svg2_backend *backend, svg2_state *state, const void *bytes, size_t count,
+                                     svg2_error *err)
+{
+    svg2__state_header have, want;
+    uint64_t hash;
+    const char *in = (const char *)bytes;
+    SVG2__TRY(svg2__check_backend(backend, err));
+    SVG2__NOT_NULL(state, "state");
+    SVG2__CHECK(state->magic == SVG2__STATE_MAGIC, SVG2_ERR_STATE, "state", "was never initialised");
+    SVG2__NOT_NULL(bytes, "bytes");
+    SVG2__CHECK(count >= sizeof have + sizeof hash, SVG2_ERR_DATA, "bytes", "are too few for a saved state");
+    memcpy(&have, in, sizeof have);
+    want = svg2__state_header_of(state);
+    SVG2__CHECK(have.magic == want.magic && have.version == want.version, SVG2_ERR_DATA, "bytes",
+                "are not a saved state of this version and byte order");
+    want.is_warm = have.is_warm;
+    want.calls = have.calls;
+    SVG2__CHECK(memcmp(&have, &want, sizeof have) == 0, SVG2_ERR_STATE, "bytes", "were saved from a state of another shape");
+    SVG2__CHECK(count == svg2_state_save_bytes(state), SVG2_ERR_DATA, "bytes", "have the wrong length");
+    memcpy(&hash, in + sizeof have + state->memory_bytes, sizeof hash);
+    SVG2__CHECK(hash == svg2__fnv1a(in, sizeof have + state->memory_bytes) && (have.is_warm == 0 || have.is_warm == 1)
+                    && have.calls >= 0,
+                SVG2_ERR_DATA, "bytes", "are damaged (checksum)");
+    if (have.is_warm) SVG2__TRY(backend->copy_in(backend, state->memory, in + sizeof have, state->memory_bytes, err));
+    state->is_warm = have.is_warm;
+    state->calls = have.calls;
+    return svg2__ok(err);
+}
+
+/* ---- one call ---- */
+typedef struct svg2__work {
+    int32_t *label[2], *order[2], *offset[2], *size[2]; /* 0 queries, 1 keys */
+    float   *centroid[2], *mean[2];
+    float   *key_var, *value_mean, *value_var;
+    float   *matrix;
+    uint8_t *map;
+    void    *scratch;
+    size_t   scratch_bytes;
+} svg2__work;
+
+/* What a call is about to do: the resolved desc, turned into one-block form for a dense step. */
+typedef struct svg2__call {
+    const svg2_backend *backend;
+    svg2_desc d;
+    svg2_action action;
+    int32_t clusters[2], blocks[2];
+    int32_t text_begin[2], text_count, padding_begin[2], padding_count, video_begin;
+    int need_summary;
+} svg2__call;
+
+static void svg2__call_init(svg2__call *c, const svg2_backend *backend, const svg2_desc *resolved, svg2_action action)
+{
+    int i;
+    memset(c, 0, sizeof *c);
+    c->backend = backend;
+    c->d = *resolved;
+    c->action = action;
+    if (action != SVG2_ACTION_SPARSE) { /* everything is selected: dense */
+        c->d.tail = SVG2_TAIL_NONE;
+        c->d.route = SVG2_ROUTE_MASS;
+        c->d.budget = SVG2_BUDGET_ROW;
+        c->d.top_p = c->d.min_keep = 1.0f;
+        c->d.density = c->d.target_error = 0.0f;
+    }
+    c->clusters[0] = action == SVG2_ACTION_DENSE ? 1 : c->d.query_clusters;
+    c->clusters[1] = action == SVG2_ACTION_DENSE ? 1 : c->d.key_clusters;
+    c->text_count = svg2__text_valid(&c->d);
+    c->padding_count = c->d.text_tokens - c->text_count;
+    c->video_begin = c->d.text_place == SVG2_TEXT_FIRST ? c->d.text_tokens : 0;
+    for (i = 0; i < 2; ++i) {
+        const int32_t tokens = i ? c->d.tokens_kv : c->d.tokens;
+        c->text_begin[i] = c->d.text_place == SVG2_TEXT_FIRST ? 0 : tokens - c->d.text_tokens;
+        c->padding_begin[i] = c->text_begin[i] + c->text_count;
+        c->blocks[i] = c->clusters[i] + (c->text_count > 0) + (c->padding_count > 0);
+    }
+    c->need_summary = c->d.tail != SVG2_TAIL_NONE || c->d.route == SVG2_ROUTE_SPREAD || c->d.target_error > 0.0f;
+}
+
+static svg2_kmeans_desc svg2__call_kmeans(const svg2__call *c, const svg2__work *w, int side, const svg2_state *state,
+                                          const void *x)
+{
+    const svg2_desc *d = &c->d;
+    svg2_kmeans_desc k;
+    memset(&k, 0, sizeof k);
+    k.batch = d->batch;
+    k.heads = side ? d->heads_kv : d->heads;
+    k.tokens = side ? d->tokens_kv : d->tokens;
+    k.head_dim = d->head_dim;
+    k.clusters = c->clusters[side];
+    k.token_begin = c->video_begin;
+    k.token_count = k.tokens - d->text_tokens;
+    k.iterations = 1;
+    k.keep_empty = d->keep_empty;
+    k.seed = d->seed + (uint64_t)side;
+    k.x = x;
+    k.layout = side ? d->k : d->q;
+    k.store_dtype = d->state_dtype;
+    if (c->action != SVG2_ACTION_DENSE && state) {
+        const size_t queries = svg2__count(d->batch, d->heads, d->query_clusters, d->head_dim);
+        char *memory = (char *)state->memory + (side ? queries * svg2__dtype_bytes(d->state_dtype) : 0);
+        k.iterations = !state->is_warm ? d->init_iterations : d->step_iterations < 0 ? 0 : d->step_iterations;
+        k.start = state->is_warm ? memory : 0;
+        k.store = memory;
+    }
+    k.centroid = w->centroid[side];
+    k.mean = w->mean[side];
+    k.label = w->label[side];
+    k.size = w->size[side];
+    return k;
+}
+
+static svg2_permute_desc svg2__call_permute(const svg2__call *c, const svg2__work *w, int side)
+{
+    svg2_permute_desc p;
+    memset(&p, 0, sizeof p);
+    p.batch = c->d.batch;
+    p.heads = side ? c->d.heads_kv : c->d.heads;
+    p.tokens = side ? c->d.tokens_kv : c->d.tokens;
+    p.clusters = c->clusters[side];
+    p.text_begin = c->text_begin[side];
+    p.text_count = c->text_count;
+    p.padding_begin = c->padding_begin[side];
+    p.padding_count = c->padding_count;
+    p.label = w->label[side];
+    p.order = w->order[side];
+    p.offset = w->offset[side];
+    return p;
+}
+
+static svg2_summarize_desc svg2__call_summarize(const svg2__call *c, const svg2__work *w, const void *k, const void *v)
+{
+    svg2_summarize_desc s;
+    memset(&s, 0, sizeof s);
+    s.batch = c->d.batch;
+    s.heads = c->d.heads_kv;
+    s.tokens = c->d.tokens_kv;
+    s.head_dim = c->d.head_dim;
+    s.clusters = c->clusters[1];
+    s.blocks = c->blocks[1];
+    s.k = k;
+    s.v = v;
+    s.k_layout = c->d.k;
+    s.v_layout = c->d.v;
+    s.order = w->order[1];
+    s.offset = w->offset[1];
+    s.centroid = w->centroid[1];
+    s.key_var = w->key_var;
+    s.value_mean = w->value_mean;
+    s.value_var = w->value_var;
+    return s;
+}
+
+static svg2_select_desc svg2__call_select(const svg2__call *c, const svg2__work *w, svg2_head_stats *stats)
+{
+    const svg2_desc *d = &c->d;
+    svg2_select_desc s;
+    memset(&s, 0, sizeof s);
+    s.batch = d->batch;
+    s.heads = d->heads;
+    s.heads_kv = d->heads_kv;
+    s.head_dim = d->head_dim;
+    s.query_clusters = c->clusters[0];
+    s.key_clusters = c->clusters[1];
+    s.has_text = c->text_count > 0;
+    s.has_padding = c->padding_count > 0;
+    s.scale = d->scale;
+    s.route = d->route;
+    s.budget = d->budget;
+    s.tail = d->tail;
+    s.top_p = d->top_p;
+    s.min_keep = d->min_keep;
+    s.density = d->density;
+    s.target_error = d->target_error;
+    s.dense_above = d->dense_above;
+    s.query_centroid = w->centroid[0];
+    s.key_centroid = w->centroid[1];
+    s.key_mean = w->mean[1];
+    s.key_var = w->key_var;
+    s.value_mean = w->value_mean;
+    s.value_var = w->value_var;
+    s.query_offset = w->offset[0];
+    s.key_offset = w->offset[1];
+    s.map = w->map;
+    s.stats = stats;
+    return s;
+}
+
+static svg2_attention_desc svg2__call_attention(const svg2__call *c, const svg2__work *w, const void *q, const void *k,
+                                                const void *v, void *out, float *lse)
+{
+    const svg2_desc *d = &c->d;
+    svg2_attention_desc a;
+    memset(&a, 0, sizeof a);
+    a.batch = d->batch;
+    a.heads = d->heads;
+    a.heads_kv = d->heads_kv;
+    a.tokens = d->tokens;
+    a.tokens_kv = d->tokens_kv;
+    a.head_dim = d->head_dim;
+    a.scale = d->scale;
+    a.q = q;
+    a.k = k;
+    a.v = v;
+    a.out = out;
+    a.lse = lse;
+    a.q_layout = d->q;
+    a.k_layout = d->k;
+    a.v_layout = d->v;
+    a.out_layout = d->out;
+    a.query_blocks = c->blocks[0];
+    a.key_blocks = c->blocks[1];
+    a.query_order = w->order[0];
+    a.query_offset = w->offset[0];
+    a.key_order = w->order[1];
+    a.key_offset = w->offset[1];
+    a.map = w->map;
+    a.key_mean = w->mean[1];
+    if (d->tail != SVG2_TAIL_NONE) {
+        a.tail_query_blocks = c->clusters[0];
+        a.tail_key_blocks = c->clusters[1];
+        a.key_centroid = w->centroid[1];
+        a.value_mean = w->value_mean;
+    }
+    return a;
+}
+
+static int32_t svg2__call_tail_heads(const svg2__call *c)
+{
+    const int64_t all = (int64_t)c->d.batch * c->d.heads, group = c->backend->tail_heads < 1 ? 1 : c->backend->tail_heads;
+    return (int32_t)svg2__min64(all, group);
+}
+
+static svg2_tail_desc svg2__call_tail(const svg2__call *c, const svg2__work *w, const void *k, const void *v)
+{
+    const svg2_desc *d = &c->d;
+    svg2_tail_desc t;
+    memset(&t, 0, sizeof t);
+    t.batch = d->batch;
+    t.heads = d->heads;
+    t.heads_kv = d->heads_kv;
+    t.tokens_kv = d->tokens_kv;
+    t.head_dim = d->head_dim;
+    t.query_clusters = c->clusters[0];
+    t.key_clusters = c->clusters[1];
+    t.query_blocks = c->blocks[0];
+    t.key_blocks = c->blocks[1];
+    t.head_count = svg2__call_tail_heads(c);
+    t.scale = d->scale;
+    t.k = k;
+    t.v = v;
+    t.k_layout = d->k;
+    t.v_layout = d->v;
+    t.key_order = w->order[1];
+    t.key_offset = w->offset[1];
+    t.query_centroid = w->centroid[0];
+    t.key_centroid = w->centroid[1];
+    t.key_mean = w->mean[1];
+    t.value_mean = w->value_mean;
+    t.map = w->map;
+    t.matrix = w->matrix;
+    return t;
+}
+
+static size_t svg2__max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Counts (base = NULL) or carves the workspace of a call. */
+static size_t svg2__call_layout(const svg2__call *c, void *base, svg2__work *work)
+{
+    svg2__arena a = SVG2_ZERO;
+    const svg2_desc *d = &c->d;
+    const svg2_backend *backend = c->backend;
+    svg2__work w;
+    size_t most = 0;
+    int side;
+    memset(&w, 0, sizeof w);
+    a.base = (char *)base;
+    a.align = backend->align;
+    for (side = 0; side < 2; ++side) {
+        const int64_t heads = (int64_t)d->batch * (side ? d->heads_kv : d->heads);
+        const int64_t tokens = side ? d->tokens_kv : d->tokens;
+        w.label[side] = svg2__take_i32(&a, svg2__count(heads, tokens, 1, 1));
+        w.order[side] = svg2__take_i32(&a, svg2__count(heads, tokens, 1, 1));
+        w.offset[side] = svg2__take_i32(&a, svg2__count(heads, (int64_t)c->blocks[side] + 1, 1, 1));
+        w.size[side] = svg2__take_i32(&a, svg2__count(heads, c->clusters[side], 1, 1));
+        w.centroid[side] = svg2__take_f32(&a, svg2__count(heads, c->clusters[side], d->head_dim, 1));
+        w.mean[side] = svg2__take_f32(&a, svg2__count(heads, d->head_dim, 1, 1));
+    }
+    w.map = (uint8_t *)svg2__take(&a, 1, svg2__count((int64_t)d->batch * d->heads, c->blocks[0], c->blocks[1], 1));
+    if (c->need_summary) {
+        const size_t clusters = svg2__count(d->batch, d->heads_kv, c->clusters[1], 1);
+        w.key_var = svg2__take_f32(&a, svg2__mul(clusters, (size_t)d->head_dim));
+        w.value_mean = svg2__take_f32(&a, svg2__mul(clusters, (size_t)d->head_dim));
+        w.value_var = svg2__take_f32(&a, clusters);
+    }
+    if (d->tail == SVG2_TAIL_ORDER1)
+        w.matrix = svg2__take_f32(&a, svg2__count(svg2__call_tail_heads(c), c->clusters[0], d->head_dim, d->head_dim));
+    for (side = 0; side < 2; ++side) {
+        const svg2_kmeans_desc k = svg2__call_kmeans(c, &w, side, 0, 0);
+        const svg2_permute_desc p = svg2__call_permute(c, &w, side);
+        most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_KMEANS, &k));
+        most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_PERMUTE, &p));
+    }
+    {
+        const svg2_summarize_desc s = svg2__call_summarize(c, &w, 0, 0);
+        const svg2_select_desc m = svg2__call_select(c, &w, 0);
+        const svg2_attention_desc t = svg2__call_attention(c, &w, 0, 0, 0, 0, 0);
+        if (c->need_summary) most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_SUMMARIZE, &s));
+        most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_SELECT, &m));
+        most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_ATTENTION, &t));
+    }
+    if (d->tail == SVG2_TAIL_ORDER1) {
+        const svg2_tail_desc t = svg2__call_tail(c, &w, 0, 0);
+        most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_TAIL, &t));
+    }
+    w.scratch_bytes = most;
+    w.scratch = svg2__take(&a, 1, most);
+    if (work) *work = w;
+    return a.used;
+}
+
+SVG2_API size_t svg2_workspace_bytes(const svg2_backend *backend, const svg2_desc *desc)
+{
+    svg2_desc d;
+    svg2__call c;
+    size_t dense, sparse = 0;
+    if (!desc || svg2__check_backend(backend, 0) != SVG2_OK) return SIZE_MAX;
+    d = *desc;
+    if (svg2_resolve(&d, 0) != SVG2_OK) return SIZE_MAX;
+    svg2__call_init(&c, backend, &d, SVG2_ACTION_DENSE);
+    dense = svg2__call_layout(&c, 0, 0);
+    if (d.method != SVG2_METHOD_DENSE) {
+        svg2__call_init(&c, backend, &d, SVG2_ACTION_SPARSE);
+        sparse = svg2__call_layout(&c, 0, 0);
+    }
+    return svg2__max_size(dense, sparse);
+}
+
+SVG2_API svg2_plan svg2_plan_view(const svg2_backend *backend, const svg2_desc *desc, int32_t step, const void *workspace)
+{
+    svg2_plan p = SVG2_ZERO;
+    svg2_desc d;
+    svg2__call c;
+    svg2__work w;
+    if (!desc || !workspace || svg2__check_backend(backend, 0) != SVG2_OK) return p;
+    d = *desc;
+    if (svg2_resolve(&d, 0) != SVG2_OK || svg2_schedule(&d, step) == SVG2_ACTION_DENSE) return p;
+    svg2__call_init(&c, backend, &d, svg2_schedule(&d, step));
+    (void)svg2__call_layout(&c, (void *)(uintptr_t)workspace, &w); /* only to find the pointers: nothing is written */
+    p.query_blocks = c.blocks[0];
+    p.key_blocks = c.blocks[1];
+    p.query_clusters = c.clusters[0];
+    p.key_clusters = c.clusters[1];
+    p.query_label = w.label[0];
+    p.key_label = w.label[1];
+    p.query_order = w.order[0];
+    p.key_order = w.order[1];
+    p.query_offset = w.offset[0];
+    p.key_offset = w.offset[1];
+    p.query_centroid = w.centroid[0];
+    p.key_centroid = w.centroid[1];
+    p.query_mean = w.mean[0];
+    p.key_mean = w.mean[1];
+    p.map = c.action == SVG2_ACTION_SPARSE ? w.map : 0;
+    return p;
+}
+
+SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *desc, svg2_state *state, int32_t step,
+                                 const void *q, const void *k, const void *v, void *out, float *lse,
+                                 svg2_head_stats *stats, void *workspace, size_t workspace_bytes, svg2_error *err)
+{
+    svg2_desc d;
+    svg2__call c;
+    svg2__work w;
+    int side;
+    SVG2__TRY(svg2__check_backend(backend, err));
+    SVG2__NOT_NULL(desc, "desc");
+    d = *desc;
+    SVG2__TRY(svg2_resolve(&d, err));
+    SVG2__CHECK(step >= 0, SVG2_ERR_RANGE, "step", "must not be negative");
+    SVG2__TRY(svg2__check_tensor(q, d.q, "q", err));
+    SVG2__TRY(svg2__check_tensor(k, d.k, "k", err));
+    SVG2__TRY(svg2__check_tensor(v, d.v, "v", err));
+    SVG2__TRY(svg2__check_tensor(out, d.out, "out", err));
+    SVG2__CHECK(out != q && out != k && out != v, SVG2_ERR_SHAPE, "out", "must not overlap an input");
+    SVG2__CHECK((uintptr_t)lse % sizeof(float) == 0, SVG2_ERR_ALIGN, "lse", "must be aligned to the size of its elements");
+    SVG2__CHECK((uintptr_t)stats % sizeof(int64_t) == 0, SVG2_ERR_ALIGN, "stats", "must be aligned to 8 bytes");
+    svg2__call_init(&c, backend, &d, svg2_schedule(&d, step));
+    if (c.action != SVG2_ACTION_DENSE) SVG2__TRY(svg2__check_state(state, &d, err));
+    SVG2__TRY(svg2__check_memory(workspace, workspace_bytes, svg2_workspace_bytes(backend, &d), backend->align, "workspace", err));
+    (void)svg2__call_layout(&c, workspace, &w);
+
+    for (side = 0; side < 2; ++side) {
+        const svg2_kmeans_desc kmeans = svg2__call_kmeans(&c, &w, side, state, side ? k : q);
+        const svg2_permute_desc permute = svg2__call_permute(&c, &w, side);
+        SVG2__TRY(svg2_kmeans(backend, &kmeans, w.scratch, w.scratch_bytes, err));
+        SVG2__TRY(svg2_permute(backend, &permute, w.scratch, w.scratch_bytes, err));
+    }
+    if (c.action != SVG2_ACTION_DENSE) {
+        state->is_warm = 1;
+        state->calls += c.action == SVG2_ACTION_SPARSE && state->calls < INT32_MAX;
+    }
+    if (c.need_summary) {
+        const svg2_summarize_desc summarize = svg2__call_summarize(&c, &w, k, v);
+        SVG2__TRY(svg2_summarize(backend, &summarize, w.scratch, w.scratch_bytes, err));
+    }
+    {
+        const svg2_select_desc select = svg2__call_select(&c, &w, stats);
+        SVG2__TRY(svg2_select(backend, &select, w.scratch, w.scratch_bytes, err));
+    }
+    if (c.d.tail == SVG2_TAIL_ORDER1) { /* the matrices of all heads at once would be too much memory */
+        svg2_tail_desc tail = svg2__call_tail(&c, &w, k, v);
+        svg2_attention_desc attention = svg2__call_attention(&c, &w, q, k, v, out, lse);
+        const int32_t heads = d.batch * d.heads;
+        attention.tail_matrix = w.matrix;
+        for (; tail.head_begin < heads; tail.head_begin += tail.head_count) {
+            tail.head_count = svg2__min32(tail.head_count, heads - tail.head_begin);
+            attention.head_begin = tail.head_begin;
+            attention.head_count = tail.head_count;
+            SVG2__TRY(svg2_tail(backend, &tail, w.scratch, w.scratch_bytes, err));
+            SVG2__TRY(svg2_attention(backend, &attention, w.scratch, w.scratch_bytes, err));
+        }
+    } else {
+        const svg2_attention_desc attention = svg2__call_attention(&c, &w, q, k, v, out, lse);
+        SVG2__TRY(svg2_attention(backend, &attention, w.scratch, w.scratch_bytes, err));
+    }
+    return svg2__ok(err);
+}
+
+/* ---- the CPU backend ---- */
+static size_t svg2__cpu_workspace_bytes(const svg2_backend *backend, svg2_stage stage, const void *desc)
+{
+    switch (stage) {
+    case SVG2_STAGE_KMEANS: return svg2__kmeans_layout(backend, (const svg2_kmeans_desc *)desc, 0, 0);
+    case SVG2_STAGE_PERMUTE: return 0;
+    case SVG2_STAGE_SUMMARIZE: return svg2__summarize_bytes(backend, (const svg2_summarize_desc *)desc);
+    case SVG2_STAGE_SELECT: return svg2__select_layout(backend, (const svg2_select_desc *)desc, 0, 0);
+    case SVG2_STAGE_TAIL: return svg2__tail_layout(backend, (const svg2_tail_desc *)desc, 0, 0);
+    case SVG2_STAGE_ATTENTION: return svg2__attention_layout(backend, (const svg2_attention_desc *)desc, 0, 0, 0);
+    case SVG2_STAGE_MASS: return svg2__attention_layout(backend, &((const svg2_mass_desc *)desc)->attention, 1, 0, 0);
+    case SVG2_STAGE_COUNT: break;
+    }
+    return SIZE_MAX;
+}
+
+static svg2_result svg2__cpu_copy_out(const svg2_backend *backend, void *host, const void *memory, size_t bytes, svg2_error *err)
+{
+    (void)backend;
+    memcpy(host, memory, bytes);
+    return svg2__ok(err);
+}
+
+static svg2_result svg2__cpu_copy_in(const svg2_backend *backend, void *memory, const void *host, size_t bytes, svg2_error *err)
+{
+    return svg2__cpu_copy_out(backend, memory, host, bytes, err);
+}
+
+SVG2_API svg2_backend svg2_cpu_backend_simd(const svg2_parallel *parallel, svg2_simd simd)
+{
+    svg2_backend b;
+    memset(&b, 0, sizeof b);
+    b.name = "cpu";
+    b.version = SVG2_VERSION;
+    b.desc_bytes = (uint32_t)sizeof(svg2_desc);
+    b.align = SVG2_ALIGN;
+    if (parallel) b.parallel = *parallel;
+    b.simd = svg2__pick_simd(simd);
+    b.tail_heads = (int32_t)(svg2__workers(&b) + 7) / 8; /* a head has 8 panels of work at D = 128 */
+    b.workspace_bytes = svg2__cpu_workspace_bytes;
+    b.kmeans = svg2__cpu_kmeans;
+    b.permute = svg2__cpu_permute;
+    b.summarize = svg2__cpu_summarize;
+    b.select = svg2__cpu_select;
+    b.tail = svg2__cpu_tail;
+    b.attention = svg2__cpu_attention;
+    b.mass = svg2__cpu_mass;
+    b.copy_out = svg2__cpu_copy_out;
+    b.copy_in = svg2__cpu_copy_in;
+    return b;
+}
+
+SVG2_API svg2_backend svg2_cpu_backend(const svg2_parallel *parallel)
+{
+    return svg2_cpu_backend_simd(parallel, SVG2_SIMD_BEST);
+}
+
+/* ==== >>stats ============================================================================ */
+SVG2_API svg2_result svg2_compare(const float *x, const float *y, size_t count, double peak, svg2_metrics *metrics,
+                                  svg2_error *err)
+{
+    double difference = 0.0, square = 0.0, xx = 0.0, yy = 0.0, xy = 0.0, absolute = 0.0, top = 0.0, low = 0.0, high = 0.0;
+    size_t i;
+    SVG2__NOT_NULL(metrics, "metrics");
+    SVG2__CHECK(count == 0 || x, SVG2_ERR_NULL, "x", "must not be NULL");
+    SVG2__CHECK(count == 0 || y, SVG2_ERR_NULL, "y", "must not be NULL");
+    SVG2__CHECK(peak >= 0.0, SVG2_ERR_RANGE, "peak", "must not be negative");
+    memset(metrics, 0, sizeof *metrics);
+    metrics->finite = 1;
+    for (i = 0; i < count; ++i) {
+        const double a = (double)x[i], b = (double)y[i], e = fabs(a - b);
+        if (!(fabs(a) <= 3.5e38) || !(fabs(b) <= 3.5e38)) metrics->finite = 0;
+        difference += e;
+        square += e * e;
+        absolute += fabs(b);
+        xx += a * a;
+        yy += b * b;
+        xy += a * b;
+        if (e > top) top = e;
+        if (i == 0 || b < low) low = b;
+        if (i == 0 || b > high) high = b;
+    }
+    if (peak == 0.0) peak = high - low;
+    metrics->rel_l1 = difference == 0.0 ? 0.0 : difference / absolute;
+    metrics->rel_l2 = square == 0.0 ? 0.0 : sqrt(square / yy);
+    metrics->cosine = xx == 0.0 && yy == 0.0 ? 1.0 : xy / sqrt(xx * yy);
+    metrics->max_abs = top;
+    metrics->mse = count ? square / (double)count : 0.0;
+    metrics->psnr = metrics->mse == 0.0 ? INFINITY : 10.0 * log10(peak * peak / metrics->mse);
+    return svg2__ok(err);
+}
+
+#undef SVG2__CHECK
+#undef SVG2__TRY
+#undef SVG2__NOT_NULL
+#endif /* SVG2_IMPLEMENTATION */
+
+/* ==== >>licence ==========================================================================
+   MIT License
+
+   Copyright (c) 2026 svg2 authors
+
+   Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+   documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+   rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+   persons to whom the Software is furnished to do so, subject to the following conditions:
+
+   The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+   Software.
+
+   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+   WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+   COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+   OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE. */
