@@ -1,0 +1,687 @@
+/* picture.h - MIT licence - the block map of every head as a PNG; part of examples/svg2.c
+
+   One panel per head: query blocks downwards, key blocks to the right, sizes to scale. Blocks computed exactly are blue;
+   skipped ones are blank, or shaded by the exact attention mass they hold where the oracle has been asked. Clusters come
+   out of k-means in no order: here each side is ordered by correspondence analysis of the map, so that blocks which attend
+   to one another come near the diagonal. Strips along the axes show cluster sizes, coloured by mean time of the tokens.
+
+   >>canvas  pixels, text      >>order  of the clusters      >>panel  one head      >>page  layout, legend, chart */
+#ifndef PICTURE_H_INCLUDED
+#define PICTURE_H_INCLUDED
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct picture_desc {
+    const char    *title, *settings;
+    int32_t        batch, heads, heads_kv, query_tokens, key_tokens;
+    int32_t        query_blocks, key_blocks, query_clusters, key_clusters;
+    int            has_text, has_frames;
+    int32_t        text_begin;   /* tokens before the video: not part of time        */
+    const int32_t *query_label, *key_label;
+    const int32_t *query_offset, *key_offset;
+    const uint8_t *map;
+    const float   *mass;         /* [B, H, Qb, Kb] or NULL                           */
+    float         *density;      /* [B*H]                                            */
+    const double  *recall;       /* [B*H] or NULL                                    */
+} picture_desc;
+
+#ifndef SVG2_TOOL_NO_PNG
+#include <png.h>
+
+#define PICTURE_MAX_PANELS 64
+
+/* ==== >>canvas =========================================================================== */
+typedef struct picture_color {
+    double red, green, blue; /* 0 .. 255 */
+} picture_color;
+
+typedef struct picture_canvas {
+    int      width, height;
+    uint8_t *pixels; /* [height, width, 3] */
+} picture_canvas;
+
+static const picture_color picture_ink = {32, 36, 44}, picture_faint = {120, 126, 136}, picture_paper = {255, 255, 255},
+                           picture_track = {228, 231, 236}, picture_exact = {38, 84, 148}, picture_blank = {247, 248, 250},
+                           picture_text = {46, 139, 87}, picture_padding = {186, 190, 198}, picture_missed = {222, 120, 40};
+
+static picture_color picture_mix(picture_color a, picture_color b, double share_of_b)
+{
+    a.red += (b.red - a.red) * share_of_b;
+    a.green += (b.green - a.green) * share_of_b;
+    a.blue += (b.blue - a.blue) * share_of_b;
+    return a;
+}
+
+/* Colours given at equal distances; at in [0, 1]. */
+static picture_color picture_ramp(const picture_color *stops, int count, double at)
+{
+    double scaled = (at < 0 || !(at == at) ? 0 : at > 1 ? 1 : at) * (count - 1);
+    int    first = (int)scaled < count - 1 ? (int)scaled : count - 2;
+    return picture_mix(stops[first], stops[first + 1], scaled - first);
+}
+
+static picture_color picture_time_color(double time)
+{
+    static const picture_color stops[5] = {{68, 30, 110}, {58, 82, 139}, {33, 145, 140}, {120, 200, 80}, {250, 210, 40}};
+    return picture_ramp(stops, 5, time);
+}
+
+/* relative: mass per pair, 1 = what uniform attention would give it */
+static picture_color picture_skipped_color(double relative)
+{
+    static const picture_color stops[5] = {{250, 250, 251}, {253, 238, 214}, {250, 196, 120}, {232, 128, 50}, {168, 52, 20}};
+    return picture_ramp(stops, 5, relative > 0 ? (log10(relative) + 3) / 4 : 0);
+}
+
+static picture_color picture_exact_color(double relative)
+{
+    static const picture_color stops[4] = {{142, 178, 220}, {66, 118, 186}, {26, 66, 130}, {8, 22, 58}};
+    return picture_ramp(stops, 4, relative > 0 ? (log10(relative) + 1) / 3 : 0);
+}
+
+static void picture_blend(picture_canvas *canvas, int x, int y, picture_color color, double cover)
+{
+    uint8_t *pixel;
+    if (x < 0 || y < 0 || x >= canvas->width || y >= canvas->height || cover <= 0) return;
+    if (cover > 1) cover = 1;
+    pixel = canvas->pixels + ((size_t)y * (size_t)canvas->width + (size_t)x) * 3;
+    pixel[0] = (uint8_t)(pixel[0] + (color.red - pixel[0]) * cover + 0.5);
+    pixel[1] = (uint8_t)(pixel[1] + (color.green - pixel[1]) * cover + 0.5);
+    pixel[2] = (uint8_t)(pixel[2] + (color.blue - pixel[2]) * cover + 0.5);
+}
+
+/* Edges may lie between pixels: they are covered in part. */
+static void picture_rectangle(picture_canvas *canvas, double x0, double y0, double x1, double y1, picture_color color)
+{
+    int x, y;
+    for (y = (int)floor(y0); y < y1; ++y) {
+        double part_y = (y + 1 < y1 ? y + 1 : y1) - (y > y0 ? y : y0);
+        for (x = (int)floor(x0); x < x1; ++x) {
+            double part_x = (x + 1 < x1 ? x + 1 : x1) - (x > x0 ? x : x0);
+            picture_blend(canvas, x, y, color, part_x * part_y);
+        }
+    }
+}
+
+/* 5 x 7 letters for ASCII 32 .. 126, a byte per column, lowest bit on top. */
+static const uint8_t picture_font[95][5] = {
+    {0x00, 0x00, 0x00, 0x00, 0x00}, {0x00, 0x00, 0x5f, 0x00, 0x00}, {0x00, 0x07, 0x00, 0x07, 0x00},
+    {0x14, 0x7f, 0x14, 0x7f, 0x14}, {0x24, 0x2a, 0x7f, 0x2a, 0x12}, {0x23, 0x13, 0x08, 0x64, 0x62},
+    {0x36, 0x49, 0x56, 0x20, 0x50}, {0x00, 0x00, 0x07, 0x00, 0x00}, {0x00, 0x1c, 0x22, 0x41, 0x00},
+    {0x00, 0x41, 0x22, 0x1c, 0x00}, {0x2a, 0x1c, 0x7f, 0x1c, 0x2a}, {0x08, 0x08, 0x3e, 0x08, 0x08},
+    {0x00, 0x50, 0x30, 0x00, 0x00}, {0x00, 0x08, 0x08, 0x08, 0x00}, {0x00, 0x60, 0x60, 0x00, 0x00},
+    {0x20, 0x10, 0x08, 0x04, 0x02}, {0x3e, 0x41, 0x41, 0x41, 0x3e}, {0x00, 0x42, 0x7f, 0x40, 0x00},
+    {0x42, 0x61, 0x51, 0x49, 0x46}, {0x21, 0x41, 0x45, 0x4b, 0x31}, {0x18, 0x14, 0x12, 0x7f, 0x10},
+    {0x27, 0x45, 0x45, 0x45, 0x39}, {0x3c, 0x4a, 0x49, 0x49, 0x30}, {0x01, 0x71, 0x09, 0x05, 0x03},
+    {0x36, 0x49, 0x49, 0x49, 0x36}, {0x06, 0x49, 0x49, 0x29, 0x1e}, {0x00, 0x36, 0x36, 0x00, 0x00},
+    {0x00, 0x56, 0x36, 0x00, 0x00}, {0x08, 0x14, 0x22, 0x41, 0x00}, {0x14, 0x14, 0x14, 0x14, 0x14},
+    {0x00, 0x41, 0x22, 0x14, 0x08}, {0x02, 0x01, 0x51, 0x09, 0x06}, {0x3e, 0x41, 0x5d, 0x59, 0x4e},
+    {0x7c, 0x12, 0x11, 0x12, 0x7c}, {0x7f, 0x49, 0x49, 0x49, 0x36}, {0x3e, 0x41, 0x41, 0x41, 0x22},
+    {0x7f, 0x41, 0x41, 0x41, 0x3e}, {0x7f, 0x49, 0x49, 0x49, 0x41}, {0x7f, 0x09, 0x09, 0x09, 0x01},
+    {0x3e, 0x41, 0x49, 0x49, 0x7a}, {0x7f, 0x08, 0x08, 0x08, 0x7f}, {0x00, 0x41, 0x7f, 0x41, 0x00},
+    {0x20, 0x40, 0x41, 0x3f, 0x01}, {0x7f, 0x08, 0x14, 0x22, 0x41}, {0x7f, 0x40, 0x40, 0x40, 0x40},
+    {0x7f, 0x02, 0x0c, 0x02, 0x7f}, {0x7f, 0x04, 0x08, 0x10, 0x7f}, {0x3e, 0x41, 0x41, 0x41, 0x3e},
+    {0x7f, 0x09, 0x09, 0x09, 0x06}, {0x3e, 0x41, 0x51, 0x21, 0x5e}, {0x7f, 0x09, 0x19, 0x29, 0x46},
+    {0x46, 0x49, 0x49, 0x49, 0x31}, {0x01, 0x01, 0x7f, 0x01, 0x01}, {0x3f, 0x40, 0x40, 0x40, 0x3f},
+    {0x1f, 0x20, 0x40, 0x20, 0x1f}, {0x3f, 0x40, 0x38, 0x40, 0x3f}, {0x63, 0x14, 0x08, 0x14, 0x63},
+    {0x07, 0x08, 0x70, 0x08, 0x07}, {0x61, 0x51, 0x49, 0x45, 0x43}, {0x00, 0x7f, 0x41, 0x41, 0x00},
+    {0x02, 0x04, 0x08, 0x10, 0x20}, {0x00, 0x41, 0x41, 0x7f, 0x00}, {0x04, 0x02, 0x01, 0x02, 0x04},
+    {0x40, 0x40, 0x40, 0x40, 0x40}, {0x00, 0x01, 0x02, 0x04, 0x00}, {0x20, 0x54, 0x54, 0x54, 0x78},
+    {0x7f, 0x48, 0x44, 0x44, 0x38}, {0x38, 0x44, 0x44, 0x44, 0x28}, {0x38, 0x44, 0x44, 0x48, 0x7f},
+    {0x38, 0x54, 0x54, 0x54, 0x18}, {0x08, 0x7e, 0x09, 0x01, 0x02}, {0x0c, 0x52, 0x52, 0x52, 0x3e},
+    {0x7f, 0x08, 0x04, 0x04, 0x78}, {0x00, 0x44, 0x7d, 0x40, 0x00}, {0x20, 0x40, 0x44, 0x3d, 0x00},
+    {0x7f, 0x10, 0x28, 0x44, 0x00}, {0x00, 0x41, 0x7f, 0x40, 0x00}, {0x7c, 0x04, 0x18, 0x04, 0x78},
+    {0x7c, 0x08, 0x04, 0x04, 0x78}, {0x38, 0x44, 0x44, 0x44, 0x38}, {0x7c, 0x14, 0x14, 0x14, 0x08},
+    {0x08, 0x14, 0x14, 0x18, 0x7c}, {0x7c, 0x08, 0x04, 0x04, 0x08}, {0x48, 0x54, 0x54, 0x54, 0x20},
+    {0x04, 0x3f, 0x44, 0x40, 0x20}, {0x3c, 0x40, 0x40, 0x20, 0x7c}, {0x1c, 0x20, 0x40, 0x20, 0x1c},
+    {0x3c, 0x40, 0x30, 0x40, 0x3c}, {0x44, 0x28, 0x10, 0x28, 0x44}, {0x0c, 0x50, 0x50, 0x50, 0x3c},
+    {0x44, 0x64, 0x54, 0x4c, 0x44}, {0x00, 0x08, 0x36, 0x41, 0x00}, {0x00, 0x00, 0x7f, 0x00, 0x00},
+    {0x00, 0x41, 0x36, 0x08, 0x00}, {0x02, 0x01, 0x02, 0x04, 0x02}};
+
+static int picture_dot(const uint8_t glyph[5], int x, int y)
+{
+    return x >= 0 && x < 5 && y >= 0 && y < 7 && (glyph[x] >> y & 1);
+}
+
+static double picture_distance(double x, double y, double ax, double ay, double bx, double by)
+{
+    double dx = bx - ax, dy = by - ay, length = dx * dx + dy * dy;
+    double at = length > 0 ? ((x - ax) * dx + (y - ay) * dy) / length : 0;
+    at = at < 0 ? 0 : at > 1 ? 1 : at;
+    return hypot(x - ax - at * dx, y - ay - at * dy);
+}
+
+/* Distance to the strokes that join neighbouring dots: so the same few bytes give smooth letters in every size. */
+static double picture_glyph_distance(const uint8_t glyph[5], double x, double y)
+{
+    double best = 99, d;
+    int    i, j;
+    for (i = 0; i < 5; ++i) {
+        for (j = 0; j < 7; ++j) {
+            if (!picture_dot(glyph, i, j) || fabs(x - i) > 2.5 || fabs(y - j) > 2.5) continue;
+            d = hypot(x - i, y - j);
+            best = d < best ? d : best;
+            if (picture_dot(glyph, i + 1, j)) d = picture_distance(x, y, i, j, i + 1, j), best = d < best ? d : best;
+            if (picture_dot(glyph, i, j + 1)) d = picture_distance(x, y, i, j, i, j + 1), best = d < best ? d : best;
+            if (picture_dot(glyph, i + 1, j + 1) && !picture_dot(glyph, i + 1, j) && !picture_dot(glyph, i, j + 1)) {
+                d = picture_distance(x, y, i, j, i + 1, j + 1);
+                best = d < best ? d : best;
+            }
+            if (picture_dot(glyph, i - 1, j + 1) && !picture_dot(glyph, i - 1, j) && !picture_dot(glyph, i, j + 1)) {
+                d = picture_distance(x, y, i, j, i - 1, j + 1);
+                best = d < best ? d : best;
+            }
+        }
+    }
+    return best;
+}
+
+static double picture_text_width(const char *text, double unit) { return (6 * (double)strlen(text) - 1) * unit; }
+
+/* x, y: upper left corner; unit: size of a dot of the 5 x 7 grid, in pixels */
+static void picture_print(picture_canvas *canvas, double x, double y, double unit, picture_color color, const char *text)
+{
+    double radius = unit > 2.2 ? 0.42 : 0.46;
+    for (; *text; ++text, x += 6 * unit) {
+        const uint8_t *glyph = picture_font[*text >= 32 && *text < 127 ? *text - 32 : '?' - 32];
+        int            px, py;
+        for (py = (int)(y - unit); py <= y + 8 * unit; ++py) {
+            for (px = (int)(x - unit); px <= x + 6 * unit; ++px) {
+                double distance = picture_glyph_distance(glyph, (px + 0.5 - x) / unit - 0.5, (py + 0.5 - y) / unit - 0.5);
+                picture_blend(canvas, px, py, color, (radius - distance) * unit + 0.5);
+            }
+        }
+    }
+}
+
+/* ==== >>order ============================================================================ */
+typedef struct picture_rank {
+    double  key;
+    int32_t index;
+} picture_rank;
+
+static int picture_by_key(const void *left, const void *right)
+{
+    const picture_rank *a = (const picture_rank *)left, *b = (const picture_rank *)right;
+    if (a->key != b->key) return a->key < b->key ? -1 : 1;
+    return a->index < b->index ? -1 : a->index > b->index;
+}
+
+/* Everything that one panel is drawn from. Sides: 0 queries, 1 keys. */
+typedef struct picture_panel {
+    const picture_desc *desc;
+    int32_t             blocks[2], clusters[2], tokens[2];
+    const int32_t      *label[2], *offset[2];
+    const uint8_t      *map;
+    const float        *mass;
+    double             *time[2];  /* [blocks] mean time of the tokens, 0 .. 1 */
+    double             *score[2]; /* [blocks] what the order follows          */
+    int32_t            *order[2]; /* [blocks]                                 */
+    double             *begin[2]; /* [blocks + 1] position, 0 .. 1            */
+} picture_panel;
+
+static double picture_size(const picture_panel *panel, int side, int32_t block)
+{
+    return panel->offset[side][block + 1] - panel->offset[side][block];
+}
+
+static double picture_weight(const picture_panel *panel, int32_t i, int32_t j)
+{
+    size_t index = (size_t)i * (size_t)panel->blocks[1] + (size_t)j;
+    if (panel->mass) return (double)panel->mass[index];
+    return panel->map[index] ? picture_size(panel, 0, i) * picture_size(panel, 1, j) : 0;
+}
+
+/* Power iteration of correspondence analysis: each side moves to the weighted mean of what it is joined with, centred and
+   scaled. It starts at the mean times, so that a map without structure stays in the order of time. */
+static void picture_correspondence(picture_panel *panel)
+{
+    int32_t rows = panel->clusters[0], columns = panel->clusters[1], i, j;
+    int     round;
+    double *row_sum = (double *)calloc((size_t)rows + 1, sizeof(double));
+    double *column_sum = (double *)calloc((size_t)columns + 1, sizeof(double));
+    double *weight = (double *)malloc(((size_t)rows * (size_t)columns + 1) * sizeof(double));
+    double *x = panel->score[1], *y = panel->score[0], total = 0;
+
+    if (row_sum && column_sum && weight) {
+        for (i = 0; i < rows; ++i) {
+            for (j = 0; j < columns; ++j) {
+                double w = picture_weight(panel, i, j);
+                w = w > 0 && w < 1e300 ? w : 0;
+                weight[(size_t)i * (size_t)columns + (size_t)j] = w;
+                row_sum[i] += w;
+                column_sum[j] += w;
+                total += w;
+            }
+        }
+        for (round = 0; round < 40 && total > 0; ++round) {
+            double mean = 0, square = 0;
+            for (j = 0; j < columns; ++j) mean += column_sum[j] * x[j] / total;
+            for (j = 0; j < columns; ++j) square += column_sum[j] * (x[j] - mean) * (x[j] - mean) / total;
+            if (!(square > 1e-24)) break;
+            for (j = 0; j < columns; ++j) x[j] = (x[j] - mean) / sqrt(square);
+            for (i = 0; i < rows; ++i) {
+                double sum = 0;
+                for (j = 0; j < columns; ++j) sum += weight[(size_t)i * (size_t)columns + (size_t)j] * x[j];
+                if (row_sum[i] > 0) y[i] = sum / row_sum[i];
+            }
+            for (j = 0; j < columns; ++j) x[j] = column_sum[j] > 0 ? 0 : x[j];
+            for (i = 0; i < rows; ++i) {
+                for (j = 0; j < columns; ++j) {
+                    double w = weight[(size_t)i * (size_t)columns + (size_t)j];
+                    if (w > 0) x[j] += w * y[i] / column_sum[j];
+                }
+            }
+        }
+    }
+    free(row_sum);
+    free(column_sum);
+    free(weight);
+}
+
+static int picture_panel_create(picture_panel *panel, const picture_desc *desc, int32_t index)
+{
+    int32_t head = index % desc->heads, batch = index / desc->heads, side, block, s, i;
+    int32_t head_kv = head / (desc->heads / desc->heads_kv);
+    size_t  query_index = (size_t)index, key_index = (size_t)batch * (size_t)desc->heads_kv + (size_t)head_kv;
+    size_t  map_index = query_index * (size_t)desc->query_blocks * (size_t)desc->key_blocks;
+    double  slope = 0;
+    int     is_complete = 1;
+
+    memset(panel, 0, sizeof *panel);
+    panel->desc = desc;
+    panel->blocks[0] = desc->query_blocks, panel->clusters[0] = desc->query_clusters, panel->tokens[0] = desc->query_tokens;
+    panel->blocks[1] = desc->key_blocks, panel->clusters[1] = desc->key_clusters, panel->tokens[1] = desc->key_tokens;
+    panel->label[0] = desc->query_label + query_index * (size_t)desc->query_tokens;
+    panel->label[1] = desc->key_label + key_index * (size_t)desc->key_tokens;
+    panel->offset[0] = desc->query_offset + query_index * (size_t)(desc->query_blocks + 1);
+    panel->offset[1] = desc->key_offset + key_index * (size_t)(desc->key_blocks + 1);
+    panel->map = desc->map + map_index;
+    panel->mass = desc->mass ? desc->mass + map_index : NULL;
+    for (side = 0; side < 2; ++side) {
+        size_t count = (size_t)panel->blocks[side] + 1;
+        panel->time[side] = (double *)calloc(count, sizeof(double));
+        panel->score[side] = (double *)calloc(count, sizeof(double));
+        panel->begin[side] = (double *)calloc(count, sizeof(double));
+        panel->order[side] = (int32_t *)calloc(count, sizeof(int32_t));
+        if (!panel->time[side] || !panel->score[side] || !panel->begin[side] || !panel->order[side]) is_complete = 0;
+    }
+    if (!is_complete) return 0;
+    for (side = 0; side < 2; ++side) {
+        int32_t first = desc->text_begin, video = 0;
+        for (s = 0; s < panel->tokens[side]; ++s) video += panel->label[side][s] < panel->clusters[side];
+        for (s = 0; s < panel->tokens[side]; ++s) {
+            panel->time[side][panel->label[side][s]] += (s - first + 0.5) / (video > 0 ? video : 1);
+        }
+        for (block = 0; block < panel->blocks[side]; ++block) {
+            double size = picture_size(panel, side, block);
+            panel->time[side][block] = size > 0 ? panel->time[side][block] / size : 0.5;
+            panel->score[side][block] = panel->time[side][block];
+        }
+    }
+    picture_correspondence(panel);
+    for (i = 0; i < panel->clusters[1]; ++i) { /* of the two directions, the one that runs with time */
+        slope += picture_size(panel, 1, i) * (panel->time[1][i] - 0.5) * panel->score[1][i];
+    }
+    for (side = 0; side < 2; ++side) {
+        picture_rank *ranks = (picture_rank *)malloc(((size_t)panel->blocks[side] + 1) * sizeof *ranks);
+        if (!ranks) return 0;
+        for (block = 0; block < panel->clusters[side]; ++block) {
+            ranks[block].key = slope < 0 ? -panel->score[side][block] : panel->score[side][block];
+            ranks[block].index = block;
+        }
+        qsort(ranks, (size_t)panel->clusters[side], sizeof *ranks, picture_by_key);
+        for (i = 0; i < panel->blocks[side]; ++i) {
+            panel->order[side][i] = i < panel->clusters[side] ? ranks[i].index : i; /* text and padding stay behind */
+            panel->begin[side][i + 1] =
+                panel->begin[side][i] + picture_size(panel, side, panel->order[side][i]) / panel->tokens[side];
+        }
+        free(ranks);
+    }
+    return 1;
+}
+
+static void picture_panel_destroy(picture_panel *panel)
+{
+    int side;
+    for (side = 0; side < 2; ++side) {
+        free(panel->time[side]);
+        free(panel->score[side]);
+        free(panel->begin[side]);
+        free(panel->order[side]);
+    }
+}
+
+/* ==== >>panel ============================================================================ */
+#define PICTURE_STRIP 26.0
+#define PICTURE_HEADER 40.0
+
+/* Add value * (overlap of [begin, end) with each of `extent` pixels) to sums. Positions in 0 .. 1. */
+static void picture_spread(double *sums, int extent, double begin, double end, double value)
+{
+    double from = begin * extent, to = end * extent;
+    int    x = (int)from;
+    for (; x < extent && x < to; ++x) {
+        double low = x > from ? x : from, high = x + 1 < to ? x + 1 : to;
+        if (high > low) sums[x] += value * (high - low);
+    }
+}
+
+/* The map, every pixel the mean over the pairs behind it: blocks may be smaller than a pixel. */
+static void picture_draw_map(picture_canvas *canvas, const picture_panel *panel, int left, int top, int extent)
+{
+    size_t  pixels = (size_t)extent * (size_t)extent;
+    double *sums = (double *)calloc(3 * pixels + 3 * (size_t)extent, sizeof(double)); /* exact area, its mass, other mass */
+    double *row = sums + 3 * pixels;
+    double  uniform = (double)extent * extent / panel->tokens[0]; /* mass of the whole is tokens[0]; area extent^2 */
+    int     x, y, k;
+    int32_t i, j;
+
+    if (!sums) return;
+    for (i = 0; i < panel->blocks[0]; ++i) {
+        int32_t block = panel->order[0][i];
+        double  from = panel->begin[0][i] * extent, to = panel->begin[0][i + 1] * extent;
+        if (!(to > from)) continue;
+        for (x = 0; x < 3 * extent; ++x) row[x] = 0;
+        for (j = 0; j < panel->blocks[1]; ++j) {
+            size_t index = (size_t)block * (size_t)panel->blocks[1] + (size_t)panel->order[1][j];
+            double begin = panel->begin[1][j], end = panel->begin[1][j + 1];
+            if (!(end > begin)) continue;
+            if (panel->map[index]) picture_spread(row, extent, begin, end, 1);
+            if (panel->mass) { /* per pixel of area of this block */
+                double per_area = (double)panel->mass[index] / ((end - begin) * extent * (to - from));
+                picture_spread(row + (panel->map[index] ? extent : 2 * extent), extent, begin, end, per_area);
+            }
+        }
+        for (y = (int)from; y < extent && y < to; ++y) {
+            double low = y > from ? y : from, high = y + 1 < to ? y + 1 : to;
+            for (k = 0; k < 3; ++k) {
+                double *line = sums + (size_t)k * pixels + (size_t)y * (size_t)extent;
+                for (x = 0; x < extent; ++x) line[x] += (high - low) * row[k * extent + x];
+            }
+        }
+    }
+    for (y = 0; y < extent; ++y) {
+        for (x = 0; x < extent; ++x) {
+            size_t        at = (size_t)y * (size_t)extent + (size_t)x;
+            double        exact = sums[at] < 1 ? sums[at] : 1;
+            picture_color blue = picture_exact, blank = picture_blank;
+            if (panel->mass) {
+                blue = picture_exact_color(exact > 1e-6 ? sums[pixels + at] / exact * uniform : 0);
+                blank = picture_skipped_color(exact < 1 - 1e-6 ? sums[2 * pixels + at] / (1 - exact) * uniform : 0);
+            }
+            picture_blend(canvas, left + x, top + y, picture_mix(blank, blue, exact), 1);
+        }
+    }
+    free(sums);
+}
+
+/* Strip along one side: cluster sizes as bars, coloured by time; text and padding marked. */
+static void picture_draw_strip(picture_canvas *canvas, const picture_panel *panel, int side, int left, int top, int extent)
+{
+    const picture_desc *desc = panel->desc;
+    double             *height = (double *)calloc((size_t)extent * 2, sizeof(double)), *time = height + extent, largest = 1;
+    int32_t             i;
+    int                 x;
+
+    if (!height) return;
+    for (i = 0; i < panel->clusters[side]; ++i) {
+        double size = picture_size(panel, side, i);
+        largest = size > largest ? size : largest;
+    }
+    for (i = 0; i < panel->clusters[side]; ++i) {
+        int32_t block = panel->order[side][i];
+        double  begin = panel->begin[side][i], end = panel->begin[side][i + 1];
+        picture_spread(height, extent, begin, end, picture_size(panel, side, block) / largest);
+        picture_spread(time, extent, begin, end, panel->time[side][block]);
+    }
+    for (x = 0; x < extent; ++x) {
+        double        length = 3 + (PICTURE_STRIP - 5) * height[x];
+        picture_color color = picture_time_color(time[x]);
+        if (!(height[x] > 0)) continue;
+        if (side == 1) picture_rectangle(canvas, left + x, top - 3 - length, left + x + 1, top - 3, color);
+        else picture_rectangle(canvas, left - 3 - length, top + x, left - 3, top + x + 1, color);
+    }
+    for (i = panel->clusters[side]; i < panel->blocks[side]; ++i) { /* at least two pixels: 77 of 118,800 must be seen */
+        double        from = panel->begin[side][i] * extent, to = panel->begin[side][i + 1] * extent, at;
+        int           is_text = desc->has_text && i == panel->clusters[side];
+        picture_color color = is_text ? picture_text : picture_padding;
+        if (!(to > from)) continue;
+        at = to - from < 2 ? to - 2 : from;
+        if (side == 1) picture_rectangle(canvas, left + at, top - PICTURE_STRIP, left + to, top - 3, color);
+        else picture_rectangle(canvas, left - PICTURE_STRIP, top + at, left - 3, top + to, color);
+        if (is_text) { /* where the video ends */
+            if (side == 1) picture_rectangle(canvas, left + from - 0.5, top, left + from + 0.5, top + extent, picture_text);
+            else picture_rectangle(canvas, left, top + from - 0.5, left + extent, top + from + 0.5, picture_text);
+        } else {
+            int a, b; /* hatched: nothing is computed here */
+            for (a = (int)from; a < to; ++a) {
+                for (b = 0; b < extent; ++b) {
+                    double cover = (a + b) % 7 < 2 ? 0.75 : 0.12;
+                    if (side == 1) picture_blend(canvas, left + a, top + b, picture_padding, cover);
+                    else picture_blend(canvas, left + b, top + a, picture_padding, cover);
+                }
+            }
+        }
+    }
+    free(height);
+}
+
+static void picture_draw_panel(picture_canvas *canvas, const picture_panel *panel, int32_t index, int left, int top, int extent)
+{
+    const picture_desc *desc = panel->desc;
+    double              density = (double)desc->density[index], unit = extent >= 400 ? 2.4 : 1.9, x = left, y;
+    char                text[96];
+
+    y = top - PICTURE_STRIP - PICTURE_HEADER;
+    if (desc->batch > 1) snprintf(text, sizeof text, "batch %d head %d", index / desc->heads, index % desc->heads);
+    else snprintf(text, sizeof text, "head %d", index);
+    picture_print(canvas, x, y, unit, picture_ink, text);
+    snprintf(text, sizeof text, "%.1f %%", 100 * density);
+    picture_print(canvas, x + extent - picture_text_width(text, unit), y, unit, picture_exact, text);
+    if (desc->recall && extent >= 280) {
+        snprintf(text, sizeof text, "recall %.3f", desc->recall[index]);
+        picture_print(canvas, x + extent * 0.5 - picture_text_width(text, unit) / 2, y, unit, picture_missed, text);
+    }
+    y += 8 * unit + 4;
+    picture_rectangle(canvas, left, y, left + extent, y + 6, picture_track);
+    picture_rectangle(canvas, left, y, left + extent * density, y + 6, picture_exact);
+    picture_draw_map(canvas, panel, left, top, extent);
+    picture_draw_strip(canvas, panel, 0, left, top, extent);
+    picture_draw_strip(canvas, panel, 1, left, top, extent);
+    picture_rectangle(canvas, left - 1, top - 1, left + extent + 1, top, picture_faint);
+    picture_rectangle(canvas, left - 1, top + extent, left + extent + 1, top + extent + 1, picture_faint);
+    picture_rectangle(canvas, left - 1, top, left, top + extent, picture_faint);
+    picture_rectangle(canvas, left + extent, top, left + extent + 1, top + extent, picture_faint);
+}
+
+/* ==== >>page ============================================================================= */
+/* A legend that breaks its lines. With a NULL canvas it only measures. */
+typedef struct picture_legend {
+    picture_canvas *canvas;
+    double          left, right, x, y;
+} picture_legend;
+
+#define PICTURE_UNIT 2.0 /* of small print */
+
+static void picture_legend_room(picture_legend *legend, double width)
+{
+    if (legend->x > legend->left && legend->x + width > legend->right) {
+        legend->x = legend->left;
+        legend->y += 32;
+    }
+}
+
+static void picture_legend_entry(picture_legend *legend, const picture_color *colors, int count, const char *text)
+{
+    double width = count > 1 ? 96 : 22, all = width + 8 + picture_text_width(text, PICTURE_UNIT);
+    int    x;
+    picture_legend_room(legend, all);
+    if (legend->canvas) {
+        for (x = 0; x < (int)width; ++x) {
+            picture_color color = count > 1 ? picture_ramp(colors, count, x / (width - 1)) : colors[0];
+            picture_rectangle(legend->canvas, legend->x + x, legend->y, legend->x + x + 1, legend->y + 14, color);
+        }
+        picture_print(legend->canvas, legend->x + width + 8, legend->y, PICTURE_UNIT, picture_ink, text);
+    }
+    legend->x += all + 34;
+}
+
+static void picture_legend_note(picture_legend *legend, const char *text)
+{
+    double width = picture_text_width(text, PICTURE_UNIT);
+    picture_legend_room(legend, width);
+    if (legend->canvas) picture_print(legend->canvas, legend->x, legend->y, PICTURE_UNIT, picture_faint, text);
+    legend->x += width + 34;
+}
+
+/* Returns the y below it. */
+static double picture_draw_legend(picture_canvas *canvas, const picture_desc *desc, double left, double right, double y)
+{
+    picture_legend legend;
+    picture_color  ramp[9];
+    int            i;
+
+    legend.canvas = canvas;
+    legend.left = legend.x = left;
+    legend.right = right;
+    legend.y = y;
+    if (desc->mass) {
+        for (i = 0; i < 9; ++i) ramp[i] = picture_exact_color(pow(10, -1 + 3 * i / 8.0));
+        picture_legend_entry(&legend, ramp, 9, "computed, mass per pair 0.1 .. 100 x uniform");
+        for (i = 0; i < 9; ++i) ramp[i] = picture_skipped_color(pow(10, -3 + 4 * i / 8.0));
+        picture_legend_entry(&legend, ramp, 9, "skipped, 0.001 .. 10 x uniform");
+    } else {
+        picture_legend_entry(&legend, &picture_exact, 1, "computed exactly");
+        picture_legend_entry(&legend, &picture_track, 1, "skipped");
+    }
+    for (i = 0; i < 9; ++i) ramp[i] = picture_time_color(i / 8.0);
+    picture_legend_entry(&legend, ramp, 9, desc->has_frames ? "cluster sizes, coloured by mean frame: first .. last"
+                                                            : "cluster sizes, coloured by mean position: first .. last");
+    if (desc->has_text) picture_legend_entry(&legend, &picture_text, 1, "text");
+    if (desc->key_blocks - desc->key_clusters > (desc->has_text ? 1 : 0)) {
+        picture_legend_entry(&legend, &picture_padding, 1, "padding");
+    }
+    picture_legend_note(&legend, "down: queries   right: keys   sizes to scale, clusters ordered by correspondence analysis");
+    return legend.y + 32;
+}
+
+/* Density (and missed mass) of all heads side by side. */
+static void picture_draw_chart(picture_canvas *canvas, const picture_desc *desc, double left, double right, double top,
+                               double height)
+{
+    int32_t heads = desc->batch * desc->heads, head;
+    double  largest = 0, mean = 0, step, value, slot, bar;
+    double  first = left + 64, bottom = top + height;
+    char    text[32];
+
+    for (head = 0; head < heads; ++head) {
+        mean += (double)desc->density[head] / heads;
+        if ((double)desc->density[head] > largest) largest = (double)desc->density[head];
+        if (desc->recall && 1 - desc->recall[head] > largest) largest = 1 - desc->recall[head];
+    }
+    step = largest > 0.5 ? 0.25 : largest > 0.2 ? 0.1 : largest > 0.1 ? 0.05 : largest > 0.04 ? 0.02 : 0.01;
+    largest = ceil(largest / step - 1e-9) * step;
+    if (!(largest > 0)) largest = step;
+    for (value = 0; value <= largest + 1e-9; value += step) {
+        double y = bottom - height * value / largest;
+        picture_rectangle(canvas, first, y - 0.5, right, y + 0.5, picture_track);
+        snprintf(text, sizeof text, "%.0f %%", 100 * value);
+        picture_print(canvas, first - 10 - picture_text_width(text, 1.8), y - 6, 1.8, picture_faint, text);
+    }
+    slot = (right - first) / heads;
+    bar = slot * 0.7 < 46 ? slot * 0.7 : 46;
+    for (head = 0; head < heads; ++head) {
+        double x = first + slot * (head + 0.5), split = desc->recall ? x + bar * 0.15 : x + bar / 2;
+        picture_rectangle(canvas, x - bar / 2, bottom - height * (double)desc->density[head] / largest, split, bottom,
+                          picture_exact);
+        if (desc->recall) {
+            picture_rectangle(canvas, split, bottom - height * (1 - desc->recall[head]) / largest, x + bar / 2, bottom,
+                              picture_missed);
+        }
+        snprintf(text, sizeof text, "%d", head % desc->heads);
+        if (picture_text_width(text, 1.8) + 4 < slot) {
+            picture_print(canvas, x - picture_text_width(text, 1.8) / 2, bottom + 8, 1.8, picture_faint, text);
+        }
+    }
+    for (value = first; value < right; value += 14) {
+        double y = bottom - height * mean / largest;
+        picture_rectangle(canvas, value, y - 0.75, value + 8 < right ? value + 8 : right, y + 0.75, picture_ink);
+    }
+    snprintf(text, sizeof text, "mean %.1f %%", 100 * mean);
+    picture_print(canvas, right - picture_text_width(text, 1.8), bottom - height * mean / largest - 18, 1.8, picture_ink, text);
+    picture_print(canvas, first, top - 30, PICTURE_UNIT, picture_ink,
+                  desc->recall ? "density of each head; orange: attention mass missed" : "density of each head");
+}
+
+/* Returns 0 on failure. */
+static int picture_write(FILE *file, const picture_desc *desc)
+{
+    static const struct {
+        int panels, columns, extent;
+    } layouts[] = {{1, 1, 1080}, {2, 2, 820}, {4, 2, 780}, {6, 3, 600}, {9, 3, 580}, {12, 4, 460}, {16, 4, 440},
+                   {25, 5, 360}, {36, 6, 320}, {1 << 30, 8, 240}};
+    picture_canvas canvas;
+    png_image      image;
+    int32_t        heads = desc->batch * desc->heads, panels = heads < PICTURE_MAX_PANELS ? heads : PICTURE_MAX_PANELS, index;
+    int            columns, extent, rows, margin = 44, gap = 30, chart = heads > 1 ? 190 : 0, x, y, i;
+    double         right, unit, legend_top, panels_top, bottom;
+    char           note[64];
+
+    for (i = 0; panels > layouts[i].panels; ++i) {}
+    columns = layouts[i].columns;
+    extent = layouts[i].extent;
+    rows = (panels + columns - 1) / columns;
+    x = extent + (int)PICTURE_STRIP + gap;
+    y = extent + (int)(PICTURE_STRIP + PICTURE_HEADER) + gap;
+    canvas.width = 2 * margin + columns * x - gap;
+    right = canvas.width - margin;
+    legend_top = margin + 76;
+    panels_top = picture_draw_legend(NULL, desc, margin, right, legend_top) + 14;
+    bottom = panels_top + rows * y;
+    canvas.height = (int)bottom + (chart ? chart + 84 : 0) + (panels < heads ? 30 : 0) + 14;
+    canvas.pixels = (uint8_t *)malloc((size_t)canvas.width * (size_t)canvas.height * 3);
+    if (!canvas.pixels) return 0;
+    memset(canvas.pixels, 255, (size_t)canvas.width * (size_t)canvas.height * 3);
+
+    unit = (right - margin) / (6 * (double)strlen(desc->title));
+    picture_print(&canvas, margin, margin - 8, unit < 3.4 ? unit : 3.4, picture_ink, desc->title);
+    unit = (right - margin) / (6 * (double)strlen(desc->settings));
+    picture_print(&canvas, margin, margin + 32, unit < 2.2 ? unit : 2.2, picture_faint, desc->settings);
+    picture_draw_legend(&canvas, desc, margin, right, legend_top);
+    for (index = 0; index < panels; ++index) {
+        picture_panel panel;
+        int           is_complete = picture_panel_create(&panel, desc, index);
+        if (is_complete) {
+            picture_draw_panel(&canvas, &panel, index, margin + index % columns * x + (int)PICTURE_STRIP,
+                               (int)panels_top + index / columns * y + (int)(PICTURE_STRIP + PICTURE_HEADER), extent);
+        }
+        picture_panel_destroy(&panel);
+        if (!is_complete) {
+            free(canvas.pixels);
+            return 0;
+        }
+    }
+    if (panels < heads) {
+        snprintf(note, sizeof note, "%d more heads are not shown", heads - panels);
+        picture_print(&canvas, margin, bottom, PICTURE_UNIT, picture_faint, note);
+        bottom += 30;
+    }
+    if (chart) picture_draw_chart(&canvas, desc, margin, right, bottom + 36, chart);
+
+    memset(&image, 0, sizeof image);
+    image.version = PNG_IMAGE_VERSION;
+    image.width = (png_uint_32)canvas.width;
+    image.height = (png_uint_32)canvas.height;
+    image.format = PNG_FORMAT_RGB;
+    i = png_image_write_to_stdio(&image, file, 0, canvas.pixels, 0, NULL);
+    free(canvas.pixels);
+    return i != 0;
+}
+
+#endif /* SVG2_TOOL_NO_PNG */
+#endif /* PICTURE_H_INCLUDED */
