@@ -1,0 +1,490 @@
+/* Bytes become descriptors with small extents, and every entry point gets them. Checked under ASan and UBSan: no crash, no
+   byte outside the caller's memory; an error leaves the outputs alone; on SVG2_OK the output is written, and finite
+   where the inputs are. Built with libFuzzer, or with fuzz_main.c. */
+#define SVG2_IMPLEMENTATION
+#include "../svg2.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__has_feature)
+#  if __has_feature(address_sanitizer)
+#    define HAS_ASAN 1
+#  endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(HAS_ASAN)
+#  include <sanitizer/asan_interface.h>
+#else
+#  define __asan_poison_memory_region(p, n) ((void)(p), (void)(n))
+#  define __asan_unpoison_memory_region(p, n) ((void)(p), (void)(n))
+#endif
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count);
+size_t fuzz_seed(int index, uint8_t *bytes, size_t capacity);
+
+/* ---- bytes as a source of numbers --------------------------------------------------------- */
+typedef struct source { const uint8_t *at, *end; uint32_t mix; } source;
+static uint32_t take8(source *s)
+{
+    if (s->at < s->end) return *s->at++;
+    s->mix = s->mix * 1664525u + 1013904223u; /* after the end: small pseudo-random numbers */
+    return s->mix >> 24;
+}
+static uint32_t take32(source *s)
+{
+    uint32_t x = 0;
+    for (int i = 0; i < 4; ++i) x = x << 8 | take8(s);
+    return x;
+}
+/* Mostly in [low, high], sometimes anything. */
+static int32_t number(source *s, int32_t low, int32_t high)
+{
+    uint32_t b = take8(s);
+    if (b >= 252) return (int32_t)take32(s);
+    return low + (int32_t)(b % (uint32_t)(high - low + 1));
+}
+static float fraction(source *s)
+{
+    uint32_t b = take8(s), bits;
+    float x;
+    if (b < 100) return 0;
+    if (b < 250) return (float)(b - 100) / 149.0f;
+    bits = take32(s);
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* ---- memory ------------------------------------------------------------------------------ */
+#define SLOTS 64
+static void *slot[SLOTS];
+static size_t slot_bytes[SLOTS];
+static int slots;
+static void *block(size_t bytes) /* aligned to 64, ends where it ends, filled with 0xff */
+{
+    void *p = 0;
+    if (slots == SLOTS || posix_memalign(&p, 64, bytes + 64) != 0) abort();
+    memset(p, 0xff, bytes + 64);
+    __asan_poison_memory_region((char *)p + bytes, 64);
+    slot_bytes[slots] = bytes;
+    slot[slots++] = p;
+    return p;
+}
+static void release(void)
+{
+    while (slots) {
+        --slots;
+        __asan_unpoison_memory_region((char *)slot[slots] + slot_bytes[slots], 64);
+        free(slot[slots]);
+    }
+}
+static void check(int ok, const char *what)
+{
+    if (ok) return;
+    fprintf(stderr, "fuzz_desc: %s\n", what);
+    abort();
+}
+static int untouched(const void *p, size_t n)
+{
+    for (size_t i = 0; i < n; ++i)
+        if (((const unsigned char *)p)[i] != 0xff) return 0;
+    return 1;
+}
+
+/* ---- tensors ------------------------------------------------------------------------------ */
+#define BIG ((size_t)1 << 20)
+static size_t element(svg2_dtype t) { return t == SVG2_F32 ? 4 : 2; }
+/* Bytes that [B, H, S, D] in this layout spans; BIG if that is too much for this harness. */
+static size_t span(const svg2_layout *l, int32_t B, int32_t H, int32_t S, int32_t D)
+{
+    int64_t sb = l->stride_batch, sh = l->stride_head, st = l->stride_token;
+    if (!sb && !sh && !st) { st = D; sh = (int64_t)S * D; sb = H * sh; }
+    if (sb > 1000000 || sh > 1000000 || st > 1000000 || B > 16 || H > 64 || S > 4096) return BIG;
+    return (size_t)((B - 1) * sb + (H - 1) * sh + (S - 1) * st + D) * element(l->dtype);
+}
+static void fill(void *p, svg2_dtype t, size_t bytes, source *s, int wild)
+{
+    uint32_t state = take32(s);
+    for (size_t i = 0; i < bytes / element(t); ++i) {
+        float x;
+        state = state * 1664525u + 1013904223u;
+        x = (float)((int32_t)(state >> 16) - 32768) / 12000.0f;
+        if (wild && (state >> 8) % 61 == 0) x = (state >> 3) % 3 == 0 ? NAN : (state >> 3) % 3 == 1 ? INFINITY : -3e38f;
+        if (t == SVG2_F32) ((float *)p)[i] = x;
+        else svg2_convert((uint16_t *)p + i, t, &x, SVG2_F32, 1);
+    }
+}
+static svg2_layout layout(source *s, int32_t B, int32_t H, int32_t S, int32_t D)
+{
+    svg2_layout l = SVG2_ZERO;
+    int32_t kind = number(s, 0, 9);
+    (void)B;
+    l.dtype = (svg2_dtype)number(s, 0, 2);
+    if (kind == 1 && H > 0 && H < 64 && S < 4096) { l.stride_token = (int64_t)H * D; l.stride_head = D; l.stride_batch = (int64_t)S * H * D; }
+    if (kind == 2 && H > 0 && H < 64 && S < 4096) { l.stride_token = D + 1; l.stride_head = (int64_t)S * (D + 1); l.stride_batch = H * l.stride_head; }
+    if (kind == 3) { l.stride_token = number(s, 0, 100); l.stride_head = number(s, 0, 250); l.stride_batch = number(s, 0, 250); }
+    if (kind == 4) { l.stride_token = (int64_t)take32(s) << 31; l.stride_head = (int32_t)take32(s); l.stride_batch = (int64_t)take32(s) << 32; }
+    return l;
+}
+static void check_output(const void *out, const svg2_layout *l, int32_t B, int32_t H, int32_t S, int32_t D, const char *what)
+{
+    int64_t sb = l->stride_batch, sh = l->stride_head, st = l->stride_token;
+    if (!sb && !sh && !st) { st = D; sh = (int64_t)S * D; sb = H * sh; }
+    for (int32_t b = 0; b < B; ++b)
+        for (int32_t h = 0; h < H; ++h)
+            for (int32_t t = 0; t < S; ++t)
+                for (int32_t d = 0; d < D; ++d) {
+                    int64_t at = b * sb + h * sh + t * st + d;
+                    float x;
+                    if (l->dtype == SVG2_F32) x = ((const float *)out)[at];
+                    else svg2_convert(&x, SVG2_F32, (const uint16_t *)out + at, l->dtype, 1);
+                    check(x - x == 0, what);
+                }
+}
+
+/* ---- one entry point each ------------------------------------------------------------------ */
+static void fuzz_attend(source *s, const svg2_backend *backend)
+{
+    svg2_desc d = SVG2_ZERO, r;
+    svg2_error err;
+    svg2_state state;
+    int wild = take8(s) % 4 == 0, steps = 1 + (int)(take8(s) % 3);
+    int32_t first = number(s, 0, 3);
+    d.batch = number(s, 0, 2); d.heads = number(s, 1, 4); d.heads_kv = number(s, 0, 2);
+    d.tokens = number(s, 1, 50); d.tokens_kv = number(s, 0, 1) ? number(s, 1, 50) : 0;
+    d.head_dim = 8 * number(s, 1, 4);
+    d.scale = fraction(s);
+    d.q = layout(s, d.batch, d.heads, d.tokens, d.head_dim);
+    d.k = layout(s, d.batch, d.heads, d.tokens, d.head_dim);
+    d.v = layout(s, d.batch, d.heads, d.tokens, d.head_dim);
+    d.out = layout(s, d.batch, d.heads, d.tokens, d.head_dim);
+    if (number(s, 0, 2) == 2) { d.text_tokens = number(s, 0, 20); d.text_valid = number(s, -1, 20); d.text_place = (svg2_text_place)number(s, 0, 1); }
+    if (number(s, 0, 5) == 5) { d.frames = number(s, 0, 5); d.frame_tokens = number(s, 0, 10); }
+    d.method = (svg2_method)(number(s, 0, 9) == 9);
+    d.query_clusters = number(s, 0, 20); d.key_clusters = number(s, 0, 60);
+    d.init_iterations = number(s, 0, 3); d.step_iterations = number(s, -1, 3); d.keep_empty = number(s, 0, 1);
+    d.seed = take8(s);
+    d.route = (svg2_route)number(s, 0, 2); d.budget = (svg2_budget)number(s, 0, 2); d.tail = (svg2_tail_kind)number(s, 0, 3);
+    d.top_p = fraction(s); d.min_keep = fraction(s); d.density = fraction(s); d.target_error = fraction(s); d.dense_above = fraction(s);
+    d.layer = number(s, 0, 2); d.dense_layers = number(s, 0, 1); d.dense_steps = number(s, 0, 2); d.init_on_dense = number(s, 0, 1);
+    d.state_dtype = number(s, 0, 3) == 3 ? SVG2_BF16 : SVG2_F32;
+    r = d;
+    if (svg2_resolve(&r, &err) != SVG2_OK) {
+        check(memcmp(&r, &d, sizeof d) == 0 && err.code != SVG2_OK && err.field && err.text, "resolve wrote on error");
+        check(svg2_workspace_bytes(backend, &d) == SIZE_MAX && svg2_state_bytes(&d) == SIZE_MAX, "size of an invalid descriptor");
+        return;
+    }
+    size_t work_bytes = svg2_workspace_bytes(backend, &d), state_bytes = svg2_state_bytes(&d);
+    size_t qn = span(&r.q, r.batch, r.heads, r.tokens, r.head_dim), kn = span(&r.k, r.batch, r.heads_kv, r.tokens_kv, r.head_dim);
+    size_t vn = span(&r.v, r.batch, r.heads_kv, r.tokens_kv, r.head_dim), on = span(&r.out, r.batch, r.heads, r.tokens, r.head_dim);
+    if (work_bytes > 64 * BIG || state_bytes > 16 * BIG || qn >= BIG || kn >= BIG || vn >= BIG || on >= BIG) return;
+    if (r.init_iterations > 10) r.init_iterations = d.init_iterations = 10;
+    if (r.step_iterations > 10) r.step_iterations = d.step_iterations = 10;
+    void *q = block(qn), *k = block(kn), *v = block(vn), *work = block(work_bytes), *memory = block(state_bytes);
+    fill(q, r.q.dtype, qn, s, wild);
+    fill(k, r.k.dtype, kn, s, wild);
+    fill(v, r.v.dtype, vn, s, wild);
+    size_t rows = (size_t)r.batch * (size_t)r.heads * (size_t)r.tokens, heads = (size_t)r.batch * (size_t)r.heads;
+    check(svg2_state_init(&state, &d, memory, state_bytes, &err) == SVG2_OK, "state_init after resolve");
+    for (int i = 0; i < steps; ++i) {
+        void *out = block(on);
+        float *lse = (float *)block(rows * 4);
+        svg2_head_stats *stats = (svg2_head_stats *)block(heads * sizeof *stats);
+        svg2_result result = svg2_attend(backend, &d, &state, first + i, q, k, v, out, lse, stats, work, work_bytes, &err);
+        if (first < 0 || first + i < 0) {
+            check(result == SVG2_ERR_RANGE && untouched(out, on), "negative step");
+            return;
+        }
+        check(result == SVG2_OK, "attend after resolve");
+        for (size_t h = 0; h < heads; ++h)
+            check(stats[h].pairs >= 0 && stats[h].pairs <= stats[h].pairs_total && stats[h].density >= 0 && stats[h].density <= 1, "stats");
+        svg2_plan plan = svg2_plan_view(backend, &d, first + i, work);
+        if (plan.map)
+            for (size_t n = 0; n < heads * (size_t)plan.query_blocks * (size_t)plan.key_blocks; ++n) check(plan.map[n] <= 1, "map");
+        if (wild || !(r.scale < 4 && r.scale > -4)) continue;
+        check_output(out, &r.out, r.batch, r.heads, r.tokens, r.head_dim, "output not finite");
+        for (size_t n = 0; n < rows; ++n) check(lse[n] < 1e30f, "lse"); /* -INFINITY for padding, never NaN */
+        if (i == 0) {
+            size_t n = svg2_state_save_bytes(&state);
+            void *saved = block(n);
+            check(svg2_state_save(backend, &state, saved, n, &err) == SVG2_OK, "save");
+            check(svg2_state_load(backend, &state, saved, n, &err) == SVG2_OK, "load");
+        }
+    }
+}
+
+static void fuzz_state(source *s, const svg2_backend *backend)
+{
+    svg2_desc d = SVG2_ZERO;
+    svg2_state state;
+    svg2_error err;
+    d.heads = 1; d.tokens = 10; d.head_dim = 8; d.query_clusters = 1; d.key_clusters = 2;
+    size_t n = svg2_state_bytes(&d);
+    void *memory = block(n);
+    check(svg2_state_init(&state, &d, memory, n, &err) == SVG2_OK, "state_init");
+    size_t count = (size_t)(s->end - s->at);
+    void *bytes = block(count);
+    memcpy(bytes, s->at, count);
+    if (svg2_state_load(backend, &state, bytes, count, &err) != SVG2_OK) check(untouched(memory, n) && !state.is_warm, "load wrote on error");
+}
+
+static void fuzz_kmeans(source *s, const svg2_backend *backend)
+{
+    svg2_kmeans_desc d = SVG2_ZERO;
+    svg2_error err;
+    int wild = take8(s) % 4 == 0;
+    d.batch = number(s, 1, 2); d.heads = number(s, 1, 3); d.tokens = number(s, 1, 60); d.head_dim = 8 * number(s, 1, 4);
+    d.clusters = number(s, 1, 40); d.iterations = number(s, 0, 4); d.keep_empty = number(s, 0, 1);
+    if (number(s, 0, 2) == 2) { d.token_begin = number(s, 0, 20); d.token_count = number(s, 0, 40); }
+    d.seed = take8(s);
+    d.layout = layout(s, d.batch, d.heads, d.tokens, d.head_dim);
+    d.store_dtype = (svg2_dtype)number(s, 0, 2);
+    size_t n = span(&d.layout, d.batch, d.heads, d.tokens, d.head_dim);
+    int small = d.batch > 0 && d.batch < 8 && d.heads > 0 && d.heads < 8 && d.tokens > 0 && d.tokens < 500 && d.head_dim > 0
+             && d.head_dim <= 256 && d.clusters > 0 && d.clusters < 500 && n < BIG && d.iterations < 20;
+    if (!small) {
+        size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_KMEANS, &d);
+        (void)bytes;
+        return;
+    }
+    size_t heads = (size_t)d.batch * (size_t)d.heads, c = heads * (size_t)d.clusters * (size_t)d.head_dim;
+    d.x = block(n);
+    void *start = block(c * 4);
+    fill(start, SVG2_F32, c * 4, s, wild);
+    if (d.store_dtype == SVG2_F32 || d.store_dtype == SVG2_BF16 || d.store_dtype == SVG2_F16) d.store = take8(s) % 2 ? block(c * element(d.store_dtype)) : 0;
+    d.start = take8(s) % 2 ? start : 0;
+    if (d.start && take8(s) % 2) d.store = start;
+    d.centroid = (float *)block(c * 4);
+    d.mean = (float *)block(heads * (size_t)d.head_dim * 4);
+    d.label = (int32_t *)block(heads * (size_t)d.tokens * 4);
+    d.size = (int32_t *)block(heads * (size_t)d.clusters * 4);
+    fill(slot[0], d.layout.dtype, n, s, wild);
+    size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_KMEANS, &d);
+    if (bytes == SIZE_MAX || bytes > 64 * BIG) bytes = 4096;
+    if (svg2_kmeans(backend, &d, block(bytes), bytes, &err) != SVG2_OK) {
+        check(untouched(d.centroid, c * 4) && untouched(d.label, heads * (size_t)d.tokens * 4), "kmeans wrote on error");
+        return;
+    }
+    int32_t begin = d.token_begin, end = d.token_begin || d.token_count ? d.token_begin + d.token_count : d.tokens;
+    for (size_t h = 0; h < heads; ++h) {
+        int64_t total = 0;
+        for (int32_t t = begin; t < end; ++t) {
+            int32_t label = d.label[h * (size_t)d.tokens + (size_t)t];
+            check(label >= 0 && label < d.clusters, "label");
+        }
+        for (int32_t i = 0; i < d.clusters; ++i) total += d.size[h * (size_t)d.clusters + (size_t)i];
+        check(total == end - begin, "sizes");
+    }
+    for (size_t i = 0; i < c && !wild; ++i) check(d.centroid[i] - d.centroid[i] == 0, "centroid not finite");
+}
+
+/* Consistent random blocks of one side. */
+static void make_blocks(source *s, size_t heads, int32_t S, int32_t n, int32_t **order, int32_t **offset)
+{
+    *order = (int32_t *)block(heads * (size_t)S * 4);
+    *offset = (int32_t *)block(heads * (size_t)(n + 1) * 4);
+    for (size_t h = 0; h < heads; ++h) {
+        int32_t at = 0, step = S > 2 && S % 7 ? 7 : 1;
+        for (int32_t t = 0; t < S; ++t) (*order)[h * (size_t)S + (size_t)t] = (int32_t)((int64_t)t * step % S);
+        for (int32_t i = 0; i <= n; ++i) {
+            (*offset)[h * (size_t)(n + 1) + (size_t)i] = i == n ? S : at;
+            at += (int32_t)(take8(s) % (uint32_t)(2 * S / n + 2));
+            if (at > S) at = S;
+        }
+    }
+}
+
+static void fuzz_blocks(source *s, const svg2_backend *backend)
+{
+    svg2_mass_desc m = SVG2_ZERO;
+    svg2_attention_desc *d = &m.attention;
+    svg2_error err;
+    int wild = take8(s) % 4 == 0, tail = take8(s) % 3 == 0, has_map = take8(s) % 4 != 0;
+    d->batch = number(s, 1, 2); d->heads = number(s, 1, 4); d->heads_kv = number(s, 0, 2) ? d->heads : 1;
+    d->tokens = number(s, 1, 70); d->tokens_kv = number(s, 1, 70); d->head_dim = 8 * number(s, 1, 4);
+    d->scale = fraction(s);
+    d->query_blocks = number(s, 0, 12); d->key_blocks = number(s, 0, 12);
+    if (number(s, 0, 3) == 3) { d->head_begin = number(s, 0, 4); d->head_count = number(s, 0, 4); }
+    d->q_layout = layout(s, d->batch, d->heads, d->tokens, d->head_dim);
+    d->k_layout = layout(s, d->batch, d->heads_kv, d->tokens_kv, d->head_dim);
+    d->v_layout = layout(s, d->batch, d->heads_kv, d->tokens_kv, d->head_dim);
+    d->out_layout = layout(s, d->batch, d->heads, d->tokens, d->head_dim);
+    int small = d->batch > 0 && d->batch < 5 && d->heads > 0 && d->heads < 9 && d->heads_kv > 0 && d->heads_kv < 9 && d->tokens > 0
+             && d->tokens < 300 && d->tokens_kv > 0 && d->tokens_kv < 300 && d->head_dim > 0 && d->head_dim <= 256
+             && d->query_blocks >= 0 && d->query_blocks < 50 && d->key_blocks >= 0 && d->key_blocks < 50;
+    if (!small) {
+        check(svg2_attention(backend, d, 0, 0, &err) != SVG2_OK, "no pointers at all");
+        return;
+    }
+    size_t qn = span(&d->q_layout, d->batch, d->heads, d->tokens, d->head_dim), on = span(&d->out_layout, d->batch, d->heads, d->tokens, d->head_dim);
+    size_t kn = span(&d->k_layout, d->batch, d->heads_kv, d->tokens_kv, d->head_dim), vn = span(&d->v_layout, d->batch, d->heads_kv, d->tokens_kv, d->head_dim);
+    if (qn >= BIG || kn >= BIG || vn >= BIG || on >= BIG) return;
+    int32_t Qb = d->query_blocks ? d->query_blocks : 1, Kb = d->key_blocks ? d->key_blocks : 1;
+    size_t heads = (size_t)d->batch * (size_t)d->heads, heads_kv = (size_t)d->batch * (size_t)d->heads_kv;
+    void *q = block(qn), *k = block(kn), *v = block(vn);
+    fill(q, d->q_layout.dtype, qn, s, wild);
+    fill(k, d->k_layout.dtype, kn, s, wild);
+    fill(v, d->v_layout.dtype, vn, s, wild);
+    d->q = q; d->k = k; d->v = v; d->out = block(on);
+    d->lse = (float *)block(heads * (size_t)d->tokens * 4);
+    int32_t *order, *offset;
+    if (d->query_blocks) { make_blocks(s, heads, d->tokens, Qb, &order, &offset); d->query_order = order; d->query_offset = offset; }
+    if (d->key_blocks) { make_blocks(s, heads_kv, d->tokens_kv, Kb, &order, &offset); d->key_order = order; d->key_offset = offset; }
+    uint8_t *map = (uint8_t *)block(heads * (size_t)(Qb * Kb));
+    for (size_t i = 0; i < heads * (size_t)(Qb * Kb); ++i) map[i] = take8(s) & 1;
+    if (has_map) d->map = map;
+    float *mean = (float *)block(heads_kv * (size_t)d->head_dim * 4);
+    fill(mean, SVG2_F32, heads_kv * (size_t)d->head_dim * 4, s, wild);
+    if (take8(s) & 1) d->key_mean = mean;
+    if (tail) {
+        size_t n = heads_kv * (size_t)(Kb * d->head_dim) * 4;
+        float *a = (float *)block(n), *b = (float *)block(n);
+        fill(a, SVG2_F32, n, s, wild);
+        fill(b, SVG2_F32, n, s, wild);
+        d->tail_query_blocks = Qb; d->tail_key_blocks = Kb; d->key_centroid = a; d->value_mean = b;
+        if (take8(s) & 1) {
+            n = heads * (size_t)(Qb * d->head_dim) * (size_t)d->head_dim * 4;
+            float *matrix = (float *)block(n);
+            fill(matrix, SVG2_F32, n, s, wild);
+            d->tail_matrix = matrix;
+        }
+    }
+    size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_ATTENTION, d);
+    if (bytes == SIZE_MAX || bytes > 64 * BIG) bytes = 4096;
+    if (svg2_attention(backend, d, block(bytes), bytes, &err) != SVG2_OK) {
+        check(untouched(d->out, on) && untouched(d->lse, heads * (size_t)d->tokens * 4), "attention wrote on error");
+        return;
+    }
+    if (!wild && d->scale < 4 && d->scale > -4 && !d->head_count) check_output(d->out, &d->out_layout, d->batch, d->heads, d->tokens, d->head_dim, "attention not finite");
+    m.mass = (float *)block(heads * (size_t)(Qb * Kb) * 4);
+    m.recall = (float *)block(heads * (size_t)d->tokens * 4);
+    if (d->head_count) return; /* the LSE of the other heads was not written */
+    bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_MASS, &m);
+    if (bytes == SIZE_MAX || bytes > 64 * BIG) bytes = 4096;
+    svg2_block_mass(backend, &m, block(bytes), bytes, &err);
+}
+
+static void fuzz_permute(source *s, const svg2_backend *backend)
+{
+    svg2_permute_desc d = SVG2_ZERO;
+    svg2_error err;
+    d.batch = number(s, 1, 2); d.heads = number(s, 1, 3); d.tokens = number(s, 1, 80); d.clusters = number(s, 1, 90);
+    if (take8(s) & 1) { d.text_begin = number(s, 0, 60); d.text_count = number(s, 0, 20); }
+    if (take8(s) & 1) { d.padding_begin = number(s, 0, 60); d.padding_count = number(s, 0, 20); }
+    if (d.batch < 1 || d.batch > 8 || d.heads < 1 || d.heads > 8 || d.tokens < 1 || d.tokens > 500 || d.clusters < 1 || d.clusters > 500) {
+        check(svg2_permute(backend, &d, 0, 0, &err) != SVG2_OK, "no pointers at all");
+        return;
+    }
+    size_t n = (size_t)d.batch * (size_t)d.heads, blocks = (size_t)d.clusters + 2;
+    d.label = (int32_t *)block(n * (size_t)d.tokens * 4);
+    d.order = (int32_t *)block(n * (size_t)d.tokens * 4);
+    d.offset = (int32_t *)block(n * (blocks + 1) * 4);
+    for (size_t i = 0; i < n * (size_t)d.tokens; ++i) d.label[i] = (int32_t)(take8(s) % (uint32_t)d.clusters);
+    size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_PERMUTE, &d);
+    if (bytes == SIZE_MAX || bytes > 64 * BIG) bytes = 4096;
+    if (svg2_permute(backend, &d, block(bytes), bytes, &err) != SVG2_OK) {
+        check(untouched(d.order, n * (size_t)d.tokens * 4), "permute wrote on error");
+        return;
+    }
+    for (size_t h = 0; h < n; ++h) {
+        uint8_t seen[500] = {0};
+        for (int32_t t = 0; t < d.tokens; ++t) {
+            int32_t at = d.order[h * (size_t)d.tokens + (size_t)t];
+            check(at >= 0 && at < d.tokens && !seen[at], "order is no permutation");
+            seen[at] = 1;
+        }
+    }
+}
+
+static void fuzz_select(source *s, const svg2_backend *backend)
+{
+    svg2_select_desc d = SVG2_ZERO;
+    svg2_error err;
+    int wild = take8(s) % 4 == 0;
+    d.batch = number(s, 1, 2); d.heads = number(s, 1, 4); d.heads_kv = number(s, 0, 2) ? d.heads : 1; d.head_dim = 8 * number(s, 1, 3);
+    d.query_clusters = number(s, 1, 20); d.key_clusters = number(s, 1, 40); d.has_text = number(s, 0, 1); d.has_padding = number(s, 0, 1);
+    d.scale = fraction(s);
+    d.route = (svg2_route)number(s, 1, 2); d.budget = (svg2_budget)number(s, 1, 2); d.tail = (svg2_tail_kind)number(s, 1, 3);
+    d.top_p = fraction(s); d.min_keep = fraction(s); d.density = fraction(s); d.target_error = fraction(s); d.dense_above = fraction(s);
+    if (d.batch < 1 || d.batch > 4 || d.heads < 1 || d.heads > 8 || d.heads_kv < 1 || d.heads_kv > 8 || d.head_dim < 1 || d.head_dim > 256
+        || d.query_clusters < 1 || d.query_clusters > 100 || d.key_clusters < 1 || d.key_clusters > 100) {
+        check(svg2_select(backend, &d, 0, 0, &err) != SVG2_OK, "no pointers at all");
+        return;
+    }
+    size_t H = (size_t)d.batch * (size_t)d.heads, K = (size_t)d.batch * (size_t)d.heads_kv, D = (size_t)d.head_dim;
+    size_t q = H * (size_t)d.query_clusters * D * 4, k = K * (size_t)d.key_clusters * D * 4, v = K * (size_t)d.key_clusters * 4;
+    int32_t Qb = d.query_clusters + (d.has_text != 0) + (d.has_padding != 0), Kb = d.key_clusters + (d.has_text != 0) + (d.has_padding != 0);
+    float *f[6];
+    size_t n[6];
+    n[0] = q; n[1] = k; n[2] = K * D * 4; n[3] = k; n[4] = k; n[5] = v;
+    for (int i = 0; i < 6; ++i) {
+        f[i] = (float *)block(n[i]);
+        fill(f[i], SVG2_F32, n[i], s, wild);
+        for (size_t e = 0; e < n[i] / 4 && (i == 3 || i == 5); ++e) f[i][e] = fabsf(f[i][e]); /* variances */
+    }
+    d.query_centroid = f[0]; d.key_centroid = f[1]; d.key_mean = f[2]; d.key_var = f[3]; d.value_mean = f[4]; d.value_var = f[5];
+    int32_t *order, *qo, *ko;
+    make_blocks(s, H, 90, Qb, &order, &qo);
+    make_blocks(s, K, 90, Kb, &order, &ko);
+    d.query_offset = qo; d.key_offset = ko;
+    d.map = (uint8_t *)block(H * (size_t)(Qb * Kb));
+    d.stats = (svg2_head_stats *)block(H * sizeof *d.stats);
+    size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_SELECT, &d);
+    if (bytes == SIZE_MAX || bytes > 64 * BIG) bytes = 4096;
+    if (svg2_select(backend, &d, block(bytes), bytes, &err) != SVG2_OK) {
+        check(untouched(d.map, H * (size_t)(Qb * Kb)) && untouched(d.stats, H * sizeof *d.stats), "select wrote on error");
+        return;
+    }
+    for (size_t i = 0; i < H * (size_t)(Qb * Kb); ++i) check(d.map[i] <= 1, "map");
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
+{
+    source s;
+    svg2_simd simd;
+    if (count < 2) return 0;
+    s.at = bytes + 2;
+    s.end = bytes + count;
+    s.mix = (uint32_t)count * 2654435761u;
+    simd = (svg2_simd)(bytes[1] % 4);
+    svg2_backend backend = svg2_cpu_backend_simd(0, simd);
+    switch (bytes[0] % 8) {
+    case 0: case 1: case 2: fuzz_attend(&s, &backend); break;
+    case 3: fuzz_kmeans(&s, &backend); break;
+    case 4: fuzz_blocks(&s, &backend); break;
+    case 5: fuzz_permute(&s, &backend); break;
+    case 6: fuzz_select(&s, &backend); break;
+    default: fuzz_state(&s, &backend);
+    }
+    release();
+    return 0;
+}
+
+/* Seeds: each entry point with plain numbers; the last is a valid saved state. */
+size_t fuzz_seed(int index, uint8_t *bytes, size_t capacity)
+{
+    uint32_t x = (uint32_t)index * 747796405u + 1u;
+    if (index >= 40) return 0;
+    if (index == 39) {
+        svg2_backend backend = svg2_cpu_backend(0);
+        svg2_desc d = SVG2_ZERO;
+        svg2_state state;
+        static union { double align; unsigned char bytes[8192]; } memory;
+        unsigned char *aligned = memory.bytes + (64 - (uintptr_t)memory.bytes % 64) % 64;
+        d.heads = 1; d.tokens = 10; d.head_dim = 8; d.query_clusters = 1; d.key_clusters = 2;
+        memset(&memory, 0, sizeof memory);
+        if (svg2_state_init(&state, &d, aligned, svg2_state_bytes(&d), 0) != SVG2_OK) return 0;
+        size_t n = svg2_state_save_bytes(&state);
+        if (n + 2 > capacity || svg2_state_save(&backend, &state, bytes + 2, n, 0) != SVG2_OK) return 0;
+        bytes[0] = 7;
+        bytes[1] = 0;
+        return n + 2;
+    }
+    for (size_t i = 0; i < 96 && i < capacity; ++i) {
+        x = x * 1664525u + 1013904223u;
+        bytes[i] = (uint8_t)((x >> 24) % 240);
+    }
+    bytes[0] = (uint8_t)(index % 8);
+    return 96;
+}

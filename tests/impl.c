@@ -1,0 +1,2 @@
+#define SVG2_IMPLEMENTATION
+#include "../svg2.h"

@@ -1,0 +1,578 @@
+/* >>attention: dense, block maps, tails, merging of partial results, all against float64. */
+#include "test.h"
+
+/* Random blocks of one side: labels, order, offsets. Some blocks are empty, one is big. */
+typedef struct blocks { int count; int32_t *label, *order, *offset; } blocks;
+static blocks blocks_new(int heads, int S, int count, uint64_t seed)
+{
+    blocks b;
+    uint64_t r = seed;
+    b.count = count;
+    b.label = (int32_t *)mem_new((size_t)(heads * S) * 4);
+    b.order = (int32_t *)mem_new((size_t)(heads * S) * 4);
+    b.offset = (int32_t *)mem_new((size_t)(heads * (count + 1)) * 4);
+    for (int h = 0; h < heads; ++h) {
+        int at = 0;
+        for (int t = 0; t < S; ++t) {
+            int c = rnd_int(&r, count);
+            b.label[h * S + t] = c % 7 == 3 && count > 4 ? 1 : c; /* blocks 3, 10, ... are empty */
+        }
+        for (int c = 0; c <= count; ++c) {
+            b.offset[h * (count + 1) + c] = at;
+            for (int t = 0; t < S && c < count; ++t)
+                if (b.label[h * S + t] == c) b.order[h * S + at++] = t;
+        }
+    }
+    return b;
+}
+
+typedef struct shape { int B, H, Hk, Sq, Sk, D; } shape;
+typedef struct att {
+    svg2_attention_desc d;
+    shape s;
+    tensor q, k, v, out;
+    double *q64, *k64, *v64;
+    blocks qb, kb;
+    uint8_t *map;
+    svg2_error err;
+} att;
+
+static att att_new(shape s, const svg2_dtype *types, tensor_order order, double mean, uint64_t seed)
+{
+    att a;
+    memset(&a, 0, sizeof a);
+    a.s = s;
+    a.q = tensor_new(s.B, s.H, s.Sq, s.D, types[0], order);
+    a.k = tensor_new(s.B, s.Hk, s.Sk, s.D, types[1], order);
+    a.v = tensor_new(s.B, s.Hk, s.Sk, s.D, types[2], order);
+    a.out = tensor_new(s.B, s.H, s.Sq, s.D, types[3], order);
+    tensor_fill_normal(&a.q, seed, 1.5, 0);
+    tensor_fill_normal(&a.k, seed + 1000, 1, mean);
+    tensor_fill_normal(&a.v, seed + 2000, 1, 0.3);
+    a.q64 = tensor_f64(&a.q); a.k64 = tensor_f64(&a.k); a.v64 = tensor_f64(&a.v);
+    a.d.batch = s.B; a.d.heads = s.H; a.d.heads_kv = s.Hk; a.d.tokens = s.Sq; a.d.tokens_kv = s.Sk; a.d.head_dim = s.D;
+    a.d.scale = (float)(1 / sqrt(s.D));
+    a.d.q = a.q.data; a.d.k = a.k.data; a.d.v = a.v.data; a.d.out = a.out.data;
+    a.d.lse = (float *)mem_new((size_t)(s.B * s.H * s.Sq) * 4);
+    a.d.q_layout = a.q.layout; a.d.k_layout = a.k.layout; a.d.v_layout = a.v.layout; a.d.out_layout = a.out.layout;
+    return a;
+}
+static void att_blocks(att *a, int Qb, int Kb, double filled, uint64_t seed)
+{
+    uint64_t r = seed;
+    a->qb = blocks_new(a->s.B * a->s.H, a->s.Sq, Qb, seed + 1);
+    a->kb = blocks_new(a->s.B * a->s.Hk, a->s.Sk, Kb, seed + 2);
+    a->map = (uint8_t *)mem_new((size_t)(a->s.B * a->s.H * Qb * Kb));
+    for (int i = 0; i < a->s.B * a->s.H * Qb * Kb; ++i) a->map[i] = rnd_unit(&r) < filled;
+    a->d.query_blocks = Qb; a->d.key_blocks = Kb;
+    a->d.query_order = a->qb.order; a->d.query_offset = a->qb.offset;
+    a->d.key_order = a->kb.order; a->d.key_offset = a->kb.offset;
+    a->d.map = a->map;
+}
+static float *att_key_mean(const att *a)
+{
+    int n = a->s.B * a->s.Hk;
+    float *m = (float *)mem_new((size_t)(n * a->s.D) * 4);
+    for (int h = 0; h < n; ++h)
+        for (int d = 0; d < a->s.D; ++d) {
+            double sum = 0;
+            for (int t = 0; t < a->s.Sk; ++t) sum += a->k64[((int64_t)h * a->s.Sk + t) * a->s.D + d];
+            m[h * a->s.D + d] = (float)(sum / a->s.Sk);
+        }
+    return m;
+}
+static void att_run(att *a, const svg2_backend *backend)
+{
+    size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_ATTENTION, &a->d);
+    svg2_result r = svg2_attention(backend, &a->d, mem_new(bytes), bytes, &a->err);
+    if (r != SVG2_OK) fail_msg("svg2_attention: %s (%s: %s)", svg2_result_string(r), a->err.field, a->err.text);
+    assert_true(tensor_gaps_untouched(&a->out));
+    assert_true(a->q.hash == mem_hash(a->q.data, a->q.bytes) && a->k.hash == mem_hash(a->k.data, a->k.bytes)
+                && a->v.hash == mem_hash(a->v.data, a->v.bytes));
+}
+/* Compares up to rows rows per head with float64. order: -1 no tail, 0, 1. Returns the relative L2 error. */
+static double att_check(const att *a, int rows, int order)
+{
+    const double *out = tensor_f64(&a->out);
+    double *o = (double *)mem_new(sizeof(double) * (size_t)a->s.D);
+    rel_error e = {0, 0};
+    shape s = a->s;
+    for (int h = 0; h < s.B * s.H; ++h) {
+        int hk = h / s.H * s.Hk + h % s.H / (s.H / s.Hk);
+        const double *qh = a->q64 + (int64_t)h * s.Sq * s.D, *kh = a->k64 + (int64_t)hk * s.Sk * s.D, *vh = a->v64 + (int64_t)hk * s.Sk * s.D;
+        ref_head r;
+        memset(&r, 0, sizeof r);
+        if (a->map) {
+            r.Sq = s.Sq; r.Skv = s.Sk; r.D = s.D; r.Qb = a->qb.count; r.Kb = a->kb.count; r.order = order; r.scale = (double)a->d.scale;
+            r.Cq = order < 0 ? r.Qb : a->d.tail_query_blocks;
+            r.Ck = order < 0 ? r.Kb : a->d.tail_key_blocks;
+            r.q = qh; r.k = kh; r.v = vh; r.map = a->map + (int64_t)h * r.Qb * r.Kb;
+            r.query_label = a->qb.label + h * s.Sq; r.key_label = a->kb.label + hk * s.Sk;
+            ref_head_prepare(&r);
+        }
+        for (int n = 0; n < (rows < s.Sq ? rows : s.Sq); ++n) {
+            int i = rows >= s.Sq ? n : (int)((int64_t)n * 7919 % s.Sq);
+            float got = a->d.lse ? a->d.lse[(int64_t)h * s.Sq + i] : 0;
+            double lse = a->map ? ref_head_row(&r, i, o) : ref_row(qh + (int64_t)i * s.D, kh, vh, 0, s.Sk, s.D, (double)a->d.scale, 0, 0, 0, o, 0);
+            rel_add(&e, out + ((int64_t)h * s.Sq + i) * s.D, o, s.D);
+            if (!a->d.lse) continue;
+            if (isinf(lse)) assert_true(isinf(got) && got < 0);
+            else assert_at_most(fabs((double)got - lse), 1e-5 + 1e-6 * fabs(lse));
+        }
+    }
+    return rel_l2(e);
+}
+static const svg2_dtype f32x4[4] = {SVG2_F32, SVG2_F32, SVG2_F32, SVG2_F32};
+static double bound_of(svg2_dtype out, double f32) { return out == SVG2_BF16 ? 4e-3 : out == SVG2_F16 ? 6e-4 : f32; }
+
+static void test_dense_large(void **state)
+{
+    (void)state;
+    int S = TEST_SLOW_BUILD ? 1024 : 4096;
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+        svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
+        if ((int)backend.simd != level) continue;
+        for (int mean = 0; mean <= 8; mean += 8) {
+            shape s = {1, 1, 1, 256, S, 128};
+            if (level == SVG2_SIMD_AVX2 || level == SVG2_SIMD_AVX512) s.Sq = S;
+            att a = att_new(s, f32x4, BHSD, mean, 3);
+            a.d.key_mean = att_key_mean(&a);
+            att_run(&a, &backend);
+            assert_at_most(att_check(&a, 256, -1), 5e-6);
+            mem_done();
+        }
+    }
+}
+
+static void test_dense_shapes(void **state)
+{
+    (void)state;
+    static const int sizes[] = {1, 7, 63, 65, 997, 4099}, dims[] = {8, 40, 64, 72, 96, 128, 256};
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+        svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
+        if ((int)backend.simd != level) continue;
+        for (int i = 0; i < COUNT(sizes); ++i)
+            for (int j = 0; j < COUNT(dims); ++j) {
+                shape s = {1 + (i + j) % 2, 4, j % 2 ? 1 : 4, sizes[i], sizes[(i + j) % COUNT(sizes)], dims[j]};
+                svg2_dtype types[4];
+                for (int t = 0; t < 4; ++t) types[t] = (svg2_dtype)((i * 7 + j * (t + 1) + t) % 3);
+                if ((double)s.Sq * s.Sk * s.D > (TEST_SLOW_BUILD || level == SVG2_SIMD_SCALAR ? 3e7 : 3e8)) s.Sq = 65;
+                if (s.Sq > 500 && s.Sk > 500) s.H = s.Hk = 1;
+                att a = att_new(s, types, (tensor_order)((i + j) % 3), 0, (uint64_t)(i * 10 + j));
+                if (j % 3 == 0) a.d.lse = 0;
+                att_run(&a, &backend);
+                double e = att_check(&a, 40, -1);
+                if (!(e <= bound_of(types[3], 5e-6))) fail_msg("%g at B%d H%d/%d S%d/%d D%d level %d", e, s.B, s.H, s.Hk, s.Sq, s.Sk, s.D, level);
+                mem_done();
+            }
+    }
+}
+
+static void test_block_maps(void **state)
+{
+    (void)state;
+    static const shape shapes[] = {{1, 1, 1, 1, 1, 8},    {2, 4, 1, 7, 65, 40},   {1, 4, 4, 63, 7, 64},    {2, 2, 2, 65, 63, 72},
+                                   {1, 4, 2, 997, 300, 96}, {1, 2, 1, 300, 997, 128}, {1, 1, 1, 130, 257, 256}, {1, 2, 2, 4099, 513, 64}};
+    static const int grid[][2] = {{1, 1}, {3, 5}, {16, 16}, {9, 80}, {70, 31}};
+    static const double filled[] = {0.3, 1, 0, 0.05, 0.8};
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+        svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
+        if ((int)backend.simd != level) continue;
+        for (int i = 0; i < COUNT(shapes); ++i)
+            for (int j = 0; j < 5; ++j) {
+                svg2_dtype types[4];
+                for (int t = 0; t < 4; ++t) types[t] = j == 0 ? SVG2_F32 : (svg2_dtype)((i + j * (t + 1)) % 3);
+                if (TEST_SLOW_BUILD && shapes[i].Sq > 500 && j > 1) continue;
+                att a = att_new(shapes[i], types, (tensor_order)((i + j) % 3), j == 3 ? 4 : 0, (uint64_t)(i * 10 + j));
+                att_blocks(&a, grid[j][0], grid[j][1], filled[j], (uint64_t)(i + 100 * j));
+                if (j == 3) a.d.key_mean = att_key_mean(&a);
+                att_run(&a, &backend);
+                double e = att_check(&a, 50, -1);
+                if (!(e <= bound_of(types[3], 5e-6))) fail_msg("%g at shape %d grid %d level %d", e, i, j, level);
+                mem_done();
+            }
+    }
+}
+
+/* Parts may be missing: order without offsets, offsets without order, no map. */
+static void test_optional_parts(void **state)
+{
+    (void)state;
+    svg2_backend backend = svg2_cpu_backend(0);
+    shape s = {1, 2, 1, 130, 150, 32};
+    for (int part = 0; part < 16; ++part) {
+        att a = att_new(s, f32x4, BHSD, 0, 8);
+        att_blocks(&a, 7, 9, 0.5, 4);
+        if (part & 1) { /* blocks in the order of memory */
+            for (int h = 0; h < 2; ++h)
+                for (int i = 0; i < 130; ++i)
+                    for (int c = 0; c < 7; ++c)
+                        if (i >= a.qb.offset[h * 8 + c] && i < a.qb.offset[h * 8 + c + 1]) a.qb.label[h * 130 + i] = c;
+            a.d.query_order = 0;
+        }
+        if (part & 2) {
+            for (int i = 0; i < 150; ++i)
+                for (int c = 0; c < 9; ++c)
+                    if (i >= a.kb.offset[c] && i < a.kb.offset[c + 1]) a.kb.label[i] = c;
+            a.d.key_order = 0;
+        }
+        if (part & 4) {
+            memset(a.map, 1, 2 * 7 * 9);
+            a.d.map = 0;
+        }
+        if (part & 8) {
+            a.d.query_offset = a.d.key_offset = 0;
+            a.d.query_blocks = a.d.key_blocks = part & 4 ? 0 : 1;
+            memset(a.map, 1, 2 * 7 * 9);
+            a.d.map = 0;
+        }
+        att_run(&a, &backend);
+        assert_at_most(att_check(&a, 130, -1), 5e-6);
+        mem_done();
+    }
+}
+
+/* A range of heads writes only these heads. */
+static void test_head_range(void **state)
+{
+    (void)state;
+    svg2_backend backend = svg2_cpu_backend(0);
+    shape s = {2, 4, 2, 70, 90, 40};
+    att whole = att_new(s, f32x4, BSHD, 0, 8);
+    att_blocks(&whole, 5, 6, 0.5, 4);
+    att_run(&whole, &backend);
+    for (int begin = 0; begin < 8; ++begin)
+        for (int count = 1; begin + count <= 8; count += 2) {
+            int keep = test_mem_count;
+            att a = whole;
+            a.out = tensor_new(2, 4, 70, 40, SVG2_F32, BSHD);
+            a.d.out = a.out.data;
+            a.d.lse = (float *)mem_new(8 * 70 * 4);
+            a.d.head_begin = begin;
+            a.d.head_count = count;
+            att_run(&a, &backend);
+            for (int h = 0; h < 8; ++h)
+                for (int i = 0; i < 70; ++i) {
+                    size_t at = (size_t)tensor_at(&a.out, h / 4, h % 4, i, 0);
+                    if (h >= begin && h < begin + count) {
+                        assert_memory_equal((float *)a.out.data + at, (float *)whole.out.data + at, 40 * 4);
+                        assert_memory_equal(a.d.lse + h * 70 + i, whole.d.lse + h * 70 + i, 4);
+                    } else {
+                        assert_untouched((float *)a.out.data + at, 40 * 4);
+                        assert_untouched(a.d.lse + h * 70 + i, 4);
+                    }
+                }
+            assert_int_equal(mem_release(keep), 0);
+        }
+}
+
+/* Logits of +-1e4: no overflow, the largest wins. Scale is used as given, negative too. */
+static void test_extreme_logits(void **state)
+{
+    (void)state;
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+        svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
+        if ((int)backend.simd != level) continue;
+        static const float scales[] = {100.0f, 1.0f, 1e-6f, 0.3f};
+        for (int i = 0; i < COUNT(scales); ++i) {
+            shape s = {1, 1, 1, 50, 333, 64};
+            att a = att_new(s, f32x4, BHSD, 0, 8);
+            a.d.scale = scales[i];
+            att_run(&a, &backend);
+            const double *out = tensor_f64(&a.out);
+            for (int n = 0; n < 50 * 64; ++n) assert_true(isfinite(out[n]));
+            if (scales[i] <= 1) assert_at_most(att_check(&a, 50, -1), scales[i] < 1 ? 5e-6 : 5e-5); /* logits to 100: f32 dot products round */
+            mem_done();
+        }
+    }
+}
+
+/* Order 0 and order 1, stage by stage: summarize, tail in groups of heads, attention. */
+static void tail_case(shape s, int Cq, int Ck, int text, const svg2_dtype *types, tensor_order order, double filled, double mean,
+                      uint64_t seed, const svg2_backend *backend)
+{
+    att a = att_new(s, types, order, mean, seed);
+    att_blocks(&a, Cq + text, Ck + text, filled, seed);
+    for (int h = 0; h < s.B * s.H && text; ++h)
+        for (int I = 0; I < Cq + 1; ++I) a.map[(h * (Cq + 1) + I) * (Ck + 1) + Ck] = 1; /* text keys are always exact */
+    size_t heads_k = (size_t)(s.B * s.Hk);
+    float *qc = (float *)mem_new((size_t)(s.B * s.H * Cq * s.D) * 4), *kc = (float *)mem_new(heads_k * (size_t)(Ck * s.D) * 4);
+    double *mean64 = (double *)mem_new(sizeof(double) * (size_t)((Cq > Ck ? Cq : Ck) * s.D));
+    int *n = (int *)mem_new(sizeof(int) * (size_t)(Cq > Ck ? Cq : Ck));
+    for (int h = 0; h < s.B * s.H; ++h) {
+        ref_means(a.q64 + (int64_t)h * s.Sq * s.D, a.qb.label + h * s.Sq, s.Sq, s.D, Cq, mean64, n);
+        for (int i = 0; i < Cq * s.D; ++i) qc[h * Cq * s.D + i] = (float)mean64[i];
+    }
+    for (int h = 0; h < s.B * s.Hk; ++h) {
+        ref_means(a.k64 + (int64_t)h * s.Sk * s.D, a.kb.label + h * s.Sk, s.Sk, s.D, Ck, mean64, n);
+        for (int i = 0; i < Ck * s.D; ++i) kc[h * Ck * s.D + i] = (float)mean64[i];
+    }
+    svg2_summarize_desc sd = SVG2_ZERO;
+    sd.batch = s.B; sd.heads = s.Hk; sd.tokens = s.Sk; sd.head_dim = s.D; sd.clusters = Ck; sd.blocks = Ck + text;
+    sd.k = a.d.k; sd.v = a.d.v; sd.k_layout = a.k.layout; sd.v_layout = a.v.layout;
+    sd.order = a.kb.order; sd.offset = a.kb.offset; sd.centroid = kc;
+    sd.key_var = (float *)mem_new(heads_k * (size_t)(Ck * s.D) * 4);
+    sd.value_mean = (float *)mem_new(heads_k * (size_t)(Ck * s.D) * 4);
+    sd.value_var = (float *)mem_new(heads_k * (size_t)Ck * 4);
+    size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_SUMMARIZE, &sd);
+    assert_ok(svg2_summarize(backend, &sd, mem_new(bytes), bytes, &a.err));
+
+    a.d.key_mean = att_key_mean(&a);
+    a.d.tail_query_blocks = Cq; a.d.tail_key_blocks = Ck;
+    a.d.key_centroid = kc; a.d.value_mean = sd.value_mean;
+    att_run(&a, backend);
+    double e = att_check(&a, 40, 0);
+    if (!(e <= bound_of(types[3], 2e-5))) fail_msg("order 0: %g at S%d/%d D%d C%d/%d", e, s.Sq, s.Sk, s.D, Cq, Ck);
+
+    svg2_tail_desc td = SVG2_ZERO;
+    td.batch = s.B; td.heads = s.H; td.heads_kv = s.Hk; td.tokens_kv = s.Sk; td.head_dim = s.D;
+    td.query_clusters = Cq; td.key_clusters = Ck; td.query_blocks = Cq + text; td.key_blocks = Ck + text;
+    td.scale = a.d.scale;
+    td.k = a.d.k; td.v = a.d.v; td.k_layout = a.k.layout; td.v_layout = a.v.layout;
+    td.key_order = a.kb.order; td.key_offset = a.kb.offset;
+    td.query_centroid = qc; td.key_centroid = kc; td.key_mean = a.d.key_mean; td.value_mean = sd.value_mean; td.map = a.map;
+    for (int begin = 0, count; begin < s.B * s.H; begin += count) { /* groups of 1, 2, 3, ... heads */
+        count = begin % 3 + 1 < s.B * s.H - begin ? begin % 3 + 1 : s.B * s.H - begin;
+        td.head_begin = begin; td.head_count = count;
+        td.matrix = (float *)mem_new((size_t)count * (size_t)(Cq * s.D) * (size_t)s.D * 4);
+        bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_TAIL, &td);
+        svg2_result r = svg2_tail(backend, &td, mem_new(bytes), bytes, &a.err);
+        if (r != SVG2_OK) fail_msg("svg2_tail: %s (%s: %s)", svg2_result_string(r), a.err.field, a.err.text);
+        for (int h = 0; h < count; ++h) /* nothing skipped: zero */
+            for (int I = 0; I < Cq; ++I) {
+                int skipped = 0, hk = (begin + h) / s.H * s.Hk + (begin + h) % s.H / (s.H / s.Hk);
+                for (int c = 0; c < Ck; ++c)
+                    skipped += !a.map[((begin + h) * (Cq + text) + I) * (Ck + text) + c] && a.kb.offset[hk * (Ck + text + 1) + c + 1] > a.kb.offset[hk * (Ck + text + 1) + c];
+                if (!skipped) assert_true(is_fill(td.matrix + ((int64_t)h * Cq + I) * s.D * s.D, (size_t)(s.D * s.D) * 4, 0));
+            }
+        a.d.head_begin = begin; a.d.head_count = count; a.d.tail_matrix = td.matrix;
+        att_run(&a, backend);
+    }
+    e = att_check(&a, 40, 1);
+    if (!(e <= bound_of(types[3], 2e-5))) fail_msg("order 1: %g at S%d/%d D%d C%d/%d", e, s.Sq, s.Sk, s.D, Cq, Ck);
+    mem_done();
+}
+static void test_tails(void **state)
+{
+    (void)state;
+    static const svg2_dtype mixed[4] = {SVG2_F32, SVG2_F16, SVG2_BF16, SVG2_F32}, bf16[4] = {SVG2_BF16, SVG2_BF16, SVG2_BF16, SVG2_BF16};
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+        svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
+        if ((int)backend.simd != level) continue;
+        shape a = {1, 1, 1, 7, 5, 8}, b = {2, 4, 1, 130, 257, 40}, c = {1, 2, 2, 300, 300, 64}, d = {1, 2, 1, 65, 997, 72}, e = {1, 1, 1, 200, 150, 256}, f = {1, 2, 2, 150, 513, 128};
+        tail_case(a, 2, 3, 0, f32x4, BHSD, 0.5, 0, 1, &backend);
+        tail_case(b, 9, 16, 1, f32x4, BSHD, 0.3, 0, 2, &backend);
+        tail_case(b, 5, 300, 0, mixed, GAPS, 0.1, 0, 3, &backend); /* more clusters than keys */
+        tail_case(c, 12, 33, 1, bf16, BHSD, 0.2, 0, 4, &backend);
+        tail_case(c, 1, 1, 0, f32x4, BHSD, 0, 0, 5, &backend); /* no exact block at all */
+        tail_case(d, 7, 40, 0, f32x4, BHSD, 0.2, 8, 6, &backend);
+        tail_case(e, 3, 20, 1, mixed, BSHD, 0.4, 0, 7, &backend);
+        tail_case(f, 6, 30, 0, f32x4, BSHD, 1, 0, 8, &backend); /* nothing skipped */
+        tail_case(f, 6, 30, 1, f32x4, BHSD, 0, 2, 9, &backend);
+    }
+}
+
+static void test_attention_threads_same_bits(void **state)
+{
+    (void)state;
+    uint64_t want = 0;
+    for (int run = 0; run < 6; ++run) {
+        int32_t threads = run ? run : 1;
+        uint64_t seed = (uint64_t)run;
+        svg2_parallel p = run >= 4 ? pool_scattered(&seed) : pool_threads(&threads);
+        svg2_backend backend = svg2_cpu_backend(run ? &p : 0);
+        shape s = {1, 2, 1, 700, 300, 64};
+        att a = att_new(s, f32x4, BHSD, 1, 3);
+        att_blocks(&a, 11, 17, 0.4, 6);
+        att_run(&a, &backend);
+        uint64_t got = mem_hash(a.out.data, a.out.bytes) ^ mem_hash(a.d.lse, 1400 * 4);
+        if (!run) want = got;
+        assert_true(got == want);
+        mem_done();
+    }
+}
+
+/* A NaN in one query row stays there; a NaN value reaches the rows that see the key, and no other. */
+static void test_nan_stays(void **state)
+{
+    (void)state;
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+        svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
+        if ((int)backend.simd != level) continue;
+        for (int where = 0; where < 6; ++where) {
+            shape s = {1, 1, 1, 90, 100, 24};
+            att a = att_new(s, f32x4, BHSD, 0, 3);
+            att_blocks(&a, 4, 6, 0.5, 7);
+            double bad = where % 2 ? (double)INFINITY : (double)NAN;
+            tensor *t = where < 2 ? &a.q : where < 4 ? &a.k : &a.v;
+            tensor_put(t, tensor_at(t, 0, 0, 37, 5), bad);
+            t->hash = mem_hash(t->data, t->bytes);
+            att_run(&a, &backend);
+            const double *out = tensor_f64(&a.out);
+            for (int i = 0; i < 90; ++i) {
+                int sees = where < 2 ? i == 37 : a.map[a.qb.label[i] * 6 + a.kb.label[37]], broken = 0;
+                for (int d = 0; d < 24; ++d) broken += !isfinite(out[i * 24 + d]);
+                if (!sees) assert_int_equal(broken, 0);
+                else if (where == 0 || where == 2) { /* NaN logits */
+                    int attends = 0;
+                    for (int c = 0; c < 6; ++c) attends += a.map[a.qb.label[i] * 6 + c] && a.kb.offset[c + 1] > a.kb.offset[c];
+                    if (attends) assert_int_equal(broken, 24);
+                } else if (where >= 4) assert_int_equal(broken, 1);
+            }
+            mem_done();
+        }
+    }
+}
+
+/* ---- merge -------------------------------------------------------------------------------- */
+static void test_merge_is_whole(void **state)
+{
+    (void)state;
+    svg2_backend backend = svg2_cpu_backend(0);
+    shape s = {1, 2, 2, 60, 200, 40};
+    att whole = att_new(s, f32x4, BHSD, 0, 5);
+    att_run(&whole, &backend);
+    for (int cut = 0; cut <= 200; cut += 40) {
+        att part[2];
+        float *o = (float *)mem_new(2 * 60 * 40 * 4), *l = (float *)mem_new(2 * 60 * 4);
+        for (int i = 0; i < 2; ++i) {
+            int32_t *offset = (int32_t *)mem_new(2 * 3 * 4), *order = (int32_t *)mem_new(2 * 200 * 4);
+            uint8_t *map = (uint8_t *)mem_new(2 * 2);
+            for (int h = 0; h < 2; ++h) {
+                offset[h * 3] = 0; offset[h * 3 + 1] = cut; offset[h * 3 + 2] = 200;
+                for (int t = 0; t < 200; ++t) order[h * 200 + t] = (t * 37 + 11) % 200; /* any 2 disjoint sets */
+                map[h * 2 + i] = 1;
+                map[h * 2 + 1 - i] = 0;
+            }
+            part[i] = att_new(s, f32x4, BHSD, 0, 5);
+            part[i].d.key_blocks = 2; part[i].d.key_offset = offset; part[i].d.key_order = order; part[i].d.map = map;
+            part[i].d.query_blocks = 1;
+            att_run(&part[i], &backend);
+        }
+        const float *a = (const float *)part[0].out.data, *b = (const float *)part[1].out.data;
+        float *la = part[0].d.lse, *lb = part[1].d.lse;
+        assert_ok(svg2_merge(a, la, b, lb, o, l, 120, 40, 0));
+        rel_error e = {0, 0};
+        for (int i = 0; i < 120 * 40; ++i) {
+            double x = (double)o[i], y = (double)((float *)whole.out.data)[i];
+            rel_add(&e, &x, &y, 1);
+        }
+        assert_at_most(rel_l2(e), 1e-6);
+        for (int i = 0; i < 120; ++i) assert_at_most(fabs((double)l[i] - (double)whole.d.lse[i]), 2e-6);
+        /* in place on either side: the same bits */
+        float *x = (float *)mem_new(120 * 40 * 4), *y = (float *)mem_new(120 * 4);
+        memcpy(x, a, 120 * 40 * 4);
+        memcpy(y, la, 120 * 4);
+        assert_ok(svg2_merge(x, y, b, lb, x, y, 120, 40, 0));
+        assert_memory_equal(x, o, 120 * 40 * 4);
+        assert_memory_equal(y, l, 120 * 4);
+        memcpy(x, b, 120 * 40 * 4);
+        memcpy(y, lb, 120 * 4);
+        assert_ok(svg2_merge(a, la, x, y, x, y, 120, 40, 0));
+        assert_memory_equal(x, o, 120 * 40 * 4);
+        assert_memory_equal(y, l, 120 * 4);
+    }
+}
+
+static void test_merge_empty(void **state)
+{
+    (void)state;
+    enum { D = 3 };
+    float full[D] = {1, 2, 3}, zero[D] = {0, 0, 0}, poison[D] = {NAN, NAN, NAN}, out[D];
+    float lse = 0.7f, none = -INFINITY, huge = 1e30f, l;
+    svg2_error err;
+    assert_ok(svg2_merge(full, &lse, zero, &none, out, &l, 1, D, &err));
+    assert_memory_equal(out, full, sizeof out);
+    assert_true(l == lse);
+    assert_ok(svg2_merge(poison, &none, full, &lse, out, &l, 1, D, &err)); /* contributes nothing, whatever it holds */
+    assert_memory_equal(out, full, sizeof out);
+    assert_true(l == lse);
+    assert_ok(svg2_merge(poison, &none, poison, &none, out, &l, 1, D, &err));
+    assert_memory_equal(out, zero, sizeof out);
+    assert_true(isinf(l) && l < 0);
+    assert_ok(svg2_merge(full, &huge, zero, &lse, out, &l, 1, D, &err)); /* no overflow */
+    assert_memory_equal(out, full, sizeof out);
+    assert_true(l == huge);
+    assert_ok(svg2_merge(full, &lse, full, &lse, out, &l, 1, D, &err));
+    assert_at_most(fabs((double)l - (double)lse - log(2)), 1e-6);
+}
+
+static void test_merge_rejects(void **state)
+{
+    (void)state;
+    float o[4] = {0}, l[1] = {0}, x[4], y[1];
+    svg2_error err;
+    memset(x, 0xff, sizeof x);
+    memset(y, 0xff, sizeof y);
+    assert_true(error_names(&err, svg2_merge(0, l, o, l, x, y, 1, 4, &err), SVG2_ERR_NULL, "out_a"));
+    assert_true(error_names(&err, svg2_merge(o, 0, o, l, x, y, 1, 4, &err), SVG2_ERR_NULL, "lse_a"));
+    assert_true(error_names(&err, svg2_merge(o, l, 0, l, x, y, 1, 4, &err), SVG2_ERR_NULL, "out_b"));
+    assert_true(error_names(&err, svg2_merge(o, l, o, 0, x, y, 1, 4, &err), SVG2_ERR_NULL, "lse_b"));
+    assert_true(error_names(&err, svg2_merge(o, l, o, l, 0, y, 1, 4, &err), SVG2_ERR_NULL, "out"));
+    assert_true(error_names(&err, svg2_merge(o, l, o, l, x, 0, 1, 4, &err), SVG2_ERR_NULL, "lse"));
+    assert_true(error_names(&err, svg2_merge(o, l, o, l, x, y, -1, 4, &err), SVG2_ERR_RANGE, "rows"));
+    assert_true(error_names(&err, svg2_merge(o, l, o, l, x, y, 1, 0, &err), SVG2_ERR_RANGE, "dim"));
+    assert_untouched(x, sizeof x);
+    assert_untouched(y, sizeof y);
+}
+
+static void test_attention_rejects(void **state)
+{
+    (void)state;
+    svg2_backend backend = svg2_cpu_backend(0);
+    shape s = {1, 4, 2, 50, 60, 24};
+    att a = att_new(s, f32x4, BHSD, 0, 5);
+    att_blocks(&a, 4, 5, 0.5, 1);
+    svg2_attention_desc good = a.d;
+    size_t bytes = svg2_stage_workspace_bytes(&backend, SVG2_STAGE_ATTENTION, &good);
+    char *work = (char *)mem_new(bytes + 64);
+    float *some = (float *)mem_new(4096 * 4);
+#define REJECT(change, code, name)                                                                                   \
+    do {                                                                                                             \
+        a.d = good;                                                                                                  \
+        change;                                                                                                      \
+        if (!error_names(&a.err, svg2_attention(&backend, &a.d, work, bytes, &a.err), code, name)) fail_msg("%s", #change); \
+    } while (0)
+    REJECT(a.d.batch = 0, SVG2_ERR_RANGE, "batch");
+    REJECT(a.d.heads = 0, SVG2_ERR_RANGE, "heads");
+    REJECT(a.d.heads_kv = -2, SVG2_ERR_RANGE, "heads_kv");
+    REJECT(a.d.heads_kv = 3, SVG2_ERR_SHAPE, "heads_kv");
+    REJECT(a.d.tokens = 0, SVG2_ERR_RANGE, "tokens");
+    REJECT(a.d.tokens_kv = -1, SVG2_ERR_RANGE, "tokens_kv");
+    REJECT(a.d.head_dim = 20, SVG2_ERR_RANGE, "head_dim");
+    REJECT(a.d.head_begin = -1, SVG2_ERR_RANGE, "head_begin");
+    REJECT((a.d.head_begin = 3, a.d.head_count = 2), SVG2_ERR_RANGE, "head_count");
+    REJECT(a.d.scale = INFINITY, SVG2_ERR_RANGE, "scale");
+    REJECT(a.d.q = 0, SVG2_ERR_NULL, "q");
+    REJECT(a.d.k = 0, SVG2_ERR_NULL, "k");
+    REJECT(a.d.v = 0, SVG2_ERR_NULL, "v");
+    REJECT(a.d.out = 0, SVG2_ERR_NULL, "out");
+    REJECT(a.d.q_layout.dtype = (svg2_dtype)-1, SVG2_ERR_DTYPE, "q");
+    REJECT(a.d.out_layout.stride_token = 1, SVG2_ERR_STRIDE, "out");
+    REJECT(a.d.k_layout.stride_head = -1, SVG2_ERR_STRIDE, "k");
+    REJECT(a.d.query_blocks = -1, SVG2_ERR_RANGE, "query_blocks");
+    REJECT(a.d.key_blocks = -1, SVG2_ERR_RANGE, "key_blocks");
+    REJECT(a.d.query_offset = 0, SVG2_ERR_NULL, "query_offset");
+    REJECT(a.d.key_offset = 0, SVG2_ERR_NULL, "key_offset");
+    REJECT((a.d.tail_query_blocks = 4, a.d.tail_key_blocks = 5, a.d.value_mean = some), SVG2_ERR_NULL, "key_centroid");
+    REJECT((a.d.tail_query_blocks = 4, a.d.tail_key_blocks = 5, a.d.key_centroid = some), SVG2_ERR_NULL, "value_mean");
+    REJECT((a.d.tail_query_blocks = 5, a.d.tail_key_blocks = 5, a.d.key_centroid = a.d.value_mean = some), SVG2_ERR_RANGE, "tail_query_blocks");
+    REJECT((a.d.tail_query_blocks = 4, a.d.tail_key_blocks = 6, a.d.key_centroid = a.d.value_mean = some), SVG2_ERR_RANGE, "tail_key_blocks");
+    assert_true(error_names(&a.err, svg2_attention(&backend, &good, 0, bytes, &a.err), SVG2_ERR_NULL, "workspace"));
+    assert_true(error_names(&a.err, svg2_attention(&backend, &good, work, bytes - 1, &a.err), SVG2_ERR_WORKSPACE, "workspace_bytes"));
+    assert_true(error_names(&a.err, svg2_attention(&backend, &good, work + 16, bytes, &a.err), SVG2_ERR_ALIGN, "workspace"));
+    assert_untouched(a.out.data, a.out.bytes);
+    assert_untouched(good.lse, 4 * 50 * 4);
+    assert_untouched(work, bytes + 64);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(test_dense_large),     TEST(test_dense_shapes), TEST(test_block_maps),  TEST(test_optional_parts),
+        TEST(test_head_range),      TEST(test_extreme_logits), TEST(test_tails),     TEST(test_attention_threads_same_bits),
+        TEST(test_nan_stays),       TEST(test_merge_is_whole), TEST(test_merge_empty), TEST(test_merge_rejects),
+        TEST(test_attention_rejects),
+    };
+    return cmocka_run_group_tests_name("attention", tests, 0, 0);
+}
