@@ -34,6 +34,7 @@ TABLE OF CONTENTS   (jump: search for the tag, e.g. ">>api")
   >>dispatch    the handful of inner loops, scalar and SIMD, and the table that picks them
   >>kmeans      grouping tokens by similarity
   >>permute     counting sort of tokens into blocks; statistics of a key cluster
+  >>score       log mass of blocks as the query centroids see them
   >>select      which blocks are computed exactly
   >>attention   attention over a block map, the tail, merging of partial results
   >>mass        exact attention mass of every block: the oracle
@@ -83,25 +84,31 @@ TABLE OF CONTENTS   (jump: search for the tag, e.g. ">>api")
                  step's centroids. The mean of K over tokens is removed first: softmax does not see it, rounding does.
                  assign   a(x) = argmax_c  x.c - |c|^2/2 ,  ties to the lower c          update   c = mean of its tokens
    2 permute     order, offset: tokens of a cluster made contiguous (stable counting sort)
-   3 summarize   per key cluster j:  n_j,  kbar_j,  vbar_j,  var_jd (variance of key dimension d),  |var v_j|
-   4 select      S_Ij = s qbar_I.kbar_j      P_Ij = n_j exp(S_Ij) / sum_j n_j exp(S_Ij)       (f32)
-                 spread_Ij = s^2 sum_d qbar_Id^2 var_jd : variance of the logits inside the block
+   3 summarize   per key cluster j:  n_j,  kbar_j,  vbar_j,  |var v_j|
+   4 score       lambda_Ij = ln sum_{t in j} exp(s qbar_I.(k_t - kbar_j)) : the exact log mass of the block as the query
+                 centroid sees it, less its centroid logit. ln n_j if all keys of the cluster were equal; the difference,
+                 doubled, is the variance of the logits inside the block:  spread_Ij = 2 (lambda_Ij - ln n_j)
+   5 select      S_Ij = s qbar_I.kbar_j      P_Ij = n_j exp(S_Ij) / sum_j n_j exp(S_Ij)       (f32)
                  SVG2's rule: clusters by falling P until their sum passes top_p, and at least min_keep * Ck of them.
-                 Or: the same area, or a fixed density, or as much as a target error needs, where P (or P * spread) per
-                 key-query pair is highest, with one budget per query cluster or per head.
-   5 attention   o_i = softmax over the keys of the selected blocks, plus the tail in the same softmax:
-                 order 0   one virtual key per skipped cluster: logit s q_i.kbar_j + ln n_j, value vbar_j
-                 order 1   C_j = 1/n_j sum_t (k_t - kbar_j)(v_t - vbar_j)^T ,  w_Ij = n_j exp(s qbar_I.kbar_j) over skipped j
+                 Or, with exp(lambda_Ij) in place of n_j: the same area, or a fixed density, or as much as a target error
+                 needs, where P (or P * spread) per key-query pair is highest, with one budget per query cluster or per head.
+   6 attention   o_i = softmax over the keys of the selected blocks, plus the tail in the same softmax:
+                 order 0   one virtual key per skipped cluster: logit s q_i.kbar_j + lambda_Ij, value vbar_j
+                 order 1   C_j = 1/n_j sum_t (k_t - kbar_j)(v_t - vbar_j)^T ,  w_Ij = exp(S_Ij + lambda_Ij) over skipped j
                            A_I = sum_j w_Ij C_j / sum_j w_Ij ,   o_i += (row's tail weight) s A_I^T q_i
-   Sources: SVG2, arXiv 2505.18875 (1, 2, 4 with mass, top-p); order 0: SVG-EAR, arXiv 2603.08982; order 1 and spread: own.
+   Sources: SVG2, arXiv 2505.18875 (1, 2, 5 with mass, top-p). Order 0 with ln n_j for lambda: SVG-EAR, arXiv 2603.08982.
+   Spread, lambda and order 1: own. On synthetic video at 10 % density lambda is worth 3.5 dB of output accuracy to order
+   0 and 5 dB to order 1, for Cq/(2 Skv) of the cost of dense attention; without it order 1 gains nothing, because the two
+   errors of order 0 (too little weight, and values of the wrong keys) partly cancel.
 
    stage      public function      CPU truth                what the pipeline hands on
    1          svg2_kmeans          svg2__mk_scalar          label [B,H,S], centroid [B,H,C,D], mean [B,H,D]
    2          svg2_permute         -                        order [B,H,S], offset [B,H,blocks+1]
-   3          svg2_summarize       -                        key_var, value_mean [B,Hkv,Ck,D], value_var [B,Hkv,Ck]
-   4          svg2_select          -                        map [B,H,Qb,Kb]
-   5a         svg2_tail            svg2__mk_scalar          matrix A [heads, Cq, D, D]
-   5b         svg2_attention       svg2__mk_scalar          out, lse
+   3          svg2_summarize       svg2__moments_scalar     value_mean [B,Hkv,Ck,D], value_var [B,Hkv,Ck]
+   4          svg2_score           svg2__softmax_scalar     log_mass lambda [B,H,Cq,Ck]
+   5          svg2_select          -                        map [B,H,Qb,Kb]
+   6a         svg2_tail            svg2__mk_scalar          matrix A [heads, Cq, D, D]
+   6b         svg2_attention       svg2__mk_scalar          out, lse
    oracle     svg2_block_mass      svg2__mk_scalar          mass [B,H,Qb,Kb], recall [B,H,Sq] */
 
 /* ==== >>api ============================================================================== */
@@ -215,6 +222,7 @@ typedef struct svg2_backend       svg2_backend;
 typedef struct svg2_kmeans_desc    svg2_kmeans_desc;
 typedef struct svg2_permute_desc   svg2_permute_desc;
 typedef struct svg2_summarize_desc svg2_summarize_desc;
+typedef struct svg2_score_desc     svg2_score_desc;
 typedef struct svg2_select_desc    svg2_select_desc;
 typedef struct svg2_tail_desc      svg2_tail_desc;
 typedef struct svg2_attention_desc svg2_attention_desc;
@@ -224,6 +232,7 @@ typedef enum svg2_stage {
     SVG2_STAGE_KMEANS = 0,
     SVG2_STAGE_PERMUTE,
     SVG2_STAGE_SUMMARIZE,
+    SVG2_STAGE_SCORE,
     SVG2_STAGE_SELECT,
     SVG2_STAGE_TAIL,
     SVG2_STAGE_ATTENTION,
@@ -247,6 +256,7 @@ struct svg2_backend {
     svg2_result (*kmeans)(const svg2_backend *, const svg2_kmeans_desc *, void *workspace, svg2_error *);
     svg2_result (*permute)(const svg2_backend *, const svg2_permute_desc *, void *workspace, svg2_error *);
     svg2_result (*summarize)(const svg2_backend *, const svg2_summarize_desc *, void *workspace, svg2_error *);
+    svg2_result (*score)(const svg2_backend *, const svg2_score_desc *, void *workspace, svg2_error *);
     svg2_result (*select)(const svg2_backend *, const svg2_select_desc *, void *workspace, svg2_error *);
     svg2_result (*tail)(const svg2_backend *, const svg2_tail_desc *, void *workspace, svg2_error *);
     svg2_result (*attention)(const svg2_backend *, const svg2_attention_desc *, void *workspace, svg2_error *);
@@ -448,7 +458,7 @@ SVG2_API svg2_plan svg2_plan_view(const svg2_backend *backend, const svg2_desc *
 typedef struct svg2_cost {
     double dense_flops;     /* dense attention                                                     */
     double kmeans_flops;    /* clustering: init_iterations when cold, else step_iterations         */
-    double select_flops;    /* centroid scores                                                     */
+    double select_flops;    /* centroid scores and log masses                                      */
     double tail_flops;      /* virtual keys and matrices                                           */
     double attention_flops; /* exact blocks                                                        */
     double ratio;           /* (kmeans + select + tail + attention) / dense                        */
@@ -527,36 +537,55 @@ struct svg2_permute_desc {
 SVG2_API svg2_result svg2_permute(const svg2_backend *backend, const svg2_permute_desc *desc, void *workspace,
                                   size_t workspace_bytes, svg2_error *err);
 
-/* svg2_summarize - what a tail and the error estimate need to know of each key cluster.
+/* svg2_summarize - what a tail and the error estimate need to know of the values of each key cluster.
 
-   k, v [B, Hkv, S, D], order [B, Hkv, S], offset [B, Hkv, blocks + 1], centroid [B, Hkv, clusters, D]   read
-   key_var    [B, Hkv, clusters, D]  written: variance of each key dimension around the centroid
+   v [B, Hkv, S, D], order [B, Hkv, S], offset [B, Hkv, blocks + 1]   read
    value_mean [B, Hkv, clusters, D]  written
    value_var  [B, Hkv, clusters]     written: variance of the values, summed over dimensions
    Empty clusters get zeros. */
 struct svg2_summarize_desc {
     int32_t batch, heads, tokens, head_dim, clusters, blocks; /* heads: of keys */
-    const void *k, *v;
-    svg2_layout k_layout, v_layout;
+    const void *v;
+    svg2_layout v_layout;
     const int32_t *order, *offset;
-    const float *centroid;
-    float *key_var, *value_mean, *value_var;
+    float *value_mean, *value_var;
 };
 SVG2_API svg2_result svg2_summarize(const svg2_backend *backend, const svg2_summarize_desc *desc, void *workspace,
                                     size_t workspace_bytes, svg2_error *err);
 
+/* svg2_score - the log mass of every block as the query centroid sees it.
+
+   k [B, Hkv, Skv, D], key_order [B, Hkv, Skv], key_offset [B, Hkv, key_blocks + 1]                 read
+   query_centroid [B, H, Cq, D], key_centroid [B, Hkv, Ck, D]                                        read
+   log_mass [B, H, Cq, Ck]   f32, written: ln sum over the tokens t of cluster j of exp(scale*qbar_I.(k_t - kbar_j));
+                             -INFINITY for an empty cluster
+   Work per head: 2*Cq*Skv*D flop. */
+struct svg2_score_desc {
+    int32_t batch, heads, heads_kv, tokens_kv, head_dim;
+    int32_t query_clusters, key_clusters, key_blocks;
+    float scale;
+    const void *k;
+    svg2_layout k_layout;
+    const int32_t *key_order, *key_offset;
+    const float *query_centroid, *key_centroid;
+    float *log_mass;
+};
+SVG2_API svg2_result svg2_score(const svg2_backend *backend, const svg2_score_desc *desc, void *workspace,
+                                size_t workspace_bytes, svg2_error *err);
+
 /* svg2_select - which blocks are computed exactly.
 
    query_centroid [B, H, Cq, D], key_centroid [B, Hkv, Ck, D], key_mean [B, Hkv, D], offsets       read
-   key_var, value_mean, value_var   read; may be NULL for route mass without target_error
+   log_mass [B, H, Cq, Ck]   read; NULL = ln n_j (not with route spread or target_error)
+   value_mean, value_var     read; may be NULL without target_error
    map [B, H, Qb, Kb]   written. Blocks behind the clusters: text (if has_text) is computed against everything valid,
                         padding (if has_padding) against nothing.
    stats [B, H]         written unless NULL
 
-   budget row, route mass, density 0, target_error 0: SVG2's rule. Clusters in order of falling P (ties to the lower index);
+   budget row, route mass, density 0, target_error 0, log_mass NULL: SVG2's rule. Clusters in order of falling P (ties to the lower index);
    rank r is kept iff r = 0, or the sum of the P before it is <= top_p, or r < floor(min_keep * Ck).
-   Otherwise blocks are taken by falling score per pair (P/n_j, times spread for route spread) until the area is used: that
-   of SVG2's rule, or density * Sq * Skv (of video tokens), per query cluster or per head; or until the estimated error is
+   With log_mass the same rule on the better P. Otherwise blocks are taken by falling score per pair (P/n_j, times
+   spread = 2 (log_mass - ln n_j) for route spread) until the area is used: that of SVG2's rule, or density * Sq * Skv (of video tokens), per query cluster or per head; or until the estimated error is
    under target_error. Without a tail each query cluster always keeps its heaviest cluster. A NaN score is kept. */
 struct svg2_select_desc {
     int32_t batch, heads, heads_kv, head_dim;
@@ -567,7 +596,7 @@ struct svg2_select_desc {
     svg2_tail_kind tail;
     float top_p, min_keep, density, target_error, dense_above; /* resolved: no defaults here; min_keep < 0 = none */
     const float *query_centroid, *key_centroid, *key_mean;
-    const float *key_var, *value_mean, *value_var;
+    const float *log_mass, *value_mean, *value_var;
     const int32_t *query_offset, *key_offset; /* [B, H, Qb+1], [B, Hkv, Kb+1] */
     uint8_t *map;
     svg2_head_stats *stats;
@@ -577,7 +606,7 @@ SVG2_API svg2_result svg2_select(const svg2_backend *backend, const svg2_select_
 
 /* svg2_tail - the matrices A of the order-1 tail, for heads [head_begin, head_begin + head_count) of the B*H.
 
-   k, v, order, offset, centroids, value_mean, map   read, as elsewhere
+   k, v, order, offset, centroids, value_mean, map   read, as elsewhere; log_mass [B, H, Cq, Ck] too (NULL = ln n_j)
    matrix [head_count, Cq, D, D]   f32, written: A_I, row = key dimension, column = value dimension; 0 where nothing is skipped
    Work per head: 2*Skv*D*D + 2*Cq*Ck*D*D flop. */
 struct svg2_tail_desc {
@@ -588,7 +617,7 @@ struct svg2_tail_desc {
     const void *k, *v;
     svg2_layout k_layout, v_layout;
     const int32_t *key_order, *key_offset;
-    const float *query_centroid, *key_centroid, *key_mean, *value_mean;
+    const float *query_centroid, *key_centroid, *key_mean, *value_mean, *log_mass;
     const uint8_t *map;
     float *matrix;
 };
@@ -603,8 +632,8 @@ SVG2_API svg2_result svg2_tail(const svg2_backend *backend, const svg2_tail_desc
    out = 0, lse = -INFINITY.
    key_mean [B, Hkv, D]: subtracted from the keys (accuracy; the LSE is corrected). NULL = none.
    Tail: query blocks < tail_query_blocks also see one virtual key for each non-empty key block < tail_key_blocks that their
-   map row lacks: logit scale*q.key_centroid + ln n, value value_mean; tail_matrix (NULL = order 0) is svg2_tail's
-   output for the same heads. */
+   map row lacks: logit scale*q.key_centroid + log_mass (NULL = ln n), value value_mean; tail_matrix (NULL = order 0) is
+   svg2_tail's output for the same heads. */
 struct svg2_attention_desc {
     int32_t batch, heads, heads_kv, tokens, tokens_kv, head_dim;
     int32_t head_begin, head_count;
@@ -619,6 +648,7 @@ struct svg2_attention_desc {
     const float *key_mean;
     int32_t tail_query_blocks, tail_key_blocks; /* 0, 0 = no tail */
     const float *key_centroid, *value_mean;     /* [B, Hkv, tail_key_blocks, D] */
+    const float *log_mass;                      /* [B, H, tail_query_blocks, tail_key_blocks] */
     const float *tail_matrix;                   /* [head_count, tail_query_blocks, D, D] */
 };
 SVG2_API svg2_result svg2_attention(const svg2_backend *backend, const svg2_attention_desc *desc, void *workspace,
@@ -870,6 +900,12 @@ static svg2_result svg2__check_extents(int32_t batch, int32_t heads, int32_t tok
     SVG2__CHECK(tokens >= 1, SVG2_ERR_RANGE, "tokens", "must be at least 1");
     SVG2__CHECK(dim >= 8 && dim <= SVG2__MAX_DIM && dim % 8 == 0, SVG2_ERR_RANGE, "head_dim",
                 "must be a multiple of 8 between 8 and 256");
+    return SVG2_OK;
+}
+
+static svg2_result svg2__check_clusters(int32_t clusters, const char *field, svg2_error *err)
+{
+    SVG2__CHECK(clusters >= 1 && clusters <= (1 << 24), SVG2_ERR_RANGE, field, "must be between 1 and 2^24");
     return SVG2_OK;
 }
 
@@ -1755,9 +1791,53 @@ static const svg2__loops *svg2__loops_of(const svg2_backend *backend)
 }
 
 /* The public stage functions validate, look at the workspace, and call the backend. */
+
+/* Enough for a size query to make sense; the stage itself checks everything and says what is wrong. */
+static int svg2__extents_valid(svg2_stage stage, const void *stage_desc)
+{
+    switch (stage) {
+    case SVG2_STAGE_KMEANS: {
+        const svg2_kmeans_desc *d = (const svg2_kmeans_desc *)stage_desc;
+        return svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, 0) == SVG2_OK && d->clusters > 0
+            && d->token_count >= 0;
+    }
+    case SVG2_STAGE_PERMUTE: {
+        const svg2_permute_desc *d = (const svg2_permute_desc *)stage_desc;
+        return svg2__check_extents(d->batch, d->heads, d->tokens, 8, 0) == SVG2_OK && d->clusters > 0;
+    }
+    case SVG2_STAGE_SUMMARIZE: {
+        const svg2_summarize_desc *d = (const svg2_summarize_desc *)stage_desc;
+        return svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, 0) == SVG2_OK && d->clusters > 0;
+    }
+    case SVG2_STAGE_SCORE: {
+        const svg2_score_desc *d = (const svg2_score_desc *)stage_desc;
+        return svg2__check_extents(d->batch, d->heads, d->tokens_kv, d->head_dim, 0) == SVG2_OK && d->query_clusters > 0
+            && d->key_clusters > 0;
+    }
+    case SVG2_STAGE_SELECT: {
+        const svg2_select_desc *d = (const svg2_select_desc *)stage_desc;
+        return svg2__check_extents(d->batch, d->heads, 1, d->head_dim, 0) == SVG2_OK && d->query_clusters > 0
+            && d->key_clusters > 0;
+    }
+    case SVG2_STAGE_TAIL: {
+        const svg2_tail_desc *d = (const svg2_tail_desc *)stage_desc;
+        return svg2__check_extents(d->batch, d->heads, d->tokens_kv, d->head_dim, 0) == SVG2_OK && d->query_clusters > 0
+            && d->key_clusters > 0 && d->head_count > 0;
+    }
+    case SVG2_STAGE_ATTENTION:
+    case SVG2_STAGE_MASS: { /* a mass desc begins with an attention desc */
+        const svg2_attention_desc *d = (const svg2_attention_desc *)stage_desc;
+        return svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, 0) == SVG2_OK && d->tokens_kv > 0
+            && d->head_count >= 0 && d->query_blocks >= 0 && d->key_blocks >= 0;
+    }
+    case SVG2_STAGE_COUNT: break;
+    }
+    return 0;
+}
+
 SVG2_API size_t svg2_stage_workspace_bytes(const svg2_backend *backend, svg2_stage stage, const void *stage_desc)
 {
-    if (!backend || !backend->workspace_bytes || !stage_desc) return SIZE_MAX;
+    if (!backend || !backend->workspace_bytes || !stage_desc || !svg2__extents_valid(stage, stage_desc)) return SIZE_MAX;
     return backend->workspace_bytes(backend, stage, stage_desc);
 }
 
@@ -2367,7 +2447,7 @@ SVG2_API svg2_result svg2_kmeans(const svg2_backend *backend, const svg2_kmeans_
     SVG2__TRY(svg2__check_backend(backend, err));
     SVG2__NOT_NULL(d, "desc");
     SVG2__TRY(svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, err));
-    SVG2__CHECK(d->clusters >= 1 && d->clusters <= (1 << 24), SVG2_ERR_RANGE, "clusters", "must be between 1 and 2^24");
+    SVG2__TRY(svg2__check_clusters(d->clusters, "clusters", err));
     SVG2__CHECK(d->token_begin >= 0 && d->token_count >= 0 && d->token_begin <= d->tokens
                     && d->token_count <= d->tokens - d->token_begin && (d->token_count > 0 || d->token_begin == 0),
                 SVG2_ERR_RANGE, "token_count", "token_begin and token_count must name tokens of x");
@@ -2443,7 +2523,7 @@ SVG2_API svg2_result svg2_permute(const svg2_backend *backend, const svg2_permut
     SVG2__TRY(svg2__check_backend(backend, err));
     SVG2__NOT_NULL(d, "desc");
     SVG2__TRY(svg2__check_extents(d->batch, d->heads, d->tokens, 8, err));
-    SVG2__CHECK(d->clusters >= 1 && d->clusters <= (1 << 24), SVG2_ERR_RANGE, "clusters", "must be between 1 and 2^24");
+    SVG2__TRY(svg2__check_clusters(d->clusters, "clusters", err));
     SVG2__CHECK(d->text_begin >= 0 && d->text_count >= 0 && d->text_begin <= d->tokens
                     && d->text_count <= d->tokens - d->text_begin,
                 SVG2_ERR_RANGE, "text_count", "text_begin and text_count must name tokens");
@@ -2464,27 +2544,9 @@ SVG2_API svg2_result svg2_permute(const svg2_backend *backend, const svg2_permut
 typedef struct svg2__summarize_task {
     const svg2__loops *loops;
     const svg2_summarize_desc *d;
-    svg2_layout k_layout, v_layout;
+    svg2_layout v_layout;
     float *scratch; /* [workers][3][D] */
 } svg2__summarize_task;
-
-/* Sum of rows and of their squares relative to shift (NULL = 0), over tokens order[0 .. n), in f64 above 256 rows. */
-static void svg2__cluster_moments(const svg2__loops *loops, const void *x, const svg2_layout *layout, int64_t b, int64_t h,
-                                  const int32_t *order, int32_t n, const float *shift, int32_t dim, float *scratch,
-                                  double *sum, double *square)
-{
-    float *row = scratch, *part = scratch + dim, *part_square = scratch + 2 * dim;
-    int32_t i, j, d;
-    for (d = 0; d < dim; ++d) sum[d] = square[d] = 0.0;
-    for (i = 0; i < n; i = j) {
-        memset(part, 0, 2 * (size_t)dim * sizeof(float));
-        for (j = i; j < n && j < i + SVG2__CHUNK; ++j) {
-            loops->load(row, svg2__row(x, layout, b, h, order[j]), layout->dtype, shift, dim);
-            loops->moments(part, part_square, row, dim);
-        }
-        for (d = 0; d < dim; ++d) sum[d] += (double)part[d], square[d] += (double)part_square[d];
-    }
-}
 
 /* item = (head, cluster) */
 static void svg2__summarize_clusters(void *task, int64_t begin, int64_t end, int32_t worker)
@@ -2492,25 +2554,30 @@ static void svg2__summarize_clusters(void *task, int64_t begin, int64_t end, int
     const svg2__summarize_task *t = (const svg2__summarize_task *)task;
     const svg2_summarize_desc *d = t->d;
     const int32_t dim = d->head_dim;
-    float *scratch = t->scratch + (size_t)worker * 3 * (size_t)dim;
-    double sum[SVG2__MAX_DIM], square[SVG2__MAX_DIM];
+    float *row = t->scratch + (size_t)worker * 3 * (size_t)dim, *part = row + dim, *part_square = part + dim;
+    double sum[SVG2__MAX_DIM];
     for (; begin < end; ++begin) {
         const int64_t bh = begin / d->clusters, b = bh / d->heads, h = bh % d->heads;
         const int32_t *offset = d->offset + bh * ((int64_t)d->blocks + 1) + begin % d->clusters;
         const int32_t *order = d->order + bh * d->tokens + offset[0];
         const int32_t n = offset[1] - offset[0];
         const double scale = n ? 1.0 / n : 0.0;
-        double value_var = 0.0;
-        int32_t i;
-        svg2__cluster_moments(t->loops, d->k, &t->k_layout, b, h, order, n, d->centroid + begin * dim, dim, scratch, sum, square);
-        for (i = 0; i < dim; ++i) d->key_var[begin * dim + i] = (float)(square[i] * scale);
-        svg2__cluster_moments(t->loops, d->v, &t->v_layout, b, h, order, n, 0, dim, scratch, sum, square);
-        for (i = 0; i < dim; ++i) {
-            const double mean = sum[i] * scale, var = square[i] * scale - mean * mean;
-            d->value_mean[begin * dim + i] = (float)mean;
-            value_var += var < 0.0 ? 0.0 : var;
+        double square = 0.0;
+        int32_t i, j, e;
+        for (e = 0; e < dim; ++e) sum[e] = 0.0;
+        for (i = 0; i < n; i = j) { /* f32 for 256 rows, f64 above */
+            memset(part, 0, 2 * (size_t)dim * sizeof(float));
+            for (j = i; j < n && j < i + SVG2__CHUNK; ++j) {
+                t->loops->load(row, svg2__row(d->v, &t->v_layout, b, h, order[j]), t->v_layout.dtype, 0, dim);
+                t->loops->moments(part, part_square, row, dim);
+            }
+            for (e = 0; e < dim; ++e) sum[e] += (double)part[e], square += (double)part_square[e];
         }
-        d->value_var[begin] = (float)value_var;
+        for (e = 0; e < dim; ++e) {
+            d->value_mean[begin * dim + e] = (float)(sum[e] * scale);
+            square -= sum[e] * sum[e] * scale;
+        }
+        d->value_var[begin] = square > 0.0 ? (float)(square * scale) : 0.0f;
     }
 }
 
@@ -2525,7 +2592,6 @@ static svg2_result svg2__cpu_summarize(const svg2_backend *backend, const svg2_s
     svg2__summarize_task t;
     t.loops = svg2__loops_of(backend);
     t.d = d;
-    t.k_layout = svg2__layout(d->k_layout, d->heads, d->tokens, d->head_dim);
     t.v_layout = svg2__layout(d->v_layout, d->heads, d->tokens, d->head_dim);
     t.scratch = (float *)workspace;
     svg2__run(backend, svg2__summarize_clusters, &t, (int64_t)d->batch * d->heads * d->clusters, 8);
@@ -2539,30 +2605,154 @@ SVG2_API svg2_result svg2_summarize(const svg2_backend *backend, const svg2_summ
     SVG2__TRY(svg2__check_backend(backend, err));
     SVG2__NOT_NULL(d, "desc");
     SVG2__TRY(svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, err));
-    SVG2__CHECK(d->clusters >= 1 && d->clusters <= (1 << 24), SVG2_ERR_RANGE, "clusters", "must be between 1 and 2^24");
+    SVG2__TRY(svg2__check_clusters(d->clusters, "clusters", err));
     SVG2__CHECK(d->blocks >= d->clusters && d->blocks <= d->clusters + 2, SVG2_ERR_RANGE, "blocks",
                 "must be clusters, plus 1 for text, plus 1 for padding");
-    SVG2__TRY(svg2__check_layout(d->k_layout, d->batch, d->heads, d->tokens, d->head_dim, 0, "k", err));
     SVG2__TRY(svg2__check_layout(d->v_layout, d->batch, d->heads, d->tokens, d->head_dim, 0, "v", err));
-    SVG2__TRY(svg2__check_tensor(d->k, d->k_layout, "k", err));
     SVG2__TRY(svg2__check_tensor(d->v, d->v_layout, "v", err));
     SVG2__NOT_NULL(d->order, "order");
     SVG2__NOT_NULL(d->offset, "offset");
-    SVG2__NOT_NULL(d->centroid, "centroid");
-    SVG2__NOT_NULL(d->key_var, "key_var");
     SVG2__NOT_NULL(d->value_mean, "value_mean");
     SVG2__NOT_NULL(d->value_var, "value_var");
     SVG2__TRY(svg2__check_workspace(backend, SVG2_STAGE_SUMMARIZE, d, workspace, workspace_bytes, err));
     return backend->summarize(backend, d, workspace, err);
 }
 
+/* ==== >>score ============================================================================
+   Keys relative to their own centroid keep the exponents small and the sums accurate; the running maximum of the softmax
+   loop takes care of the rest. One item = one key cluster against all query centroids, 64 at a time. */
+typedef struct svg2__score_ws {
+    float *query;   /* [BH, units, D, 64]  log2(e) * scale * query centroids, transposed */
+    float *scratch; /* [workers, scratch_floats] */
+    size_t scratch_floats;
+} svg2__score_ws;
+
+typedef struct svg2__score_task {
+    const svg2__loops *loops;
+    const svg2_score_desc *d;
+    svg2_layout k;
+    svg2__score_ws ws;
+    int32_t units;
+} svg2__score_task;
+
+static size_t svg2__score_layout(const svg2_backend *backend, const svg2_score_desc *d, void *base, svg2__score_ws *ws)
+{
+    svg2__arena a = SVG2_ZERO;
+    const int64_t units = ((int64_t)d->query_clusters + SVG2__LANES - 1) / SVG2__LANES;
+    svg2__score_ws w;
+    a.base = (char *)base;
+    w.query = svg2__take_f32(&a, svg2__mul(svg2__count(d->batch, d->heads, units, d->head_dim), SVG2__LANES));
+    /* a key tile, 4 rows, logits, and m, l of each query centroid */
+    w.scratch_floats = svg2__add((size_t)d->head_dim * (SVG2__KEYS + 4) + SVG2__KEYS * SVG2__LANES + SVG2__LANES,
+                                 svg2__count(units, 2, SVG2__LANES, 1));
+    w.scratch = svg2__take_f32(&a, svg2__mul(svg2__workers(backend), w.scratch_floats));
+    if (ws) *ws = w;
+    return a.used;
+}
+
+/* item = (head, unit of 64 query centroids) */
+static void svg2__score_pack(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__score_task *t = (const svg2__score_task *)task;
+    const svg2_score_desc *d = t->d;
+    const int32_t dim = d->head_dim;
+    const float scale = d->scale * 1.44269504f; /* log2(e) */
+    float *rows = t->ws.scratch + (size_t)worker * t->ws.scratch_floats;
+    for (; begin < end; ++begin) {
+        const int64_t bh = begin / t->units;
+        float *query = t->ws.query + (size_t)begin * (size_t)dim * SVG2__LANES;
+        int32_t i;
+        svg2__pack_panel(t->loops, query, rows, d->query_centroid + (size_t)bh * (size_t)d->query_clusters * (size_t)dim, 0,
+                         (int32_t)(begin % t->units) * SVG2__LANES, d->query_clusters, dim);
+        for (i = 0; i < dim * SVG2__LANES; ++i) query[i] *= scale;
+    }
+}
+
+/* item = (head, key cluster) */
+static void svg2__score_clusters(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__score_task *t = (const svg2__score_task *)task;
+    const svg2_score_desc *d = t->d;
+    const int32_t dim = d->head_dim;
+    float *rows = t->ws.scratch + (size_t)worker * t->ws.scratch_floats, *keys = rows + 4 * dim;
+    float *p = keys + (size_t)SVG2__KEYS * (size_t)dim, *alpha = p + SVG2__KEYS * SVG2__LANES, *m = alpha + SVG2__LANES;
+    float *l = m + (size_t)t->units * SVG2__LANES;
+    for (; begin < end; ++begin) {
+        const int64_t bh = begin / d->key_clusters, kv = svg2__kv_head(bh, d->heads, d->heads_kv);
+        const int64_t j = begin % d->key_clusters;
+        const int32_t *offset = d->key_offset + kv * ((int64_t)d->key_blocks + 1) + j;
+        const int32_t *order = d->key_order + kv * d->tokens_kv;
+        const float *centroid = d->key_centroid + ((size_t)kv * (size_t)d->key_clusters + (size_t)j) * (size_t)dim;
+        float *out = d->log_mass + (size_t)bh * (size_t)d->query_clusters * (size_t)d->key_clusters + (size_t)j;
+        int32_t at, key, i, unit;
+        for (i = 0; i < t->units * SVG2__LANES; ++i) m[i] = -INFINITY, l[i] = 0.0f;
+        for (at = offset[0]; at < offset[1]; at += SVG2__KEYS) {
+            const int32_t n = svg2__min32(SVG2__KEYS, offset[1] - at);
+            for (key = 0; key < n; key += 4) {
+                for (i = 0; i < 4; ++i)
+                    t->loops->load(rows + i * dim,
+                                   svg2__row(d->k, &t->k, kv / d->heads_kv, kv % d->heads_kv, order[at + svg2__min32(key + i, n - 1)]),
+                                   t->k.dtype, centroid, dim);
+                t->loops->pack4(keys + (size_t)key * (size_t)dim, 4, rows, dim, dim);
+            }
+            for (unit = 0; unit < t->units; ++unit) {
+                const int nv = (svg2__min32(SVG2__LANES, d->query_clusters - unit * SVG2__LANES) + 15) / 16;
+                const float *query = t->ws.query + ((size_t)bh * (size_t)t->units + (size_t)unit) * (size_t)dim * SVG2__LANES;
+                for (key = 0; key < n; key += 4)
+                    t->loops->mk(nv, dim, keys + (size_t)key * (size_t)dim, 4, query, SVG2__LANES, p + key * SVG2__LANES,
+                                 SVG2__LANES, 0);
+                (void)t->loops->softmax(p, n, nv, 0, m + unit * SVG2__LANES, l + unit * SVG2__LANES, alpha);
+            }
+        }
+        for (i = 0; i < d->query_clusters; ++i)
+            out[(size_t)i * (size_t)d->key_clusters] =
+                l[i] == 0.0f ? -INFINITY : (float)(((double)m[i] + log2((double)l[i])) * 0.69314718055994531);
+    }
+}
+
+static svg2_result svg2__cpu_score(const svg2_backend *backend, const svg2_score_desc *d, void *workspace, svg2_error *err)
+{
+    svg2__score_task t;
+    t.loops = svg2__loops_of(backend);
+    t.d = d;
+    t.k = svg2__layout(d->k_layout, d->heads_kv, d->tokens_kv, d->head_dim);
+    (void)svg2__score_layout(backend, d, workspace, &t.ws);
+    t.units = (d->query_clusters + SVG2__LANES - 1) / SVG2__LANES;
+    svg2__run(backend, svg2__score_pack, &t, (int64_t)d->batch * d->heads * t.units, 1);
+    svg2__run(backend, svg2__score_clusters, &t, (int64_t)d->batch * d->heads * d->key_clusters, 4);
+    return svg2__ok(err);
+}
+
+SVG2_API svg2_result svg2_score(const svg2_backend *backend, const svg2_score_desc *desc, void *workspace,
+                                size_t workspace_bytes, svg2_error *err)
+{
+    const svg2_score_desc *d = desc;
+    SVG2__TRY(svg2__check_backend(backend, err));
+    SVG2__NOT_NULL(d, "desc");
+    SVG2__TRY(svg2__check_extents(d->batch, d->heads, 1, d->head_dim, err));
+    SVG2__TRY(svg2__check_heads_kv(d->heads, d->heads_kv, err));
+    SVG2__CHECK(d->tokens_kv >= 1, SVG2_ERR_RANGE, "tokens_kv", "must be at least 1");
+    SVG2__TRY(svg2__check_clusters(d->query_clusters, "query_clusters", err));
+    SVG2__TRY(svg2__check_clusters(d->key_clusters, "key_clusters", err));
+    SVG2__CHECK(d->key_blocks >= d->key_clusters, SVG2_ERR_RANGE, "key_blocks", "must be at least key_clusters");
+    SVG2__CHECK(fabsf(d->scale) <= 3.0e38f, SVG2_ERR_RANGE, "scale", "must be finite");
+    SVG2__TRY(svg2__check_layout(d->k_layout, d->batch, d->heads_kv, d->tokens_kv, d->head_dim, 0, "k", err));
+    SVG2__TRY(svg2__check_tensor(d->k, d->k_layout, "k", err));
+    SVG2__NOT_NULL(d->key_order, "key_order");
+    SVG2__NOT_NULL(d->key_offset, "key_offset");
+    SVG2__NOT_NULL(d->query_centroid, "query_centroid");
+    SVG2__NOT_NULL(d->key_centroid, "key_centroid");
+    SVG2__NOT_NULL(d->log_mass, "log_mass");
+    SVG2__TRY(svg2__check_workspace(backend, SVG2_STAGE_SCORE, d, workspace, workspace_bytes, err));
+    return backend->score(backend, d, workspace, err);
+}
+
 /* ==== >>select ===========================================================================
-   Per head: logits and spreads of all pairs of clusters by the micro-kernel, one strip of four query clusters at a time;
-   then each query cluster's own decision; then, where the budget belongs to the head, one threshold for all pairs, found by
+   Per head: centroid logits of all pairs of clusters by the micro-kernel, one strip of four query clusters at a time; then
+   each query cluster's own decision; then, where the budget belongs to the head, one threshold for all pairs, found by
    counting instead of sorting (three digits of the score's bits). */
 typedef struct svg2__select_ws {
     float    *key_panel;   /* [panels, D, 64]  key centroids relative to the mean                    */
-    float    *var_panel;   /* [panels, D, 64]  key variances                                         */
     float    *value;       /* [Ck, D16]        value means, rows padded to full registers            */
     float    *score;       /* [Cq, Ck]         per pair; < 0 = not for the taking                    */
     float    *loss;        /* [Cq, Ck]         contribution to the squared error if skipped          */
@@ -2574,9 +2764,8 @@ typedef struct svg2__select_ws {
 } svg2__select_ws;
 
 typedef struct svg2__select_scratch {
-    float    *pack;        /* [D, 4], rows [4, D], squares [4, D]                                    */
+    float    *pack;        /* [D, 4], rows [4, D]                                                    */
     float    *logit;       /* [4, Ck64]                                                              */
-    float    *spread;      /* [4, Ck64]                                                              */
     float    *mass;        /* [Ck, 4]                                                                */
     float    *output;      /* [4, D16]                                                               */
     float    *row_score;   /* [Ck]                                                                   */
@@ -2592,7 +2781,7 @@ typedef struct svg2__select_task {
     int64_t bh;                  /* the head being worked on                                         */
     int32_t query_blocks, key_blocks;
     int32_t panels, floor;       /* panels of 64 key clusters; clusters that every row keeps         */
-    int need_spread, need_loss, is_literal; /* is_literal: SVG2's own rule                           */
+    int need_loss, is_literal;   /* is_literal: SVG2's own rule                                      */
 } svg2__select_task;
 
 static size_t svg2__select_scratch_layout(const svg2_select_desc *d, void *base, svg2__select_scratch *s)
@@ -2602,9 +2791,8 @@ static size_t svg2__select_scratch_layout(const svg2_select_desc *d, void *base,
     svg2__select_scratch w;
     int i;
     a.base = (char *)base;
-    w.pack = svg2__take_f32(&a, 12 * dim);
+    w.pack = svg2__take_f32(&a, 8 * dim);
     w.logit = svg2__take_f32(&a, 4 * ck64);
-    w.spread = svg2__take_f32(&a, 4 * ck64);
     w.mass = svg2__take_f32(&a, 4 * ck);
     w.output = svg2__take_f32(&a, 4 * (dim + 8));
     w.row_score = svg2__take_f32(&a, ck);
@@ -2623,7 +2811,6 @@ static size_t svg2__select_layout(const svg2_backend *backend, const svg2_select
     svg2__select_ws w;
     a.base = (char *)base;
     w.key_panel = svg2__take_f32(&a, svg2__count(panels, d->head_dim, SVG2__LANES, 1));
-    w.var_panel = svg2__take_f32(&a, svg2__count(panels, d->head_dim, SVG2__LANES, 1));
     w.value = svg2__take_f32(&a, svg2__count(d->key_clusters, d->head_dim + 8, 1, 1));
     w.score = svg2__take_f32(&a, svg2__count(d->query_clusters, d->key_clusters, 1, 1));
     w.loss = svg2__take_f32(&a, svg2__count(d->query_clusters, d->key_clusters, 1, 1));
@@ -2662,18 +2849,25 @@ static const int32_t *svg2__sort_falling(svg2__select_scratch *s, const float *s
     return s->index[0];
 }
 
-/* What skipping a block costs in squared output error, per query row, from its share of the mass P, the variance of its
-   logits (spread), its mean value and the variance of its values, and the row's output. Blocks err independently.
-     no tail   the block's mean value is missing                          P^2 (|vbar|^2 + |o|^2)
-     order 0   values that follow the key inside the block: first order   P^2 spread |var v|
-     order 1   second order, of the values and of the weight              P^2 spread^2 (|var v| + |vbar - o|^2 / 2) / 2 */
+/* What skipping a block costs, per query row, from its share of the mass P, the variance of its logits (spread), its mean
+   value and the variance of its values, and the row's output.
+     no tail   the block's mean value is missing. Dropped blocks err together: the rest is scaled up. Amplitudes add.
+     order 0   values that follow the key inside the block: first order. Blocks err independently: squares add.
+     order 1   second order, of the values and of the weight. Squares add. */
 static float svg2__block_loss(svg2_tail_kind tail, float mass, float spread, float value_square, float value_var,
                               float output_square)
 {
     const float m2 = mass * mass;
-    if (tail == SVG2_TAIL_NONE) return m2 * (value_square + output_square);
+    if (tail == SVG2_TAIL_NONE) return mass * sqrtf(value_square + output_square);
     if (tail == SVG2_TAIL_ORDER0) return m2 * spread * value_var;
     return m2 * spread * spread * 0.5f * (value_var + 0.5f * (value_square + output_square));
+}
+
+/* spread = 2 (log_mass - ln n): 0 by Jensen at least, but for rounding */
+static float svg2__spread(float log_mass, int32_t n)
+{
+    const float x = 2.0f * (log_mass - logf((float)n));
+    return x < 0.0f ? 0.0f : x;
 }
 
 /* One query cluster: estimated mass, then its own decision into map (head budgets: only what every row keeps). */
@@ -2682,8 +2876,8 @@ static void svg2__select_row(const svg2__select_task *t, svg2__select_scratch *s
     const svg2_select_desc *d = t->d;
     const int32_t ck = d->key_clusters, *key_offset, *query_offset;
     const int64_t bh = t->bh, kv = svg2__kv_head(bh, d->heads, d->heads_kv);
-    const float *logit = s->logit + (size_t)lane * (size_t)t->panels * SVG2__LANES;
-    const float *spread = s->spread + (size_t)lane * (size_t)t->panels * SVG2__LANES;
+    float *logit = s->logit + (size_t)lane * (size_t)t->panels * SVG2__LANES;
+    const float *log_mass = d->log_mass ? d->log_mass + ((size_t)bh * (size_t)d->query_clusters + (size_t)row) * (size_t)ck : 0;
     uint8_t *map = d->map + ((size_t)bh * (size_t)t->query_blocks + (size_t)row) * (size_t)t->key_blocks;
     float *score = t->ws.score + (size_t)row * (size_t)ck, *mass = s->row_score;
     const int32_t *sorted;
@@ -2696,17 +2890,18 @@ static void svg2__select_row(const svg2__select_task *t, svg2__select_scratch *s
     query_offset = d->query_offset + bh * ((int64_t)t->query_blocks + 1);
     for (j = 0; j < ck; ++j) {
         if (key_offset[j + 1] == key_offset[j]) continue;
-        if (!(logit[j] <= 3.0e38f)) sane = 0; /* NaN or +Inf */
+        if (log_mass) logit[j] += log_mass[j];
+        if (!(fabsf(logit[j]) <= 3.0e38f)) sane = 0; /* NaN, or Inf of either sign */
         if (logit[j] > top) top = logit[j];
     }
-    if (!(top >= -3.0e38f)) sane = 0;
     for (j = 0; j < ck; ++j) {
         const int32_t n = key_offset[j + 1] - key_offset[j];
-        mass[j] = n && sane ? (float)n * expf(logit[j] - top) : 0.0f;
+        mass[j] = n && sane ? (log_mass ? 1.0f : (float)n) * expf(logit[j] - top) : 0.0f;
         sum += (double)mass[j];
         total_keys += n;
     }
     t->ws.row_signal[row] = 0.0;
+    if (!(sum > 0.0)) sane = 0; /* no key at all */
     if (!sane || (d->top_p >= 1.0f && t->is_literal)) { /* NaN: keep what it touches; and top_p = 1 means all */
         for (j = 0; j < ck; ++j) map[j] = 1, score[j] = -1.0f;
         for (j = 0; j < ck; ++j) s->mass[4 * j + lane] = 0.0f;
@@ -2734,8 +2929,7 @@ static void svg2__select_row(const svg2__select_task *t, svg2__select_scratch *s
     for (j = 0; j < ck; ++j) {
         const int32_t n = key_offset[j + 1] - key_offset[j];
         if (map[j] || n == 0 || query_offset[row + 1] == query_offset[row]) score[j] = -1.0f;
-        else score[j] = mass[j] / (float)n * (d->route == SVG2_ROUTE_SPREAD ? spread[j] : 1.0f);
-        if (score[j] != score[j]) map[j] = 1, score[j] = -1.0f; /* NaN spread */
+        else score[j] = mass[j] / (float)n * (d->route == SVG2_ROUTE_SPREAD ? svg2__spread(log_mass[j], n) : 1.0f);
     }
     if (d->budget != SVG2_BUDGET_ROW || d->target_error > 0.0f) return;
     budget = d->density > 0.0f ? (int64_t)((double)d->density * (double)total_keys + 0.5) : area;
@@ -2759,31 +2953,23 @@ static void svg2__select_strip(void *task, int64_t begin, int64_t end, int32_t w
     const int32_t dim = d->head_dim, dim16 = svg2__round_up(dim, 16), ck = d->key_clusters, ck64 = t->panels * SVG2__LANES;
     const int64_t kv = svg2__kv_head(t->bh, d->heads, d->heads_kv);
     const int32_t *query_offset = d->query_offset + t->bh * ((int64_t)t->query_blocks + 1);
+    const int32_t *key_offset = d->key_offset + kv * ((int64_t)t->key_blocks + 1);
     svg2__select_scratch s;
     (void)svg2__select_scratch_layout(d, t->ws.scratch + (size_t)worker * t->ws.scratch_bytes, &s);
     for (; begin < end; ++begin) {
         const int32_t first = (int32_t)begin * 4;
         const int rows = (int)svg2__min32(4, d->query_clusters - first);
-        float *row = s.pack + 4 * dim, *square = s.pack + 8 * dim;
+        float *row = s.pack + 4 * dim;
         int32_t panel, i, e, j;
         for (i = 0; i < 4; ++i) {
             const float *q = d->query_centroid + ((size_t)t->bh * (size_t)d->query_clusters
                                                   + (size_t)svg2__min32(first + i, d->query_clusters - 1)) * (size_t)dim;
-            for (e = 0; e < dim; ++e) {
-                row[i * dim + e] = q[e] * d->scale;
-                square[i * dim + e] = row[i * dim + e] * row[i * dim + e];
-            }
+            for (e = 0; e < dim; ++e) row[i * dim + e] = q[e] * d->scale;
         }
         t->loops->pack4(s.pack, 4, row, dim, dim);
         for (panel = 0; panel < t->panels; ++panel)
             t->loops->mk(4, dim, s.pack, 4, t->ws.key_panel + (size_t)panel * (size_t)dim * SVG2__LANES, SVG2__LANES,
                          s.logit + panel * SVG2__LANES, ck64, 0);
-        if (t->need_spread) {
-            t->loops->pack4(s.pack, 4, square, dim, dim);
-            for (panel = 0; panel < t->panels; ++panel)
-                t->loops->mk(4, dim, s.pack, 4, t->ws.var_panel + (size_t)panel * (size_t)dim * SVG2__LANES, SVG2__LANES,
-                             s.spread + panel * SVG2__LANES, ck64, 0);
-        }
         for (i = 0; i < rows; ++i) svg2__select_row(t, &s, first + i, i);
         if (!t->need_loss) continue;
         for (i = rows; i < 4; ++i)
@@ -2793,12 +2979,15 @@ static void svg2__select_strip(void *task, int64_t begin, int64_t end, int32_t w
         for (i = 0; i < rows; ++i) {
             const float output_square = t->loops->dot(s.output + i * dim16, s.output + i * dim16, dim);
             const int32_t n = query_offset[first + i + 1] - query_offset[first + i];
+            const float *log_mass = d->log_mass + ((size_t)t->bh * (size_t)d->query_clusters + (size_t)(first + i)) * (size_t)ck;
             float *loss = t->ws.loss + (size_t)(first + i) * (size_t)ck;
-            t->ws.row_signal[first + i] = (double)n * (double)output_square;
+            t->ws.row_signal[first + i] = (double)n * (d->tail == SVG2_TAIL_NONE ? sqrt((double)output_square) : (double)output_square);
             for (j = 0; j < ck; ++j) {
                 const float *v = t->ws.value + (size_t)j * (size_t)dim16;
-                loss[j] = (float)n * svg2__block_loss(d->tail, s.mass[4 * j + i], s.spread[i * ck64 + j],
-                                                      t->loops->dot(v, v, dim), d->value_var[kv * ck + j], output_square);
+                const int32_t keys = key_offset[j + 1] - key_offset[j];
+                loss[j] = keys ? (float)n * svg2__block_loss(d->tail, s.mass[4 * j + i], svg2__spread(log_mass[j], keys),
+                                                             t->loops->dot(v, v, dim), d->value_var[kv * ck + j], output_square)
+                               : 0.0f;
             }
         }
     }
@@ -2882,14 +3071,15 @@ static void svg2__select_head(const svg2__select_task *t)
                     all += (double)t->ws.loss[(size_t)row * (size_t)ck + (size_t)j];
         }
         if (all > 0.0 && all <= 1.0e300) {
-            const double unit = 1099511627776.0 / all, allowed = (double)d->target_error * (double)d->target_error * signal;
-            if (all > allowed) { /* fixed point of 40 bits; one unit per pair is lost by truncation */
+            const double target = (double)d->target_error, unit = 1152921504606846976.0 / all; /* 2^60: fixed point */
+            const double allowed = (d->tail == SVG2_TAIL_NONE ? target : target * target) * signal;
+            if (all > allowed) {
                 double exact = 0.0;
                 for (row = 0; row < cq; ++row)
                     for (j = 0; j < ck; ++j)
                         if (t->ws.score[(size_t)row * (size_t)ck + (size_t)j] >= 0.0f)
                             exact += (double)svg2__select_weight(t, row, j, query_offset, key_offset, unit);
-                svg2__select_threshold(t, query_offset, key_offset, (int64_t)(exact - allowed * unit) + 1, unit);
+                svg2__select_threshold(t, query_offset, key_offset, (int64_t)((exact - allowed * unit) * (1.0 + 1e-12)) + 1, unit);
             }
         }
     } else if (!t->is_literal && d->budget == SVG2_BUDGET_HEAD) {
@@ -2935,7 +3125,9 @@ static void svg2__select_head(const svg2__select_task *t)
     d->stats[t->bh].pairs = pairs;
     d->stats[t->bh].pairs_total = total;
     d->stats[t->bh].density = total ? (float)((double)pairs / (double)total) : 0.0f;
-    d->stats[t->bh].error_estimate = !t->need_loss ? -1.0f : is_dense || !(signal > 0.0) ? 0.0f : (float)sqrt(lost / signal);
+    if (!t->need_loss) d->stats[t->bh].error_estimate = -1.0f;
+    else if (is_dense || !(signal > 0.0)) d->stats[t->bh].error_estimate = 0.0f;
+    else d->stats[t->bh].error_estimate = (float)(d->tail == SVG2_TAIL_NONE ? lost / signal : sqrt(lost / signal));
     d->stats[t->bh].is_dense = is_dense;
     d->stats[t->bh].empty_clusters = empty;
 }
@@ -2955,7 +3147,6 @@ static svg2_result svg2__cpu_select(const svg2_backend *backend, const svg2_sele
     /* 1e-4: 0.7f * 10 must be 7 */
     t.floor = d->min_keep > 0.0f ? (int32_t)floor((double)d->min_keep * (double)ck + 1e-4) : 0;
     t.need_loss = d->target_error > 0.0f;
-    t.need_spread = d->route == SVG2_ROUTE_SPREAD || t.need_loss;
     t.is_literal = d->route == SVG2_ROUTE_MASS && d->budget == SVG2_BUDGET_ROW && !(d->density > 0.0f) && !t.need_loss;
     for (t.bh = 0; t.bh < (int64_t)d->batch * d->heads; ++t.bh) {
         const int64_t kv = svg2__kv_head(t.bh, d->heads, d->heads_kv);
@@ -2966,9 +3157,6 @@ static svg2_result svg2__cpu_select(const svg2_backend *backend, const svg2_sele
                 const size_t at = (size_t)panel * (size_t)dim * SVG2__LANES;
                 svg2__pack_panel(t.loops, t.ws.key_panel + at, rows, d->key_centroid + (size_t)kv * (size_t)ck * (size_t)dim,
                                  d->key_mean + kv * dim, panel * SVG2__LANES, ck, dim);
-                if (t.need_spread)
-                    svg2__pack_panel(t.loops, t.ws.var_panel + at, rows, d->key_var + (size_t)kv * (size_t)ck * (size_t)dim, 0,
-                                     panel * SVG2__LANES, ck, dim);
             }
             for (j = 0; j < ck && t.need_loss; ++j) {
                 float *value = t.ws.value + (size_t)j * (size_t)dim16;
@@ -2986,14 +3174,12 @@ SVG2_API svg2_result svg2_select(const svg2_backend *backend, const svg2_select_
                                  size_t workspace_bytes, svg2_error *err)
 {
     const svg2_select_desc *d = desc;
-    const int32_t most = 1 << 24;
     SVG2__TRY(svg2__check_backend(backend, err));
     SVG2__NOT_NULL(d, "desc");
     SVG2__TRY(svg2__check_extents(d->batch, d->heads, 1, d->head_dim, err));
     SVG2__TRY(svg2__check_heads_kv(d->heads, d->heads_kv, err));
-    SVG2__CHECK(d->query_clusters >= 1 && d->query_clusters <= most, SVG2_ERR_RANGE, "query_clusters",
-                "must be between 1 and 2^24");
-    SVG2__CHECK(d->key_clusters >= 1 && d->key_clusters <= most, SVG2_ERR_RANGE, "key_clusters", "must be between 1 and 2^24");
+    SVG2__TRY(svg2__check_clusters(d->query_clusters, "query_clusters", err));
+    SVG2__TRY(svg2__check_clusters(d->key_clusters, "key_clusters", err));
     SVG2__CHECK(fabsf(d->scale) <= 3.0e38f, SVG2_ERR_RANGE, "scale", "must be finite");
     SVG2__CHECK(d->route == SVG2_ROUTE_MASS || d->route == SVG2_ROUTE_SPREAD, SVG2_ERR_RANGE, "route", "must be mass or spread");
     SVG2__CHECK(d->budget == SVG2_BUDGET_ROW || d->budget == SVG2_BUDGET_HEAD, SVG2_ERR_RANGE, "budget", "must be row or head");
@@ -3008,7 +3194,7 @@ SVG2_API svg2_result svg2_select(const svg2_backend *backend, const svg2_select_
     SVG2__NOT_NULL(d->query_centroid, "query_centroid");
     SVG2__NOT_NULL(d->key_centroid, "key_centroid");
     SVG2__NOT_NULL(d->key_mean, "key_mean");
-    if (d->route == SVG2_ROUTE_SPREAD || d->target_error > 0.0f) SVG2__NOT_NULL(d->key_var, "key_var");
+    if (d->route == SVG2_ROUTE_SPREAD || d->target_error > 0.0f) SVG2__NOT_NULL(d->log_mass, "log_mass");
     if (d->target_error > 0.0f) {
         SVG2__NOT_NULL(d->value_mean, "value_mean");
         SVG2__NOT_NULL(d->value_var, "value_var");
@@ -3300,6 +3486,8 @@ static void svg2__attention_items(void *task, int64_t begin, int64_t end, int32_
         const int32_t *key_offset = d->key_offset ? d->key_offset + kv * ((int64_t)t->key_blocks + 1) : 0;
         const int32_t *key_order = d->key_order ? d->key_order + kv * d->tokens_kv : 0;
         const uint8_t *map = d->map ? d->map + ((size_t)item->bh * (size_t)t->query_blocks + (size_t)item->block) * (size_t)t->key_blocks : 0;
+        const float *log_mass = d->log_mass ? d->log_mass + ((size_t)item->bh * (size_t)d->tail_query_blocks + (size_t)item->block)
+                                                                * (size_t)d->tail_key_blocks : 0;
         int32_t j, n = 0, at, had_tail = 0;
         int r;
         svg2__attention_load_queries(t, item, &s);
@@ -3318,7 +3506,7 @@ static void svg2__attention_items(void *task, int64_t begin, int64_t end, int32_
             for (j = n = 0; j < d->tail_key_blocks; ++j) {
                 if (map[j] || key_offset[j + 1] == key_offset[j]) continue;
                 had_tail = 1;
-                s.bias[n] = (float)log2((double)(key_offset[j + 1] - key_offset[j]));
+                s.bias[n] = log_mass ? log_mass[j] * 1.44269504f : (float)log2((double)(key_offset[j + 1] - key_offset[j]));
                 s.index[n++] = j;
                 if (n == SVG2__KEYS) svg2__attention_tile(t, item, kv, 1, n, &s), n = 0;
             }
@@ -3516,17 +3704,21 @@ static void svg2__tail_weights(void *task, int64_t begin, int64_t end, int32_t w
         for (i = 0; i < 4; ++i) {
             const int32_t row = svg2__min32(first + i, d->query_clusters - 1);
             const uint8_t *map = d->map + ((size_t)bh * (size_t)d->query_blocks + (size_t)row) * (size_t)d->key_blocks;
-            const float *logit = s.strip + i * ck64;
-            float top = -INFINITY;
+            const float *log_mass = d->log_mass ? d->log_mass + ((size_t)bh * (size_t)d->query_clusters + (size_t)row) * (size_t)ck : 0;
+            float *logit = s.strip + i * ck64, top = -INFINITY;
             double sum = 0.0;
-            for (j = 0; j < ck; ++j)
-                if (!map[j] && key_offset[j + 1] > key_offset[j] && logit[j] > top) top = logit[j];
+            for (j = 0; j < ck; ++j) {
+                const int32_t n = key_offset[j + 1] - key_offset[j];
+                if (map[j] || n == 0) continue;
+                logit[j] += log_mass ? log_mass[j] : logf((float)n);
+                if (logit[j] > top) top = logit[j];
+            }
             for (j = 0; j < ck; ++j) /* single tokens count in the sum, with C = 0 */
-                if (!map[j] && key_offset[j + 1] > key_offset[j])
-                    sum += (double)(key_offset[j + 1] - key_offset[j]) * (double)expf(logit[j] - top);
+                if (!map[j] && key_offset[j + 1] > key_offset[j]) sum += (double)(logit[j] = expf(logit[j] - top));
             for (a = 0; a < t->ws.actives[head]; ++a) {
-                j = active[a]; /* W_Ij = w_Ij / (n_j sum): n_j cancels */
-                weight[4 * a + i] = map[j] || !(sum > 0.0) ? 0.0f : (float)((double)expf(logit[j] - top) / sum);
+                j = active[a];
+                weight[4 * a + i] = map[j] || !(sum > 0.0)
+                    ? 0.0f : (float)((double)logit[j] / (sum * (double)(key_offset[j + 1] - key_offset[j])));
             }
         }
     }
@@ -3609,15 +3801,13 @@ SVG2_API svg2_result svg2_tail(const svg2_backend *backend, const svg2_tail_desc
                                size_t workspace_bytes, svg2_error *err)
 {
     const svg2_tail_desc *d = desc;
-    const int32_t most = 1 << 24;
     SVG2__TRY(svg2__check_backend(backend, err));
     SVG2__NOT_NULL(d, "desc");
     SVG2__TRY(svg2__check_extents(d->batch, d->heads, 1, d->head_dim, err));
     SVG2__TRY(svg2__check_heads_kv(d->heads, d->heads_kv, err));
     SVG2__CHECK(d->tokens_kv >= 1, SVG2_ERR_RANGE, "tokens_kv", "must be at least 1");
-    SVG2__CHECK(d->query_clusters >= 1 && d->query_clusters <= most, SVG2_ERR_RANGE, "query_clusters",
-                "must be between 1 and 2^24");
-    SVG2__CHECK(d->key_clusters >= 1 && d->key_clusters <= most, SVG2_ERR_RANGE, "key_clusters", "must be between 1 and 2^24");
+    SVG2__TRY(svg2__check_clusters(d->query_clusters, "query_clusters", err));
+    SVG2__TRY(svg2__check_clusters(d->key_clusters, "key_clusters", err));
     SVG2__CHECK(d->query_blocks >= d->query_clusters, SVG2_ERR_RANGE, "query_blocks", "must be at least query_clusters");
     SVG2__CHECK(d->key_blocks >= d->key_clusters, SVG2_ERR_RANGE, "key_blocks", "must be at least key_clusters");
     SVG2__CHECK(d->head_begin >= 0 && d->head_count >= 1 && d->head_begin <= (int64_t)d->batch * d->heads - d->head_count,
@@ -3855,7 +4045,9 @@ SVG2_API svg2_result svg2_cost_estimate(const svg2_desc *desc, double density, i
     }
     iterations = is_warm ? (d.step_iterations < 1 ? 1 : d.step_iterations) : d.init_iterations + 1; /* seeding is about one */
     cost->kmeans_flops = iterations * 2.0 * dim * (heads * sq * cq + heads_kv * sk * ck);
-    cost->select_flops = heads * cq * ck * dim * (d.route == SVG2_ROUTE_SPREAD || d.target_error > 0.0f ? 4.0 : 2.0);
+    cost->select_flops = 2.0 * heads * cq * ck * dim;
+    if (d.tail != SVG2_TAIL_NONE || d.route == SVG2_ROUTE_SPREAD || d.target_error > 0.0f)
+        cost->select_flops += 2.0 * heads * cq * sk * dim;
     if (d.tail != SVG2_TAIL_NONE) cost->tail_flops = 4.0 * heads * sq * ck * (1.0 - density) * dim;
     if (d.tail == SVG2_TAIL_ORDER1) cost->tail_flops += heads * 2.0 * dim * dim * (sk + cq * ck + sq);
     cost->ratio = (cost->kmeans_flops + cost->select_flops + cost->tail_flops + cost->attention_flops) / cost->dense_flops;
@@ -4109,7 +4301,7 @@ SVG2_API svg2_result svg2_state_load(const svg2_backend *backend, svg2_state *st
 typedef struct svg2__work {
     int32_t *label[2], *order[2], *offset[2], *size[2]; /* 0 queries, 1 keys */
     float   *centroid[2], *mean[2];
-    float   *key_var, *value_mean, *value_var;
+    float   *value_mean, *value_var, *log_mass;
     float   *matrix;
     uint8_t *map;
     void    *scratch;
@@ -4205,7 +4397,7 @@ static svg2_permute_desc svg2__call_permute(const svg2__call *c, const svg2__wor
     return p;
 }
 
-static svg2_summarize_desc svg2__call_summarize(const svg2__call *c, const svg2__work *w, const void *k, const void *v)
+static svg2_summarize_desc svg2__call_summarize(const svg2__call *c, const svg2__work *w, const void *v)
 {
     svg2_summarize_desc s;
     memset(&s, 0, sizeof s);
@@ -4215,16 +4407,35 @@ static svg2_summarize_desc svg2__call_summarize(const svg2__call *c, const svg2_
     s.head_dim = c->d.head_dim;
     s.clusters = c->clusters[1];
     s.blocks = c->blocks[1];
-    s.k = k;
     s.v = v;
-    s.k_layout = c->d.k;
     s.v_layout = c->d.v;
     s.order = w->order[1];
     s.offset = w->offset[1];
-    s.centroid = w->centroid[1];
-    s.key_var = w->key_var;
     s.value_mean = w->value_mean;
     s.value_var = w->value_var;
+    return s;
+}
+
+static svg2_score_desc svg2__call_score(const svg2__call *c, const svg2__work *w, const void *k)
+{
+    svg2_score_desc s;
+    memset(&s, 0, sizeof s);
+    s.batch = c->d.batch;
+    s.heads = c->d.heads;
+    s.heads_kv = c->d.heads_kv;
+    s.tokens_kv = c->d.tokens_kv;
+    s.head_dim = c->d.head_dim;
+    s.query_clusters = c->clusters[0];
+    s.key_clusters = c->clusters[1];
+    s.key_blocks = c->blocks[1];
+    s.scale = c->d.scale;
+    s.k = k;
+    s.k_layout = c->d.k;
+    s.key_order = w->order[1];
+    s.key_offset = w->offset[1];
+    s.query_centroid = w->centroid[0];
+    s.key_centroid = w->centroid[1];
+    s.log_mass = w->log_mass;
     return s;
 }
 
@@ -4253,7 +4464,7 @@ static svg2_select_desc svg2__call_select(const svg2__call *c, const svg2__work 
     s.query_centroid = w->centroid[0];
     s.key_centroid = w->centroid[1];
     s.key_mean = w->mean[1];
-    s.key_var = w->key_var;
+    s.log_mass = w->log_mass;
     s.value_mean = w->value_mean;
     s.value_var = w->value_var;
     s.query_offset = w->offset[0];
@@ -4298,6 +4509,7 @@ static svg2_attention_desc svg2__call_attention(const svg2__call *c, const svg2_
         a.tail_key_blocks = c->clusters[1];
         a.key_centroid = w->centroid[1];
         a.value_mean = w->value_mean;
+        a.log_mass = w->log_mass;
     }
     return a;
 }
@@ -4334,6 +4546,7 @@ static svg2_tail_desc svg2__call_tail(const svg2__call *c, const svg2__work *w, 
     t.key_centroid = w->centroid[1];
     t.key_mean = w->mean[1];
     t.value_mean = w->value_mean;
+    t.log_mass = w->log_mass;
     t.map = w->map;
     t.matrix = w->matrix;
     return t;
@@ -4369,9 +4582,9 @@ static size_t svg2__call_layout(const svg2__call *c, void *base, svg2__work *wor
     w.map = (uint8_t *)svg2__take(&a, 1, svg2__count((int64_t)d->batch * d->heads, c->blocks[0], c->blocks[1], 1));
     if (c->need_summary) {
         const size_t clusters = svg2__count(d->batch, d->heads_kv, c->clusters[1], 1);
-        w.key_var = svg2__take_f32(&a, svg2__mul(clusters, (size_t)d->head_dim));
         w.value_mean = svg2__take_f32(&a, svg2__mul(clusters, (size_t)d->head_dim));
         w.value_var = svg2__take_f32(&a, clusters);
+        w.log_mass = svg2__take_f32(&a, svg2__count(d->batch, d->heads, c->clusters[0], c->clusters[1]));
     }
     if (d->tail == SVG2_TAIL_ORDER1)
         w.matrix = svg2__take_f32(&a, svg2__count(svg2__call_tail_heads(c), c->clusters[0], d->head_dim, d->head_dim));
@@ -4382,10 +4595,12 @@ static size_t svg2__call_layout(const svg2__call *c, void *base, svg2__work *wor
         most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_PERMUTE, &p));
     }
     {
-        const svg2_summarize_desc s = svg2__call_summarize(c, &w, 0, 0);
+        const svg2_summarize_desc s = svg2__call_summarize(c, &w, 0);
+        const svg2_score_desc l = svg2__call_score(c, &w, 0);
         const svg2_select_desc m = svg2__call_select(c, &w, 0);
         const svg2_attention_desc t = svg2__call_attention(c, &w, 0, 0, 0, 0, 0);
         if (c->need_summary) most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_SUMMARIZE, &s));
+        if (c->need_summary) most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_SCORE, &l));
         most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_SELECT, &m));
         most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_ATTENTION, &t));
     }
@@ -4481,8 +4696,10 @@ SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *d
         state->calls += c.action == SVG2_ACTION_SPARSE && state->calls < INT32_MAX;
     }
     if (c.need_summary) {
-        const svg2_summarize_desc summarize = svg2__call_summarize(&c, &w, k, v);
+        const svg2_summarize_desc summarize = svg2__call_summarize(&c, &w, v);
+        const svg2_score_desc score = svg2__call_score(&c, &w, k);
         SVG2__TRY(svg2_summarize(backend, &summarize, w.scratch, w.scratch_bytes, err));
+        SVG2__TRY(svg2_score(backend, &score, w.scratch, w.scratch_bytes, err));
     }
     {
         const svg2_select_desc select = svg2__call_select(&c, &w, stats);
@@ -4514,6 +4731,7 @@ static size_t svg2__cpu_workspace_bytes(const svg2_backend *backend, svg2_stage 
     case SVG2_STAGE_KMEANS: return svg2__kmeans_layout(backend, (const svg2_kmeans_desc *)desc, 0, 0);
     case SVG2_STAGE_PERMUTE: return 0;
     case SVG2_STAGE_SUMMARIZE: return svg2__summarize_bytes(backend, (const svg2_summarize_desc *)desc);
+    case SVG2_STAGE_SCORE: return svg2__score_layout(backend, (const svg2_score_desc *)desc, 0, 0);
     case SVG2_STAGE_SELECT: return svg2__select_layout(backend, (const svg2_select_desc *)desc, 0, 0);
     case SVG2_STAGE_TAIL: return svg2__tail_layout(backend, (const svg2_tail_desc *)desc, 0, 0);
     case SVG2_STAGE_ATTENTION: return svg2__attention_layout(backend, (const svg2_attention_desc *)desc, 0, 0, 0);
@@ -4550,6 +4768,7 @@ SVG2_API svg2_backend svg2_cpu_backend_simd(const svg2_parallel *parallel, svg2_
     b.kmeans = svg2__cpu_kmeans;
     b.permute = svg2__cpu_permute;
     b.summarize = svg2__cpu_summarize;
+    b.score = svg2__cpu_score;
     b.select = svg2__cpu_select;
     b.tail = svg2__cpu_tail;
     b.attention = svg2__cpu_attention;
