@@ -339,10 +339,12 @@ typedef struct svg2_desc {
     svg2_route  route;         /* spread if there is a tail, else mass                             */
     svg2_budget budget;        /* head if there is a tail, else row                                */
     svg2_tail_kind tail;       /* order 1                                                          */
-    float top_p;               /* 0.9; with budget row and route mass SVG2's rule; else its area is the budget */
+    float top_p;               /* 0.9; with budget row and route mass SVG2's rule; else its area is the budget.
+                                  Given with a tail, it also switches off the default density */
     float min_keep;            /* fraction of key clusters that every query cluster keeps, by mass:
                                   0.1 for row budgets, else none; -1 = none                        */
-    float density;             /* 0 = by top_p; else fraction of all video pairs to compute        */
+    float density;             /* with a tail 0.1, unless top_p or target_error is given; else 0 = by top_p.
+                                  Fraction of all video pairs to compute                           */
     float target_error;        /* 0 = off; else blocks are taken until the estimated relative L2
                                   error of the head's output falls under it; excludes density      */
     float dense_above;         /* 0.8; with target_error, a head that would need more becomes dense */
@@ -4127,6 +4129,7 @@ SVG2_API svg2_result svg2_resolve(svg2_desc *desc, svg2_error *err)
     if (d.budget == SVG2_BUDGET_DEFAULT) d.budget = d.tail == SVG2_TAIL_NONE ? SVG2_BUDGET_ROW : SVG2_BUDGET_HEAD;
     SVG2__CHECK(d.route == SVG2_ROUTE_MASS || d.route == SVG2_ROUTE_SPREAD, SVG2_ERR_RANGE, "route", "must be mass or spread");
     SVG2__CHECK(d.budget == SVG2_BUDGET_ROW || d.budget == SVG2_BUDGET_HEAD, SVG2_ERR_RANGE, "budget", "must be row or head");
+    if (d.tail != SVG2_TAIL_NONE && d.top_p == 0.0f && d.density == 0.0f && d.target_error == 0.0f) d.density = 0.1f;
     if (d.top_p == 0.0f) d.top_p = 0.9f;
     if (d.min_keep == 0.0f) d.min_keep = d.budget == SVG2_BUDGET_ROW && d.density == 0.0f && d.target_error == 0.0f ? 0.1f : -1.0f;
     if (d.dense_above == 0.0f) d.dense_above = 0.8f;
