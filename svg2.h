@@ -1234,6 +1234,12 @@ static const svg2__loops svg2__loops_scalar = {
 #  define SVG2__X86 0
 #endif
 
+#if defined(__GNUC__)
+#  define SVG2__INLINE __attribute__((always_inline)) static inline
+#else
+#  define SVG2__INLINE static
+#endif
+
 #if SVG2__X86
 #  if !defined(__clang__) /* GCC's own avx512fintrin.h leaves "undefined" registers uninitialised, and then warns of it in C++ */
 #    pragma GCC diagnostic push
@@ -1243,7 +1249,6 @@ static const svg2__loops svg2__loops_scalar = {
 #include <immintrin.h>
 #define SVG2__AVX2 __attribute__((target("avx2,fma,f16c")))
 #define SVG2__AVX512 __attribute__((target("avx512f")))
-#define SVG2__INLINE __attribute__((always_inline)) static inline
 
 /* 2^f on [-1/2, 1/2], relative error 1e-7 in f32 arithmetic: interpolation at the Chebyshev nodes, degree 6 */
 #define SVG2__EXP2_0 1.0f
@@ -3210,7 +3215,8 @@ SVG2_API svg2_result svg2_select(const svg2_backend *backend, const svg2_select_
 
 /* ==== >>attention ========================================================================
    One work item = up to 256 rows of one query block. Keys come in tiles of 128, packed from the block's list of key tokens
-   across cluster borders (no padding of clusters), loaded, converted and transposed once for four units of 64 rows:
+   across cluster borders (no padding of clusters), loaded, converted and transposed once for four units of 64 rows. Rows of a
+   cluster lie anywhere in memory; the next tile's are asked for while this one is computed (measured: 10 % of a sparse call).
 
        K tile [keys/4][D][4]  x  Q unit [D][64 rows]   ->  P [keys][64]      (mk: k = D)
        softmax over keys, per lane; running maximum m and sum l
@@ -3247,17 +3253,18 @@ typedef struct svg2__attention_scratch {
     float   *bias;     /* [keys]                                             */
     float   *m, *l, *tail; /* [units, 64]  running maximum, sum, tail's part of the sum */
     float   *alpha;    /* [64]                                               */
-    int32_t *index;    /* [keys]           token, or cluster of a virtual key */
+    int32_t *token;    /* [tokens_kv]      all keys of the item              */
+    int32_t *cluster;  /* [keys]           of the virtual keys of a tile     */
     int32_t *block;    /* [keys]           key block (mass)                  */
     double  *mass;     /* [key_blocks]     (mass)                            */
     double  *row_mass; /* [units * 64]     (mass)                            */
 } svg2__attention_scratch;
 
-static size_t svg2__attention_scratch_layout(int32_t dim, int32_t key_blocks, int is_mass, void *base,
+static size_t svg2__attention_scratch_layout(const svg2_attention_desc *d, int is_mass, void *base,
                                              svg2__attention_scratch *s)
 {
     svg2__arena a = SVG2_ZERO;
-    const size_t n = (size_t)dim;
+    const size_t n = (size_t)d->head_dim;
     svg2__attention_scratch w;
     a.base = (char *)base;
     w.query = svg2__take_f32(&a, n * SVG2__ROWS);
@@ -3271,9 +3278,10 @@ static size_t svg2__attention_scratch_layout(int32_t dim, int32_t key_blocks, in
     w.l = svg2__take_f32(&a, SVG2__ROWS);
     w.tail = svg2__take_f32(&a, SVG2__ROWS);
     w.alpha = svg2__take_f32(&a, SVG2__LANES);
-    w.index = svg2__take_i32(&a, SVG2__KEYS);
+    w.token = svg2__take_i32(&a, is_mass ? (size_t)SVG2__KEYS : (size_t)d->tokens_kv);
+    w.cluster = svg2__take_i32(&a, SVG2__KEYS);
     w.block = svg2__take_i32(&a, SVG2__KEYS);
-    w.mass = (double *)svg2__take(&a, sizeof(double), is_mass ? (size_t)key_blocks : 0);
+    w.mass = (double *)svg2__take(&a, sizeof(double), is_mass ? (size_t)(d->key_blocks ? d->key_blocks : 1) : 0);
     w.row_mass = (double *)svg2__take(&a, sizeof(double), is_mass ? SVG2__ROWS : 0);
     if (s) *s = w;
     return a.used;
@@ -3297,7 +3305,7 @@ static size_t svg2__attention_layout(const svg2_backend *backend, const svg2_att
     const int64_t items = svg2__attention_most_items(d);
     const int32_t key_blocks = d->key_blocks ? d->key_blocks : 1;
     void *item, *scratch, *partial;
-    size_t scratch_bytes = svg2__attention_scratch_layout(d->head_dim, key_blocks, is_mass, 0, 0);
+    size_t scratch_bytes = svg2__attention_scratch_layout(d, is_mass, 0, 0);
     a.base = (char *)base;
     item = svg2__take(&a, sizeof(svg2__attention_item), (size_t)items);
     scratch = svg2__take(&a, scratch_bytes, svg2__workers(backend));
@@ -3363,8 +3371,8 @@ static void svg2__attention_load_queries(const svg2__attention_task *t, const sv
 }
 
 /* Pack n keys (4-rounded with zeros) from rows given by index: tokens of k, or rows of a table of centroids. */
-static void svg2__attention_load_keys(const svg2__attention_task *t, int64_t kv, const float *table, int32_t n,
-                                      svg2__attention_scratch *s)
+static void svg2__attention_load_keys(const svg2__attention_task *t, int64_t kv, const float *table, const int32_t *index,
+                                      int32_t n, svg2__attention_scratch *s)
 {
     const int32_t dim = t->d->head_dim;
     const int64_t b = kv / t->d->heads_kv, h = kv % t->d->heads_kv;
@@ -3374,42 +3382,79 @@ static void svg2__attention_load_keys(const svg2__attention_task *t, int64_t kv,
         for (i = 0; i < 4; ++i) {
             float *row = s->rows + i * dim;
             if (key + i >= n) memset(row, 0, (size_t)dim * sizeof(float));
-            else if (table) t->loops->load(row, table + (size_t)s->index[key + i] * (size_t)dim, SVG2_F32, shift, dim);
-            else t->loops->load(row, svg2__row(t->d->k, &t->k, b, h, s->index[key + i]), t->k.dtype, shift, dim);
+            else if (table) t->loops->load(row, table + (size_t)index[key + i] * (size_t)dim, SVG2_F32, shift, dim);
+            else t->loops->load(row, svg2__row(t->d->k, &t->k, b, h, index[key + i]), t->k.dtype, shift, dim);
         }
         t->loops->pack4(s->key + (size_t)key * (size_t)dim, 4, s->rows, dim, dim);
     }
 }
 
-/* One tile of n keys against all units of the item. */
+/* Rows of the next tile, asked for bit by bit between the products of this one: waiting for them one by one costs more than
+   loading them. */
+typedef struct svg2__attention_ahead {
+    const int32_t *index;
+    int32_t rows, done; /* rows: keys, then values */
+    int32_t calls, call; /* products of this tile  */
+} svg2__attention_ahead;
+
+SVG2__INLINE void svg2__attention_prefetch(const svg2__attention_task *t, int64_t kv, svg2__attention_ahead *ahead)
+{
+#if defined(__GNUC__)
+    const int32_t until = (int32_t)((int64_t)ahead->rows * ++ahead->call / ahead->calls);
+    for (; ahead->done < until; ++ahead->done) {
+        const int32_t is_value = ahead->done >= ahead->rows / 2;
+        const svg2_layout *layout = is_value ? &t->v : &t->k;
+        const char *row = svg2__row(is_value ? t->d->v : t->d->k, layout, kv / t->d->heads_kv, kv % t->d->heads_kv,
+                                    ahead->index[is_value ? ahead->done - ahead->rows / 2 : ahead->done]);
+        const size_t bytes = (size_t)t->d->head_dim * svg2__dtype_bytes(layout->dtype);
+        size_t i;
+        for (i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
+    }
+#else
+    (void)t, (void)kv, (void)ahead;
+#endif
+}
+
+/* One tile of n keys (index: tokens, or clusters of virtual keys) against all units of the item; nexts tokens follow. */
 static void svg2__attention_tile(const svg2__attention_task *t, const svg2__attention_item *item, int64_t kv, int is_tail,
-                                 int32_t n, svg2__attention_scratch *s)
+                                 const int32_t *index, int32_t n, int32_t nexts, svg2__attention_scratch *s)
 {
     const int32_t dim = t->d->head_dim, ld = dim + 16;
     const int64_t b = kv / t->d->heads_kv, h = kv % t->d->heads_kv;
     const float *centroids = is_tail ? t->d->key_centroid + (size_t)kv * (size_t)t->d->tail_key_blocks * (size_t)dim : 0;
     const float *values = is_tail ? t->d->value_mean + (size_t)kv * (size_t)t->d->tail_key_blocks * (size_t)dim : 0;
     int32_t key, d, unit;
-    svg2__attention_load_keys(t, kv, centroids, n, s);
-    for (key = 0; key < n; ++key)
-        if (is_tail) memcpy(s->value + (size_t)key * (size_t)ld, values + (size_t)s->index[key] * (size_t)dim, (size_t)dim * sizeof(float));
-        else t->loops->load(s->value + (size_t)key * (size_t)ld, svg2__row(t->d->v, &t->v, b, h, s->index[key]), t->v.dtype, 0, dim);
+    svg2__attention_ahead ahead;
+    ahead.index = index + n;
+    ahead.rows = 2 * nexts;
+    ahead.done = ahead.call = 0;
+    ahead.calls = (item->count + SVG2__LANES - 1) / SVG2__LANES * ((n + 3) / 4 + dim / 4);
+    svg2__attention_load_keys(t, kv, centroids, index, n, s);
+    for (key = 0; key < n; ++key) {
+        float *value = s->value + (size_t)key * (size_t)ld;
+        if (is_tail) memcpy(value, values + (size_t)index[key] * (size_t)dim, (size_t)dim * sizeof(float));
+        else t->loops->load(value, svg2__row(t->d->v, &t->v, b, h, index[key]), t->v.dtype, 0, dim);
+    }
     for (unit = 0; unit * SVG2__LANES < item->count; ++unit) {
         const int nv = (svg2__min32(SVG2__LANES, item->count - unit * SVG2__LANES) + 15) / 16;
         const float *query = s->query + (size_t)unit * (size_t)dim * SVG2__LANES;
         float *output = s->output + (size_t)unit * (size_t)dim * SVG2__LANES, *tail = s->tail + unit * SVG2__LANES;
         float *l = s->l + unit * SVG2__LANES, before[SVG2__LANES];
         int lane, changed;
-        for (key = 0; key < n; key += 4)
+        for (key = 0; key < n; key += 4) {
+            svg2__attention_prefetch(t, kv, &ahead);
             t->loops->mk(nv, dim, s->key + (size_t)key * (size_t)dim, 4, query, SVG2__LANES, s->p + key * SVG2__LANES,
                          SVG2__LANES, 0);
+        }
         memcpy(before, l, sizeof before);
         changed = t->loops->softmax(s->p, n, nv, is_tail ? s->bias : 0, s->m + unit * SVG2__LANES, l, s->alpha);
         if (changed) t->loops->rescale(output, dim, nv, s->alpha);
         if (is_tail) /* what this tile added to l is the tail's */
             for (lane = 0; lane < 16 * nv; ++lane) tail[lane] = tail[lane] * s->alpha[lane] + (l[lane] - before[lane] * s->alpha[lane]);
-        for (d = 0; d < dim; d += 4)
+        for (d = 0; d < dim; d += 4) {
+            svg2__attention_prefetch(t, kv, &ahead);
             t->loops->mk(nv, n, s->value + d, ld, s->p, SVG2__LANES, output + d * SVG2__LANES, SVG2__LANES, 1);
+        }
     }
 }
 
@@ -3481,7 +3526,7 @@ static void svg2__attention_items(void *task, int64_t begin, int64_t end, int32_
     const svg2_attention_desc *d = t->d;
     double shift_logit[SVG2__ROWS];
     svg2__attention_scratch s;
-    (void)svg2__attention_scratch_layout(d->head_dim, t->key_blocks, 0, t->scratch + (size_t)worker * t->scratch_floats, &s);
+    (void)svg2__attention_scratch_layout(d, 0, t->scratch + (size_t)worker * t->scratch_floats, &s);
     for (; begin < end; ++begin) {
         const svg2__attention_item *item = t->items + begin;
         const int64_t kv = svg2__kv_head(item->bh, d->heads, d->heads_kv);
@@ -3496,23 +3541,26 @@ static void svg2__attention_items(void *task, int64_t begin, int64_t end, int32_
         svg2__attention_shift(t, item, kv, &s, shift_logit);
         memset(s.output, 0, (size_t)svg2__round_up(item->count, SVG2__LANES) * (size_t)d->head_dim * sizeof(float));
         for (r = 0; r < SVG2__ROWS; ++r) s.m[r] = -INFINITY, s.l[r] = s.tail[r] = 0.0f;
-        for (j = 0; j < t->key_blocks; ++j) {
+        for (j = 0; j < t->key_blocks; ++j) { /* the block's keys, one list */
+            const int32_t first = key_offset ? key_offset[j] : 0, count = (key_offset ? key_offset[j + 1] : d->tokens_kv) - first;
             if (map && !map[j]) continue;
-            for (at = key_offset ? key_offset[j] : 0; at < (key_offset ? key_offset[j + 1] : d->tokens_kv); ++at) {
-                s.index[n++] = key_order ? key_order[at] : at;
-                if (n == SVG2__KEYS) svg2__attention_tile(t, item, kv, 0, n, &s), n = 0;
-            }
+            if (key_order) memcpy(s.token + n, key_order + first, (size_t)count * sizeof(int32_t));
+            else for (at = 0; at < count; ++at) s.token[n + at] = first + at;
+            n += count;
         }
-        if (n) svg2__attention_tile(t, item, kv, 0, n, &s);
+        for (at = 0; at < n; at += SVG2__KEYS) {
+            const int32_t keys = svg2__min32(SVG2__KEYS, n - at), nexts = svg2__min32(SVG2__KEYS, n - at - keys);
+            svg2__attention_tile(t, item, kv, 0, s.token + at, keys, nexts, &s);
+        }
         if (item->block < d->tail_query_blocks && map && key_offset) {
             for (j = n = 0; j < d->tail_key_blocks; ++j) {
                 if (map[j] || key_offset[j + 1] == key_offset[j]) continue;
                 had_tail = 1;
                 s.bias[n] = log_mass ? log_mass[j] * 1.44269504f : (float)log2((double)(key_offset[j + 1] - key_offset[j]));
-                s.index[n++] = j;
-                if (n == SVG2__KEYS) svg2__attention_tile(t, item, kv, 1, n, &s), n = 0;
+                s.cluster[n++] = j;
+                if (n == SVG2__KEYS) svg2__attention_tile(t, item, kv, 1, s.cluster, n, 0, &s), n = 0;
             }
-            if (n) svg2__attention_tile(t, item, kv, 1, n, &s);
+            if (n) svg2__attention_tile(t, item, kv, 1, s.cluster, n, 0, &s);
             if (had_tail && d->tail_matrix)
                 svg2__attention_first_order(t, item,
                                             d->tail_matrix + ((size_t)(item->bh - d->head_begin) * (size_t)d->tail_query_blocks
@@ -3868,7 +3916,7 @@ static void svg2__mass_tile(const svg2__attention_task *t, const svg2__attention
     const int32_t dim = t->d->head_dim;
     float key_mass[SVG2__KEYS], kept[SVG2__LANES];
     int32_t key, unit;
-    svg2__attention_load_keys(t, kv, 0, n, s);
+    svg2__attention_load_keys(t, kv, 0, s->token, n, s);
     for (unit = 0; unit * SVG2__LANES < item->count; ++unit) {
         const int nv = (svg2__min32(SVG2__LANES, item->count - unit * SVG2__LANES) + 15) / 16;
         int lane;
@@ -3889,7 +3937,7 @@ static void svg2__mass_items(void *task, int64_t begin, int64_t end, int32_t wor
     double shift_logit[SVG2__ROWS];
     float lse2[SVG2__ROWS];
     svg2__attention_scratch s;
-    (void)svg2__attention_scratch_layout(d->head_dim, t->key_blocks, 1, t->scratch + (size_t)worker * t->scratch_floats, &s);
+    (void)svg2__attention_scratch_layout(d, 1, t->scratch + (size_t)worker * t->scratch_floats, &s);
     for (; begin < end; ++begin) {
         const svg2__attention_item *item = t->items + begin;
         const int64_t kv = svg2__kv_head(item->bh, d->heads, d->heads_kv);
@@ -3907,7 +3955,7 @@ static void svg2__mass_items(void *task, int64_t begin, int64_t end, int32_t wor
         for (j = 0; j < t->key_blocks; ++j) s.mass[j] = 0.0;
         for (j = 0; j < t->key_blocks; ++j)
             for (at = key_offset ? key_offset[j] : 0; at < (key_offset ? key_offset[j + 1] : d->tokens_kv); ++at) {
-                s.index[n] = key_order ? key_order[at] : at;
+                s.token[n] = key_order ? key_order[at] : at;
                 s.block[n] = j;
                 s.bias[n++] = !map || map[j] ? 1.0f : 0.0f;
                 if (n == SVG2__KEYS) svg2__mass_tile(t, item, kv, n, lse2, &s), n = 0;
