@@ -349,6 +349,12 @@ static void fuzz_blocks(source *s, const svg2_backend *backend)
             fill(matrix, SVG2_F32, n, s, wild);
             d->tail_matrix = matrix;
         }
+        if (take8(s) & 1) {
+            n = heads * (size_t)(Qb * Kb) * 4;
+            float *log_mass = (float *)block(n);
+            fill(log_mass, SVG2_F32, n, s, wild);
+            d->log_mass = log_mass;
+        }
     }
     size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_ATTENTION, d);
     if (bytes == SIZE_MAX || bytes > 64 * BIG) bytes = 4096;
@@ -417,13 +423,13 @@ static void fuzz_select(source *s, const svg2_backend *backend)
     int32_t Qb = d.query_clusters + (d.has_text != 0) + (d.has_padding != 0), Kb = d.key_clusters + (d.has_text != 0) + (d.has_padding != 0);
     float *f[6];
     size_t n[6];
-    n[0] = q; n[1] = k; n[2] = K * D * 4; n[3] = k; n[4] = k; n[5] = v;
+    n[0] = q; n[1] = k; n[2] = K * D * 4; n[3] = H * (size_t)d.query_clusters * (size_t)d.key_clusters * 4; n[4] = k; n[5] = v;
     for (int i = 0; i < 6; ++i) {
         f[i] = (float *)block(n[i]);
         fill(f[i], SVG2_F32, n[i], s, wild);
-        for (size_t e = 0; e < n[i] / 4 && (i == 3 || i == 5); ++e) f[i][e] = fabsf(f[i][e]); /* variances */
+        for (size_t e = 0; e < n[i] / 4 && i == 5; ++e) f[i][e] = fabsf(f[i][e]); /* variances */
     }
-    d.query_centroid = f[0]; d.key_centroid = f[1]; d.key_mean = f[2]; d.key_var = f[3]; d.value_mean = f[4]; d.value_var = f[5];
+    d.query_centroid = f[0]; d.key_centroid = f[1]; d.key_mean = f[2]; d.log_mass = take8(s) & 1 ? f[3] : 0; d.value_mean = f[4]; d.value_var = f[5];
     int32_t *order, *qo, *ko;
     make_blocks(s, H, 90, Qb, &order, &qo);
     make_blocks(s, K, 90, Kb, &order, &ko);

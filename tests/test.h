@@ -138,12 +138,14 @@ FN int test_teardown(void **state)
         if (!(am_value <= am_bound)) fail_msg("%s = %g, more than %s = %g", #value, am_value, #bound, am_bound); \
     } while (0)
 
-/* A call failed with this code, and names this field ("q" also matches "q.dtype" and "q_layout"). */
+/* A call failed with this code, and names this field. "layout|x": either will do; "q" also matches "q.dtype". */
 FN int error_names(const svg2_error *err, svg2_result result, svg2_result code, const char *field)
 {
-    size_t n = strlen(field);
-    int named = err->field && strncmp(err->field, field, n) == 0
-             && (err->field[n] == 0 || err->field[n] == '.' || strcmp(err->field + n, "_layout") == 0);
+    int named = 0;
+    for (const char *f = field; err->field && f && *f && !named; f = strchr(f, '|'), f += f ? 1 : 0) {
+        size_t n = strcspn(f, "|");
+        named = strncmp(err->field, f, n) == 0 && (err->field[n] == 0 || err->field[n] == '.' || strcmp(err->field + n, "_layout") == 0);
+    }
     if (result == code && err->code == code && named && err->text && err->text[0] && err->cuda == 0) return 1;
     print_error("expected %s at %s, got %s (%s) at %s: %s\n", svg2_result_string(code), field, svg2_result_string(result),
                 svg2_result_string(err->code), err->field ? err->field : "(null)", err->text ? err->text : "(null)");
@@ -436,11 +438,12 @@ FN void ref_means(const double *x, const int32_t *label, int rows, int D, int cl
 /* What stands for the skipped clusters of one head: everything in float64 from labels and map alone. */
 typedef struct ref_head {
     int Sq, Skv, D, Cq, Ck, Qb, Kb, order; /* order: -1 no tail, 0, 1 */
+    int plain; /* a virtual key weighs ln n_j, not the log mass that the query centroid sees */
     double scale;
     const double *q, *k, *v;
     const int32_t *query_label, *key_label;
     const uint8_t *map; /* [Qb, Kb] */
-    double *qbar, *kbar, *vbar;
+    double *qbar, *kbar, *vbar, *lambda; /* lambda [Cq, Ck]; -INFINITY for an empty cluster */
     int *nq, *nk;
 } ref_head;
 FN void ref_head_prepare(ref_head *r)
@@ -453,6 +456,19 @@ FN void ref_head_prepare(ref_head *r)
     ref_means(r->q, r->query_label, r->Sq, r->D, r->Cq, r->qbar, r->nq);
     ref_means(r->k, r->key_label, r->Skv, r->D, r->Ck, r->kbar, r->nk);
     ref_means(r->v, r->key_label, r->Skv, r->D, r->Ck, r->vbar, r->nk);
+    r->lambda = (double *)mem_new(sizeof(double) * (size_t)(r->Cq * r->Ck));
+    for (int I = 0; I < r->Cq; ++I) {
+        const double *q = r->qbar + (int64_t)I * r->D;
+        double *lambda = r->lambda + (int64_t)I * r->Ck;
+        for (int j = 0; j < r->Ck; ++j) lambda[j] = r->plain ? r->nk[j] : 0;
+        for (int t = 0; t < r->Skv && !r->plain && r->nq[I]; ++t) {
+            int j = r->key_label[t];
+            if (j >= r->Ck) continue;
+            double far = dot64(q, r->k + (int64_t)t * r->D, r->D) - dot64(q, r->kbar + (int64_t)j * r->D, r->D);
+            lambda[j] += exp(r->scale * far);
+        }
+        for (int j = 0; j < r->Ck; ++j) lambda[j] = log(lambda[j]);
+    }
 }
 /* Row i: o_i = softmax over selected keys and virtual keys, + (tail share) s A_I^T q_i. Returns the LSE. */
 FN double ref_head_row(const ref_head *r, int i, double *out)
@@ -466,9 +482,9 @@ FN double ref_head_row(const ref_head *r, int i, double *out)
     for (int t = 0; t < r->Skv; ++t) use[t] = row[r->key_label[t]];
     for (int j = 0; j < r->Ck && r->order >= 0 && I < r->Cq; ++j) {
         if (row[j] || !r->nk[j]) continue;
-        logit[extra] = r->scale * dot64(q, r->kbar + (int64_t)j * D, D) + log(r->nk[j]);
+        logit[extra] = r->scale * dot64(q, r->kbar + (int64_t)j * D, D) + r->lambda[(int64_t)I * r->Ck + j];
         memcpy(value + (int64_t)extra++ * D, r->vbar + (int64_t)j * D, sizeof(double) * (size_t)D);
-        weight[j] = r->scale * dot64(r->qbar + (int64_t)I * D, r->kbar + (int64_t)j * D, D) + log(r->nk[j]);
+        weight[j] = r->scale * dot64(r->qbar + (int64_t)I * D, r->kbar + (int64_t)j * D, D) + r->lambda[(int64_t)I * r->Ck + j];
         if (weight[j] > top) top = weight[j];
     }
     lse = ref_row(q, r->k, r->v, use, r->Skv, D, r->scale, logit, value, extra, out, &share);
@@ -495,14 +511,15 @@ FN int ref_rank_compare(const void *a, const void *b)
     const ref_rank *x = (const ref_rank *)a, *y = (const ref_rank *)b;
     return x->p > y->p ? -1 : x->p < y->p ? 1 : x->j - y->j;
 }
-FN void ref_probability(const double *qbar, const double *kbar, const int *n, int Ck, int D, double scale, double *P)
+/* P_j: share of the mass; a cluster weighs n_j, or exp(lambda_j) where lambda is given. */
+FN void ref_probability(const double *qbar, const double *kbar, const int *n, const double *lambda, int Ck, int D, double scale, double *P)
 {
     double top = -(double)INFINITY, sum = 0;
     for (int j = 0; j < Ck; ++j) {
-        P[j] = scale * dot64(qbar, kbar + (int64_t)j * D, D);
+        P[j] = scale * dot64(qbar, kbar + (int64_t)j * D, D) + (lambda ? lambda[j] : log(n[j]));
         if (n[j] && P[j] > top) top = P[j];
     }
-    for (int j = 0; j < Ck; ++j) sum += P[j] = n[j] ? n[j] * exp(P[j] - top) : 0;
+    for (int j = 0; j < Ck; ++j) sum += P[j] = n[j] ? exp(P[j] - top) : 0;
     for (int j = 0; j < Ck && sum > 0; ++j) P[j] /= sum;
 }
 FN void ref_top_p(const double *P, int Ck, double top_p, double min_keep, unsigned char *keep)
@@ -587,7 +604,7 @@ FN void job_alloc(job *j, svg2_desc d, const svg2_backend *backend, tensor_order
 FN void job_make(job *j, svg2_desc d, const svg2_backend *backend, tensor_order order, uint64_t seed)
 {
     job_alloc(j, d, backend, order);
-    fill_video(&j->q, &j->k, &j->v, seed, 1.5, 1.0);
+    fill_video(&j->q, &j->k, &j->v, seed, 1.0, 1.0);
 }
 FN svg2_result job_try(job *j, int32_t step)
 {
@@ -729,7 +746,7 @@ FN void job_check(job *j, int32_t step, int rows)
                     if (I >= r.Cq || !nI) continue;
                     if (r.order < 0) assert_true(kept > 0);
                     if (d->route == SVG2_ROUTE_MASS && d->budget == SVG2_BUDGET_ROW && d->density == 0 && d->target_error == 0) {
-                        ref_probability(r.qbar + (int64_t)I * D, r.kbar, r.nk, r.Ck, D, r.scale, P);
+                        ref_probability(r.qbar + (int64_t)I * D, r.kbar, r.nk, r.order < 0 ? 0 : r.lambda + (int64_t)I * r.Ck, r.Ck, D, r.scale, P);
                         ref_top_p(P, r.Ck, (double)d->top_p, (double)d->min_keep, want);
                         for (int c = 0; c < r.Ck; ++c)
                             if (want[c] != 2 && r.nk[c] && want[c] != row[c])
@@ -783,6 +800,19 @@ FN double job_error(const job *j, const double *dense)
 {
     const double *out = tensor_f64(&j->out);
     return rel_l2_arrays(out, dense, (int64_t)j->q.B * j->q.H * j->q.S * j->q.D);
+}
+
+/* Descriptors hold padding bytes, so they are compared field by field. */
+FN int desc_equal(const svg2_desc *a, const svg2_desc *b)
+{
+#define SAME(f) (a->f == b->f)
+#define SAME_LAYOUT(f) (SAME(f.dtype) && SAME(f.stride_batch) && SAME(f.stride_head) && SAME(f.stride_token))
+    return SAME(batch) && SAME(heads) && SAME(heads_kv) && SAME(tokens) && SAME(tokens_kv) && SAME(head_dim) && SAME(scale)
+        && SAME_LAYOUT(q) && SAME_LAYOUT(k) && SAME_LAYOUT(v) && SAME_LAYOUT(out) && SAME(frames) && SAME(frame_tokens)
+        && SAME(text_tokens) && SAME(text_place) && SAME(text_valid) && SAME(method) && SAME(query_clusters) && SAME(key_clusters)
+        && SAME(init_iterations) && SAME(step_iterations) && SAME(keep_empty) && SAME(seed) && SAME(route) && SAME(budget)
+        && SAME(tail) && SAME(top_p) && SAME(min_keep) && SAME(density) && SAME(target_error) && SAME(dense_above) && SAME(layer)
+        && SAME(dense_layers) && SAME(dense_steps) && SAME(init_on_dense) && SAME(state_dtype);
 }
 
 FN svg2_desc desc_small(int heads, int tokens, int dim)

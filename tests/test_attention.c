@@ -106,6 +106,7 @@ static double att_check(const att *a, int rows, int order)
             r.Sq = s.Sq; r.Skv = s.Sk; r.D = s.D; r.Qb = a->qb.count; r.Kb = a->kb.count; r.order = order; r.scale = (double)a->d.scale;
             r.Cq = order < 0 ? r.Qb : a->d.tail_query_blocks;
             r.Ck = order < 0 ? r.Kb : a->d.tail_key_blocks;
+            r.plain = a->d.log_mass == 0;
             r.q = qh; r.k = kh; r.v = vh; r.map = a->map + (int64_t)h * r.Qb * r.Kb;
             r.query_label = a->qb.label + h * s.Sq; r.key_label = a->kb.label + hk * s.Sk;
             ref_head_prepare(&r);
@@ -287,7 +288,8 @@ static void test_extreme_logits(void **state)
     }
 }
 
-/* Order 0 and order 1, stage by stage: summarize, tail in groups of heads, attention. */
+/* Order 0 and order 1, stage by stage: summarize, score, tail in groups of heads, attention. */
+static int tail_plain; /* ln n_j instead of the log mass */
 static void tail_case(shape s, int Cq, int Ck, int text, const svg2_dtype *types, tensor_order order, double filled, double mean,
                       uint64_t seed, const svg2_backend *backend)
 {
@@ -309,15 +311,24 @@ static void tail_case(shape s, int Cq, int Ck, int text, const svg2_dtype *types
     }
     svg2_summarize_desc sd = SVG2_ZERO;
     sd.batch = s.B; sd.heads = s.Hk; sd.tokens = s.Sk; sd.head_dim = s.D; sd.clusters = Ck; sd.blocks = Ck + text;
-    sd.k = a.d.k; sd.v = a.d.v; sd.k_layout = a.k.layout; sd.v_layout = a.v.layout;
-    sd.order = a.kb.order; sd.offset = a.kb.offset; sd.centroid = kc;
-    sd.key_var = (float *)mem_new(heads_k * (size_t)(Ck * s.D) * 4);
+    sd.v = a.d.v; sd.v_layout = a.v.layout;
+    sd.order = a.kb.order; sd.offset = a.kb.offset;
     sd.value_mean = (float *)mem_new(heads_k * (size_t)(Ck * s.D) * 4);
     sd.value_var = (float *)mem_new(heads_k * (size_t)Ck * 4);
     size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_SUMMARIZE, &sd);
     assert_ok(svg2_summarize(backend, &sd, mem_new(bytes), bytes, &a.err));
 
+    svg2_score_desc ld = SVG2_ZERO;
+    ld.batch = s.B; ld.heads = s.H; ld.heads_kv = s.Hk; ld.tokens_kv = s.Sk; ld.head_dim = s.D;
+    ld.query_clusters = Cq; ld.key_clusters = Ck; ld.key_blocks = Ck + text; ld.scale = a.d.scale;
+    ld.k = a.d.k; ld.k_layout = a.k.layout; ld.key_order = a.kb.order; ld.key_offset = a.kb.offset;
+    ld.query_centroid = qc; ld.key_centroid = kc;
+    ld.log_mass = (float *)mem_new((size_t)(s.B * s.H * Cq) * (size_t)Ck * 4);
+    bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_SCORE, &ld);
+    assert_ok(svg2_score(backend, &ld, mem_new(bytes), bytes, &a.err));
+
     a.d.key_mean = att_key_mean(&a);
+    a.d.log_mass = tail_plain ? 0 : ld.log_mass;
     a.d.tail_query_blocks = Cq; a.d.tail_key_blocks = Ck;
     a.d.key_centroid = kc; a.d.value_mean = sd.value_mean;
     att_run(&a, backend);
@@ -331,6 +342,7 @@ static void tail_case(shape s, int Cq, int Ck, int text, const svg2_dtype *types
     td.k = a.d.k; td.v = a.d.v; td.k_layout = a.k.layout; td.v_layout = a.v.layout;
     td.key_order = a.kb.order; td.key_offset = a.kb.offset;
     td.query_centroid = qc; td.key_centroid = kc; td.key_mean = a.d.key_mean; td.value_mean = sd.value_mean; td.map = a.map;
+    td.log_mass = a.d.log_mass;
     for (int begin = 0, count; begin < s.B * s.H; begin += count) { /* groups of 1, 2, 3, ... heads */
         count = begin % 3 + 1 < s.B * s.H - begin ? begin % 3 + 1 : s.B * s.H - begin;
         td.head_begin = begin; td.head_count = count;
@@ -360,6 +372,10 @@ static void test_tails(void **state)
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         shape a = {1, 1, 1, 7, 5, 8}, b = {2, 4, 1, 130, 257, 40}, c = {1, 2, 2, 300, 300, 64}, d = {1, 2, 1, 65, 997, 72}, e = {1, 1, 1, 200, 150, 256}, f = {1, 2, 2, 150, 513, 128};
+        tail_plain = 1; /* without svg2_score */
+        tail_case(b, 9, 16, 1, f32x4, BSHD, 0.3, 0, 2, &backend);
+        tail_case(d, 7, 40, 0, mixed, BHSD, 0.2, 8, 6, &backend);
+        tail_plain = 0;
         tail_case(a, 2, 3, 0, f32x4, BHSD, 0.5, 0, 1, &backend);
         tail_case(b, 9, 16, 1, f32x4, BSHD, 0.3, 0, 2, &backend);
         tail_case(b, 5, 300, 0, mixed, GAPS, 0.1, 0, 3, &backend); /* more clusters than keys */
@@ -540,7 +556,7 @@ static void test_attention_rejects(void **state)
     REJECT(a.d.tokens = 0, SVG2_ERR_RANGE, "tokens");
     REJECT(a.d.tokens_kv = -1, SVG2_ERR_RANGE, "tokens_kv");
     REJECT(a.d.head_dim = 20, SVG2_ERR_RANGE, "head_dim");
-    REJECT(a.d.head_begin = -1, SVG2_ERR_RANGE, "head_begin");
+    REJECT(a.d.head_begin = -1, SVG2_ERR_RANGE, "head_begin|head_count");
     REJECT((a.d.head_begin = 3, a.d.head_count = 2), SVG2_ERR_RANGE, "head_count");
     REJECT(a.d.scale = INFINITY, SVG2_ERR_RANGE, "scale");
     REJECT(a.d.q = 0, SVG2_ERR_NULL, "q");
@@ -559,7 +575,7 @@ static void test_attention_rejects(void **state)
     REJECT((a.d.tail_query_blocks = 5, a.d.tail_key_blocks = 5, a.d.key_centroid = a.d.value_mean = some), SVG2_ERR_RANGE, "tail_query_blocks");
     REJECT((a.d.tail_query_blocks = 4, a.d.tail_key_blocks = 6, a.d.key_centroid = a.d.value_mean = some), SVG2_ERR_RANGE, "tail_key_blocks");
     assert_true(error_names(&a.err, svg2_attention(&backend, &good, 0, bytes, &a.err), SVG2_ERR_NULL, "workspace"));
-    assert_true(error_names(&a.err, svg2_attention(&backend, &good, work, bytes - 1, &a.err), SVG2_ERR_WORKSPACE, "workspace_bytes"));
+    assert_true(error_names(&a.err, svg2_attention(&backend, &good, work, bytes - 1, &a.err), SVG2_ERR_WORKSPACE, "workspace_bytes|workspace"));
     assert_true(error_names(&a.err, svg2_attention(&backend, &good, work + 16, bytes, &a.err), SVG2_ERR_ALIGN, "workspace"));
     assert_untouched(a.out.data, a.out.bytes);
     assert_untouched(good.lse, 4 * 50 * 4);

@@ -45,15 +45,25 @@ static void test_resolve_defaults(void **state)
     assert_true(d.query_clusters == cq && d.key_clusters == ck);
     assert_true(d.init_iterations == 10 && d.step_iterations == 2 && d.keep_empty == 0);
     assert_true(d.tail == SVG2_TAIL_ORDER1 && d.route == SVG2_ROUTE_SPREAD && d.budget == SVG2_BUDGET_HEAD);
-    assert_true(d.top_p == 0.9f && d.dense_above == 0.8f && d.density == 0 && d.target_error == 0);
+    assert_true(d.top_p == 0.9f && d.dense_above == 0.8f && d.density == 0.1f && d.target_error == 0);
+    for (int given = 0; given < 2; ++given) { /* the default density yields to the other two ways to say how much */
+        svg2_desc other = desc_small(2, 1000, 64);
+        if (given) other.target_error = 0.2f;
+        else other.top_p = 0.9f;
+        assert_ok(svg2_resolve(&other, 0));
+        assert_true(other.density == 0 && other.tail == SVG2_TAIL_ORDER1);
+        again = other;
+        assert_ok(svg2_resolve(&again, 0));
+        assert_true(desc_equal(&again, &other));
+    }
     again = d;
     assert_ok(svg2_resolve(&again, &err)); /* idempotent */
-    assert_memory_equal(&again, &d, sizeof d);
+    assert_true(desc_equal(&again, &d));
 
     svg2_desc plain = desc_small(2, 1000, 64);
     plain.tail = SVG2_TAIL_NONE;
     assert_ok(svg2_resolve(&plain, 0));
-    assert_true(plain.route == SVG2_ROUTE_MASS && plain.budget == SVG2_BUDGET_ROW && fabs((double)plain.min_keep - 0.1) < 1e-6);
+    assert_true(plain.route == SVG2_ROUTE_MASS && plain.budget == SVG2_BUDGET_ROW && fabs((double)plain.min_keep - 0.1) < 1e-6 && plain.density == 0);
 
     svg2_desc text = desc_small(2, 1000, 64);
     text.text_tokens = 100;
@@ -67,7 +77,7 @@ static void test_resolve_defaults(void **state)
     assert_ok(svg2_resolve(&text, 0));
     again = text;
     assert_ok(svg2_resolve(&again, 0));
-    assert_memory_equal(&again, &text, sizeof text);
+    assert_true(desc_equal(&again, &text));
     assert_true(text.text_valid == -1 && text.step_iterations == -1); /* still "none", also the second time */
 }
 
@@ -153,7 +163,7 @@ static void test_every_field(void **state)
     BAD(d.dense_layers = -1, SVG2_ERR_RANGE, "dense_layers");
     BAD(d.dense_steps = -1, SVG2_ERR_RANGE, "dense_steps");
     BAD(d.init_on_dense = 2, SVG2_ERR_RANGE, "init_on_dense");
-    BAD(d.state_dtype = SVG2_F16, SVG2_ERR_DTYPE, "state_dtype");
+    BAD(d.state_dtype = (svg2_dtype)3, SVG2_ERR_DTYPE, "state_dtype");
     BAD(d.state_dtype = (svg2_dtype)-1, SVG2_ERR_DTYPE, "state_dtype");
     /* layouts: a dtype that is none, negative strides, rows that overlap or share elements in an output, overflow */
     BAD(d.q.dtype = (svg2_dtype)3, SVG2_ERR_DTYPE, "q");
@@ -169,8 +179,8 @@ static void test_every_field(void **state)
     BAD((d.out.stride_batch = 4 * 300 * 24, d.out.stride_head = 24, d.out.stride_token = 24), SVG2_ERR_STRIDE, "out");
     BAD((d.out.stride_batch = 4 * 300 * 24, d.out.stride_head = 299 * 24, d.out.stride_token = 24), SVG2_ERR_STRIDE, "out");
     BAD((d.out.stride_batch = 48, d.out.stride_head = 24, d.out.stride_token = 96), SVG2_ERR_STRIDE, "out");
-    BAD((d.q.stride_batch = INT64_MAX, d.q.stride_head = 1, d.q.stride_token = 1), SVG2_ERR_STRIDE, "q");
-    BAD((d.k.stride_batch = 1, d.k.stride_head = 1, d.k.stride_token = INT64_MAX / 4), SVG2_ERR_STRIDE, "k");
+    BAD((d.q.stride_batch = INT64_MAX, d.q.stride_head = 1, d.q.stride_token = 1), SVG2_ERR_OVERFLOW, "q");
+    BAD((d.k.stride_batch = 1, d.k.stride_head = 1, d.k.stride_token = INT64_MAX / 4), SVG2_ERR_OVERFLOW, "k");
     assert_untouched(j.out.data, j.out.bytes);
     assert_untouched(j.lse, 2 * 4 * 300 * 4);
     assert_untouched(j.stats, 8 * sizeof *j.stats);
@@ -298,8 +308,8 @@ static void test_attend_arguments(void **state)
         CALL(b, dp, &j.state, 0, q, k, v, 0, work, j.work_bytes, SVG2_ERR_NULL, "out");
         CALL(b, dp, &j.state, -1, q, k, v, out, work, j.work_bytes, SVG2_ERR_RANGE, "step");
         CALL(b, dp, &j.state, 0, q, k, v, out, 0, j.work_bytes, SVG2_ERR_NULL, "workspace");
-        CALL(b, dp, &j.state, 0, q, k, v, out, work, j.work_bytes - 1, SVG2_ERR_WORKSPACE, "workspace_bytes");
-        CALL(b, dp, &j.state, 0, q, k, v, out, work, 0, SVG2_ERR_WORKSPACE, "workspace_bytes");
+        CALL(b, dp, &j.state, 0, q, k, v, out, work, j.work_bytes - 1, SVG2_ERR_WORKSPACE, "workspace_bytes|workspace");
+        CALL(b, dp, &j.state, 0, q, k, v, out, work, 0, SVG2_ERR_WORKSPACE, "workspace_bytes|workspace");
         CALL(b, dp, &j.state, 0, q, k, v, out, work + 1, j.work_bytes, SVG2_ERR_ALIGN, "workspace");
         CALL(b, dp, &j.state, 0, q, k, v, out, work + 32, j.work_bytes, SVG2_ERR_ALIGN, "workspace");
         if (!dense) CALL(b, dp, 0, 0, q, k, v, out, work, j.work_bytes, SVG2_ERR_NULL, "state");

@@ -166,7 +166,7 @@ static void test_two_states_at_once(void **state)
     assert_true(a == job_hash(&one) && b == job_hash(&two) && a != b);
 }
 
-/* workers: 0 means one; the runner is called for work to share out, and never with a bad range. */
+/* workers: 0 means one; a runner is called for work to share out, and never with a bad range. */
 static int64_t runner_items;
 static void runner(void *user, svg2_task_fn *fn, void *task, int64_t count, int64_t grain)
 {
@@ -182,15 +182,16 @@ static void test_one_worker(void **state)
     job serial, with;
     svg2_backend backend = svg2_cpu_backend(0);
     job_make(&serial, desc_of(1), &backend, BHSD, 5);
-    p.run = runner; p.user = 0; p.workers = 0;
-    backend = svg2_cpu_backend(&p);
-    job_make(&with, desc_of(1), &backend, BHSD, 5);
-    runner_items = 0;
     job_run(&serial, 0);
-    assert_true(runner_items == 0);
-    job_run(&with, 0);
-    assert_true(runner_items > 0);
-    assert_true(job_hash(&serial) == job_hash(&with));
+    for (int workers = 0; workers < 3; ++workers) {
+        p.run = runner; p.user = 0; p.workers = workers;
+        backend = svg2_cpu_backend(&p);
+        job_make(&with, desc_of(1), &backend, BHSD, 5);
+        runner_items = 0;
+        job_run(&with, 0);
+        if (workers == 2) assert_true(runner_items > 0);
+        assert_true(job_hash(&serial) == job_hash(&with));
+    }
 }
 
 int main(void)

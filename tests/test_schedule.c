@@ -90,8 +90,8 @@ static void test_preset_functions(void **state)
         assert_ok(svg2_resolve(&d, &err));
         again = d;
         assert_ok(svg2_resolve(&again, &err));
-        assert_memory_equal(&d, &again, sizeof d);
-        assert_int_equal(d.query_clusters, p->query_clusters);
+        assert_true(desc_equal(&d, &again));
+        if (p->query_clusters) assert_int_equal(d.query_clusters, p->query_clusters); /* 0 = default */
         svg2_backend cpu = svg2_cpu_backend(0);
         assert_true(svg2_workspace_bytes(&cpu, &d) < SIZE_MAX);
         size_t centroids = ((size_t)d.batch * (size_t)d.heads * (size_t)d.query_clusters
@@ -146,7 +146,7 @@ static void test_default_clusters(void **state)
     for (int tokens = 1; tokens < 200000; tokens += 1 + tokens / 7) {
         int32_t q = -1, k = -1;
         svg2_default_clusters(tokens, &q, &k);
-        assert_true(q >= 1 && k >= 1 && q <= tokens && k <= tokens);
+        assert_true(q >= 1 && k >= 1 && (q <= 16 || q <= tokens) && (k <= 16 || k <= tokens));
         assert_true(q >= last_q && k >= last_k);
         if (tokens > 1000) {
             assert_at_most(fabs(q - 1.1 * sqrt(tokens)), 17);

@@ -1,0 +1,76 @@
+# svg2: one header. What is built here is its tool, its tests and its benchmark. "make help" lists the targets.
+MAKEFLAGS += -r
+config ?= release
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+B := build$(if $(filter-out release,$(config)),/$(config))
+
+WARNINGS := -Wall -Wextra -pedantic -Wshadow -Wconversion -Wsign-conversion -Wcast-qual -Wundef
+ASSERTS := -include assert.h '-DSVG2_ASSERT(x)=assert(x)'
+FLAGS_release := -O2
+FLAGS_debug := -O0 -g $(ASSERTS)
+FLAGS_asan := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all $(ASSERTS)
+FLAGS_tsan := -O1 -g -fsanitize=thread
+FLAGS_scalar := -O2 -DSVG2_NO_SIMD
+ifeq ($(FLAGS_$(config)),)
+$(error config is one of release debug asan tsan scalar)
+endif
+FLAGS := -std=c99 -ffp-contract=off $(WARNINGS) $(FLAGS_$(config)) -MMD -MP $(CFLAGS)
+OPENMP := $(if $(filter tsan,$(config)),,-fopenmp)
+
+TESTS := base dtype kmeans permute score select attention mass schedule parallel pipeline stats
+PROGRAMS := $(TESTS:%=$B/tests/test_%)
+
+all: $B/svg2 $B/minimal
+
+$B/svg2: examples/svg2.c build/.deps | $B/tests
+	$(CC) $(FLAGS) $(OPENMP) -I. $< $$(CC="$(CC)" tests/deps.sh tool-flags) $(LDFLAGS) -lm -o $@
+$B/minimal: examples/minimal.c | $B/tests
+	$(CC) $(FLAGS) -I. $< $(LDFLAGS) -lm -o $@
+$B/bench: bench/bench.c | $B/tests
+	$(CC) $(FLAGS) $(OPENMP) -I. $< $(LDFLAGS) -lm -o $@
+
+$B/tests/%.o: tests/%.c | $B/tests
+	$(CC) $(FLAGS) -c $< -o $@
+$B/tests/test_%: $B/tests/test_%.o $B/tests/impl.o
+	$(CC) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lpthread -lm -o $@
+$B/tests/test_tool: $B/tests/test_tool.o
+	$(CC) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lm -o $@
+$B/tests/fuzz_desc $B/tests/fuzz_file: $B/tests/fuzz_%: $B/tests/fuzz_%.o $B/tests/fuzz_main.o
+	$(CC) $(FLAGS_$(config)) $^ $(LDFLAGS) $$(CC="$(CC)" tests/deps.sh tool-flags | grep -o -e -lcjson) -lm -o $@
+ifeq ($(shell CC="$(CC)" tests/deps.sh has cjson/cJSON.h || echo no),no)
+$B/tests/fuzz_file.o: FLAGS += -DTF_NO_CJSON
+endif
+
+$B/tests:
+	@mkdir -p $@
+build/.deps: tests/deps.sh
+	@mkdir -p build && CC="$(CC)" tests/deps.sh install && touch $@
+
+programs: $(PROGRAMS)
+test: build/.deps
+	@CC="$(CC)" MAKE="$(MAKE)" tests/run.sh
+fuzz: build/.deps
+	@CC="$(CC)" MAKE="$(MAKE)" tests/fuzz.sh $(or $(seconds),300)
+demo: $B/svg2
+	@tests/demo.sh $B/svg2
+bench: $B/bench
+	$B/bench $(args)
+compare:
+	bench/compare/run.sh $(args)
+clean:
+	rm -rf build out
+help:
+	@echo "make            build/svg2, the command-line tool, and build/minimal"
+	@echo "make demo       the tool on made-up video attention: dense against sparse, with a picture; in out/"
+	@echo "make test       all tests: the programs of tests/, sanitizers, header hygiene, a short fuzz run"
+	@echo "make bench      speed beside the machine's own FMA peak        args='--quick'"
+	@echo "make compare    speed beside PyTorch and scikit-learn, if there"
+	@echo "make fuzz       libFuzzer (clang) over descriptors and files   seconds=300"
+	@echo "make clean      removes build/ and out/"
+	@echo "config=release|debug|asan|tsan|scalar   CC=clang   CFLAGS=... LDFLAGS=..."
+
+.PHONY: all programs test fuzz demo bench compare clean help
+.SECONDARY:
+-include $(wildcard $B/*.d $B/tests/*.d)

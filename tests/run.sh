@@ -1,0 +1,98 @@
+#!/bin/sh
+# make test: builds and runs everything, two at a time, and adds it up. Logs are in build/test-logs.
+#   tests/run.sh [quick]    quick: release programs, header and tool only
+MAKE=${MAKE:-make}
+CC=${CC:-gcc}
+export CC MAKE
+cd "$(dirname "$0")/.." || exit 1
+logs=build/test-logs
+rm -rf "$logs"
+mkdir -p "$logs"
+jobs=$(nproc 2>/dev/null || echo 2)
+started=$(date +%s)
+
+if ! tests/deps.sh has cmocka.h; then
+    echo "make test needs cmocka: install the Debian package libcmocka-dev"
+    echo "0 passed, 1 failed"
+    exit 1
+fi
+
+base="base dtype kmeans permute score select attention mass schedule parallel pipeline stats"
+list=$logs/list
+: >"$list"
+build() { # config, targets: compiler output is shown only when there is any
+    config=$1; shift
+    $MAKE -s -j"$jobs" config="$config" "$@" >"$logs/build-$config.log" 2>&1 || echo "$config" >>"$logs/broken"
+    cat "$logs/build-$config.log"
+    if grep -q warning: "$logs/build-$config.log"; then echo "$config" >>"$logs/broken"; fi
+}
+dir() { [ "$1" = release ] && echo build || echo "build/$1"; }
+add() { # config, test programs
+    config=$1; shift
+    for t in "$@"; do echo "$config-$t $(dir "$config")/tests/test_$t" >>"$list"; done
+}
+targets() { config=$1; shift; for t in "$@"; do echo "$(dir "$config")/tests/test_$t"; done; }
+
+echo "building (gcc warnings are errors of this test)"
+# shellcheck disable=SC2046,SC2086
+{
+    build release all $(targets release $base tool)
+    if [ "${1:-}" != quick ]; then
+        build asan build/asan/svg2 $(targets asan $base tool) build/asan/tests/fuzz_desc build/asan/tests/fuzz_file
+        build tsan $(targets tsan parallel)
+        build scalar $(targets scalar dtype kmeans attention mass score select pipeline)
+    fi
+}
+# the long ones first
+if [ "${1:-}" != quick ]; then
+    add asan pipeline attention parallel kmeans
+    add tsan parallel
+    add asan select
+fi
+add release attention pipeline
+if [ "${1:-}" != quick ]; then
+    add scalar attention pipeline kmeans select mass score dtype
+    add asan mass score permute base dtype schedule stats
+    echo "asan-tool build/asan/tests/test_tool build/asan/svg2" >>"$list"
+    echo "fuzz tests/fuzz.sh 20" >>"$list"
+fi
+echo "header tests/test_header.sh" >>"$list"
+echo "release-tool build/tests/test_tool build/svg2" >>"$list"
+add release parallel kmeans select mass score permute base dtype schedule stats
+
+# One program: its log, its exit code, its numbers.
+cat >"$logs/one.sh" <<'ONE'
+name=$1; shift
+log=build/test-logs/$name.log
+begin=$(date +%s)
+ASAN_OPTIONS=detect_stack_use_after_return=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+    timeout 420 "$@" >"$log" 2>&1 </dev/null
+code=$?
+passed=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test.*/\1/p; s/^\([0-9]*\) passed, .*/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
+failed=$(sed -n 's/^\[  FAILED  \] \([0-9]*\) test.*/\1/p; s/^[0-9]* passed, \([0-9]*\) failed.*/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
+skipped=$(sed -n 's/^[0-9]* passed, [0-9]* failed, \([0-9]*\) skipped.*/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
+if [ $code -ne 0 ] && [ "$failed" = 0 ]; then failed=1; fi # crashed, or out of time
+echo "$passed $failed $skipped" >"build/test-logs/$name.count"
+if [ "$failed" = 0 ]; then
+    printf '  ok      %-20s %4d passed  %4ds\n' "$name" "$passed" "$(($(date +%s) - begin))"
+    grep '^skipped' "$log"
+else
+    printf '  FAILED  %-20s %4d failed, exit code %d, %s\n' "$name" "$failed" "$code" "$log"
+    grep -E 'ERROR|LINE|error|expected|FAILED|warning|Sanitizer|^fail' "$log" | head -n 30 | sed 's/^/          /'
+fi
+exit 0
+ONE
+echo "running"
+xargs -P "$jobs" -L 1 sh "$logs/one.sh" <"$list"
+
+if [ -f "$logs/broken" ]; then
+    echo "  FAILED  build: errors or warnings with config $(sort -u "$logs/broken" | tr '\n' ' ')"
+    echo "0 1 0" >"$logs/build.count"
+fi
+want=$(wc -l <"$list")
+got=$(find "$logs" -name '*.count' ! -name build.count | wc -l)
+[ "$want" = "$got" ] || echo "0 $((want - got)) 0" >"$logs/missing.count"
+echo "$want programs in $(($(date +%s) - started)) s"
+cat "$logs"/*.count | awk '{p += $1; f += $2; s += $3} END {
+    if (s) printf "%d passed, %d failed, %d skipped\n", p, f, s; else printf "%d passed, %d failed\n", p, f
+    exit f > 0 || p == 0 }'
