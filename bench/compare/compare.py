@@ -60,11 +60,21 @@ class Svg2:
         return handle
 
 
-def seconds(fn):
-    time.sleep(PAUSE_SECONDS)
-    begin = time.perf_counter()
-    fn()
-    return time.perf_counter() - begin
+def seconds(fn, threads):
+    """Wall time of one run. A short run that lost the processor to another process is repeated, twice at most, and the one
+    that had most of the machine counts: that says nothing about how fast it was while it ran."""
+    best_share, best = -1.0, 0.0
+    for _ in range(3):
+        time.sleep(PAUSE_SECONDS)
+        begin, cpu = time.perf_counter(), time.process_time()
+        fn()
+        wall = time.perf_counter() - begin
+        share = (time.process_time() - cpu) / (wall * threads)
+        if share > best_share:
+            best_share, best = share, wall
+        if share > 0.9 or wall > 1.5:
+            break
+    return best
 
 
 class Report:
@@ -107,8 +117,8 @@ def bench_torch(svg2, report, threads, repeat, quick):
             sys.exit(f"compare: dense attention disagrees with PyTorch: relative L2 {error:.2e}")
         ours_times, their_times = [], []
         for _ in range(repeat + 2):
-            ours_times.append(seconds(lambda: svg2.attend(handle, 0, q, k, v, out)))
-            their_times.append(seconds(lambda: sdpa(*tensors)))
+            ours_times.append(seconds(lambda: svg2.attend(handle, 0, q, k, v, out), threads))
+            their_times.append(seconds(lambda: sdpa(*tensors), threads))
         report.pair("dense f32 S=8192 H=2 D=128", "torch SDPA", ours_times, their_times, 1.0, rel_l2=error)
         svg2.lib.shim_close(handle)
 
@@ -125,14 +135,18 @@ def bench_torch(svg2, report, threads, repeat, quick):
             svg2.attend(case["handle"], 0, *first, out)
             svg2.lib.shim_keep(case["handle"])
         dense = svg2.attention(threads, 1, q.shape[2], 0.0, 0)
+
+        def warm(handle):  # the clusters go back first, so that every run is the same step; copying 0.7 MB does not show
+            svg2.lib.shim_restore(handle)
+            svg2.attend(handle, 1, q, k, v, out)
+
         dense_times, their_times = [], []
         for _ in range(repeat):
-            their_times.append(seconds(lambda: sdpa(*tensors)))
+            their_times.append(seconds(lambda: sdpa(*tensors), threads))
             for case in cases:
-                svg2.lib.shim_restore(case["handle"])
-                case["times"].append(seconds(lambda case=case: svg2.attend(case["handle"], 1, q, k, v, out)))
+                case["times"].append(seconds(lambda case=case: warm(case["handle"]), threads))
                 case["error"] = rel_l2(out, reference)
-            dense_times.append(seconds(lambda: svg2.attend(dense, 1, q, k, v, out)))
+            dense_times.append(seconds(lambda: svg2.attend(dense, 1, q, k, v, out), threads))
         report.pair("dense f32 S=32768 H=1 D=128", "torch SDPA", dense_times, their_times, 1.0)
         for case in cases:
             name = f"density {case['density']:.2f}" if case["density"] > 0 else "top-p 0.9"
@@ -183,9 +197,9 @@ def bench_sklearn(svg2, report, threads, repeat):
         ours_times, their_times = [], []
         for _ in range(repeat + 2):
             # One iteration alone: the difference between two iteration counts, set-up and last assignment taken out.
-            a, b = seconds(lambda: ours(low)), seconds(lambda: theirs(low))
-            ours_times.append((seconds(lambda: ours(high)) - a) / (high - low))
-            their_times.append((seconds(lambda: theirs(high)) - b) / (high - low))
+            a, b = seconds(lambda: ours(low), threads), seconds(lambda: theirs(low), threads)
+            ours_times.append((seconds(lambda: ours(high), threads) - a) / (high - low))
+            their_times.append((seconds(lambda: theirs(high), threads) - b) / (high - low))
     report.pair(f"k-means iteration S={tokens} C={clusters} D={DIM}", "sklearn Lloyd", ours_times, their_times, 2.0,
                 inertia_gap=gap)
     svg2.lib.shim_kmeans_close(handle)
