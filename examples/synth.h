@@ -25,6 +25,9 @@
 #define SYNTH_SURFACES 12 /* identities: the first are textures of the background, then objects  */
 #define SYNTH_TEXTURES 7
 #define SYNTH_OBJECTS 7
+#define SYNTH_IDENTITY 12 /* features of the identity, then as many of the texture, then others  */
+#define SYNTH_RANK 10     /* features that q and k of one head read                              */
+#define SYNTH_FIELDS 8    /* of light and the like: smooth in space and time                     */
 #define SYNTH_MAX_DIM 256
 
 typedef struct synth_desc {
@@ -173,8 +176,8 @@ static void synth_add_point(float *content, const synth_surface *surface, synth_
 static int synth_scene_create(synth_scene *scene, const synth_desc *desc, int32_t batch_entry)
 {
     synth_surface *surfaces = (synth_surface *)malloc(SYNTH_SURFACES * sizeof *surfaces);
-    float          light[3][SYNTH_CONTENT];
-    double         unit = 1 / sqrt((double)SYNTH_CONTENT);
+    float          light[SYNTH_FIELDS][SYNTH_CONTENT];
+    double         unit = 1 / sqrt((double)SYNTH_IDENTITY);
     int64_t        video = (int64_t)desc->frames * desc->height * desc->width, s;
     uint64_t       key;
     int            i, k, m;
@@ -188,35 +191,39 @@ static int synth_scene_create(synth_scene *scene, const synth_desc *desc, int32_
         free(scene->content);
         return 0;
     }
+    memset(surfaces, 0, SYNTH_SURFACES * sizeof *surfaces);
     for (i = 0; i < SYNTH_SURFACES; ++i) {
-        for (m = 0; m < SYNTH_CONTENT; ++m) {
+        for (m = 0; m < SYNTH_IDENTITY; ++m) {
             uint64_t id = (uint64_t)(i * 64 + m) * 16;
             surfaces[i].identity[m] = (float)(unit * synth_normal(desc->seed, SYNTH_STREAM_SURFACE, 1000 + id));
             for (k = 0; k < SYNTH_TEXTURE_TERMS; ++k) {
-                surfaces[i].term[k][m] =
+                surfaces[i].term[k][SYNTH_IDENTITY + m] =
                     (float)(unit * synth_normal(desc->seed, SYNTH_STREAM_SURFACE, 1001 + id + (uint64_t)k));
             }
         }
     }
-    for (k = 0; k < 3; ++k) {
+    for (k = 0; k < SYNTH_FIELDS; ++k) {
         for (m = 0; m < SYNTH_CONTENT; ++m) {
-            light[k][m] = (float)(unit * synth_normal(desc->seed, SYNTH_STREAM_LIGHT, (uint64_t)(k * 64 + m)));
+            light[k][m] = (float)(synth_normal(desc->seed, SYNTH_STREAM_LIGHT, (uint64_t)(k * 64 + m)) / sqrt((double)SYNTH_CONTENT));
         }
     }
     for (s = 0; s < scene->tokens; ++s) {
         float *content = scene->content + s * SYNTH_CONTENT;
-        double noise = 0.35;
+        double noise = 1.2;
         if (s < video) {
             int64_t x = s % desc->width, y = s / desc->width % desc->height, t = s / desc->width / desc->height;
             double  ys = (double)y / desc->height, xs = (double)x / desc->width, ts = (double)t / (desc->frames + 4.0);
-            double  bright[3];
+            double  bright[SYNTH_FIELDS];
             for (k = 0; k < 4; ++k) { /* a token is a patch: at an edge it shows both sides */
                 synth_point point = synth_look(desc, key, (double)t, (double)y + 0.5 * (k >> 1), (double)x + 0.5 * (k & 1));
                 synth_add_point(content, &surfaces[point.surface], point, 0.25);
             }
-            bright[0] = sin(2.0 * xs + 3.0 * ts + 1.0), bright[1] = cos(3.0 * ys - 2.0 * ts), bright[2] = sin(4.0 * (xs - ys));
-            for (k = 0; k < 3; ++k) {
-                for (m = 0; m < SYNTH_CONTENT; ++m) content[m] += (float)(0.3 * bright[k] * (double)light[k][m]);
+            for (k = 0; k < SYNTH_FIELDS; ++k) {
+                bright[k] = sin(synth_between(2, 7, key, SYNTH_STREAM_LIGHT, 5000 + 4 * (uint64_t)k) * xs +
+                                synth_between(2, 7, key, SYNTH_STREAM_LIGHT, 5001 + 4 * (uint64_t)k) * ys +
+                                synth_between(-5, 5, key, SYNTH_STREAM_LIGHT, 5002 + 4 * (uint64_t)k) * ts +
+                                synth_between(0, 6.28, key, SYNTH_STREAM_LIGHT, 5003 + 4 * (uint64_t)k));
+                for (m = 0; m < SYNTH_CONTENT; ++m) content[m] += (float)(0.5 * bright[k] * (double)light[k][m]);
             }
         } else { /* a word: one object, a share of another, and what only words have */
             uint64_t id = (uint64_t)(s - video) * 4;
@@ -228,7 +235,8 @@ static int synth_scene_create(synth_scene *scene, const synth_desc *desc, int32_
             noise = 0.8;
         }
         for (m = 0; m < SYNTH_CONTENT; ++m) {
-            content[m] += (float)(noise * unit * synth_normal(key, SYNTH_STREAM_NOISE, (uint64_t)(s * SYNTH_CONTENT + m)));
+            double own = synth_normal(key, SYNTH_STREAM_NOISE, (uint64_t)(s * SYNTH_CONTENT + m));
+            content[m] += (float)(noise / sqrt((double)SYNTH_CONTENT) * own);
         }
     }
     free(surfaces);
@@ -247,9 +255,9 @@ typedef struct synth_kind {
 static synth_kind synth_head_kind(const synth_desc *desc, int32_t head_kv)
 {
     static const synth_kind kinds[8] = {
-        {"semantic", 0.85, 0.08, 0.07, 13}, {"spatial", 0.50, 0.35, 0.15, 12.5}, {"temporal", 0.45, 0.00, 0.55, 13},
-        {"semantic", 0.92, 0.04, 0.04, 18}, {"local", 0.35, 0.25, 0.40, 13.5},  {"semantic", 0.75, 0.15, 0.10, 11},
-        {"diffuse", 0.70, 0.15, 0.15, 5.5}, {"temporal", 0.60, 0.05, 0.35, 11}};
+        {"semantic", 0.85, 0.08, 0.07, 12.8}, {"spatial", 0.50, 0.35, 0.15, 12.5}, {"temporal", 0.45, 0.00, 0.55, 12.6},
+        {"semantic", 0.92, 0.04, 0.04, 17.5}, {"local", 0.35, 0.25, 0.40, 13.4},   {"semantic", 0.75, 0.15, 0.10, 11.2},
+        {"diffuse", 0.70, 0.15, 0.15, 5.6},   {"temporal", 0.60, 0.05, 0.35, 11.0}};
     synth_kind kind = kinds[head_kv % 8];
     kind.sharpness *= synth_between(0.85, 1.2, desc->seed, SYNTH_STREAM_HEAD, (uint64_t)head_kv);
     return kind;
@@ -269,9 +277,10 @@ static void synth_projection_create(synth_projection *projection, const synth_sc
 {
     const synth_desc *desc = &scene->desc;
     int32_t           dim = desc->dim, sixth = dim / 6, group = desc->heads / desc->heads_kv, d, m, axis, pair = 0;
-    int32_t           head_kv = part == SYNTH_Q ? head / group : head;
+    int32_t           head_kv = part == SYNTH_Q ? head / group : head, i, k;
     synth_kind        kind = synth_head_kind(desc, head_kv);
     uint64_t          stream = SYNTH_STREAM_MATRIX + 8 * (uint64_t)head_kv, own = (uint64_t)(head + 1) * 4 + (uint64_t)part;
+    double            basis[SYNTH_RANK][SYNTH_CONTENT], mixed[SYNTH_RANK][SYNTH_RANK];
     double            energy = 0, place_energy[3] = {0, 0, 0}, share[3];
     int64_t           s, sampled = scene->tokens < 512 ? scene->tokens : 512;
 
@@ -284,14 +293,29 @@ static void synth_projection_create(synth_projection *projection, const synth_sc
             projection->frequency[pair++] = pow(10000.0, -(double)d / projection->pairs[axis]);
         }
     }
-    for (d = 0; d < dim; ++d) {
-        double frequency = projection->frequency[d / 2], low = 0.08 / (0.08 + frequency);
+    /* Heads are of low rank: q and k read the same few features of the content, the identity above all. */
+    for (i = 0; i < SYNTH_RANK; ++i) {
         for (m = 0; m < SYNTH_CONTENT; ++m) {
-            uint64_t id = (uint64_t)(d * SYNTH_CONTENT + m);
-            double   common = synth_normal(desc->seed, stream, id);
-            double   single = synth_normal(desc->seed, stream + 1, id * 65536 + own);
-            if (part == SYNTH_V) projection->matrix[d][m] = (float)single;
-            else projection->matrix[d][m] = (float)(low * (common + 0.45 * single)); /* query and key differ a little */
+            double interest = m < SYNTH_IDENTITY ? 1 : m < 2 * SYNTH_IDENTITY ? 0.6 : 0.25;
+            basis[i][m] = interest * synth_normal(desc->seed, stream, (uint64_t)(i * SYNTH_CONTENT + m));
+        }
+        for (k = 0; k < SYNTH_RANK; ++k) { /* what a query looks for is not quite what it is */
+            mixed[i][k] = (i == k) + 0.2 * synth_normal(desc->seed, stream + 1, (uint64_t)(i * SYNTH_RANK + k) * 65536 + own);
+        }
+    }
+    for (d = 0; d < dim; ++d) {
+        double low = 0.08 / (0.08 + projection->frequency[d / 2]), left[SYNTH_RANK]; /* slow channels keep content */
+        for (i = 0; i < SYNTH_RANK; ++i) left[i] = synth_normal(desc->seed, stream + 4, (uint64_t)(d * SYNTH_RANK + i));
+        for (m = 0; m < SYNTH_CONTENT; ++m) {
+            double value = 0;
+            for (i = 0; i < SYNTH_RANK; ++i) {
+                for (k = 0; k < SYNTH_RANK; ++k) value += left[i] * mixed[i][k] * basis[k][m];
+            }
+            if (part == SYNTH_V) { /* values carry the detail that keys need not tell apart */
+                value = (m < SYNTH_IDENTITY ? 0.5 : 1) *
+                        synth_normal(desc->seed, stream + 5, (uint64_t)(d * SYNTH_CONTENT + m));
+            }
+            projection->matrix[d][m] = (float)(part == SYNTH_V ? value : low * value);
         }
     }
     /* Scale so that content has its share of the energy, measured on some tokens. */
@@ -320,7 +344,7 @@ static void synth_projection_create(synth_projection *projection, const synth_sc
     for (axis = 0, pair = 0; axis < 3; ++axis) {
         int32_t first = pair;
         for (; pair < first + projection->pairs[axis]; ++pair) {
-            double frequency = projection->frequency[pair], high = frequency / (frequency + 0.1);
+            double frequency = projection->frequency[pair], high = frequency / (frequency + 0.1) * 0.4 / (0.4 + frequency);
             double angle = 6.283185307179586 * synth_uniform(desc->seed, stream + 3, (uint64_t)pair);
             projection->place[2 * pair] = high * cos(angle);
             projection->place[2 * pair + 1] = high * sin(angle);
