@@ -704,7 +704,14 @@ SVG2_API svg2_result svg2_compare(const float *x, const float *y, size_t count, 
 #  define SVG2_ASSERT(x) ((void)0)
 #endif
 
+#if defined(__GNUC__)
+#  define SVG2__INLINE __attribute__((always_inline)) static inline
+#else
+#  define SVG2__INLINE static
+#endif
+
 enum {
+    SVG2__AHEAD = 8,   /* rows asked for ahead of a gather: it takes about as long to sum 8 rows as to fetch one           */
     SVG2__LANES = 64,  /* query rows of one unit: lanes of the inner loops run over queries (or tokens), so that row maxima
                           and row sums need no shuffles; 64 also is the unit of the GPU kernels                          */
     SVG2__KEYS = 128,  /* keys of one tile                                                                                */
@@ -935,6 +942,19 @@ static const char *svg2__row(const void *base, const svg2_layout *l, int64_t b, 
     return (const char *)base + svg2__row_at(l, b, h, token);
 }
 
+/* Ask for a row that will be needed soon. Rows of a cluster lie anywhere; waiting for each costs more than working on it.
+   Always inline: GCC takes a function that only prefetches for one without effect, and drops the call. */
+SVG2__INLINE void svg2__prefetch(const char *row, const svg2_layout *l, int32_t dim)
+{
+#if defined(__GNUC__)
+    const size_t bytes = (size_t)dim * svg2__dtype_bytes(l->dtype);
+    size_t i;
+    for (i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
+#else
+    (void)row, (void)l, (void)dim;
+#endif
+}
+
 /* ==== >>dtype ============================================================================ */
 static uint32_t svg2__bits(float x)
 {
@@ -1088,11 +1108,10 @@ typedef void svg2__moments_fn(float *sum, float *square, const float *row, int32
 /* sum of a[i]*b[i] */
 typedef float svg2__dot_fn(const float *a, const float *b, int32_t dim);
 /* Where the machine multiplies pairs of bf16 at twice the rate: mk on bf16 pairs, for finding candidates only (>>kmeans).
+   mk16: c [4][64] = bias[i] + products; best [64] = max of it and c over i
    pairs: x [dim][64] f32 -> xb [dim/2][64] pairs, and per lane the lengths of x, of its rounded form and of the difference */
-typedef void svg2__mk16_fn(int nv, int64_t kc, const uint32_t *a, const uint32_t *b, float *c);
+typedef void svg2__mk16_fn(int nv, int64_t kc, const uint32_t *a, const uint32_t *b, const float *bias, float *c, float *best);
 typedef void svg2__pairs_fn(uint32_t *xb, const float *x, int32_t dim, int nv, float *length, float *rounded, float *residual);
-/* score [4][64] += bias[i]; best = max over i */
-typedef void svg2__top_fn(float *score, int nv, const float *bias, float *best);
 /* bit l of the result: not (score[l] < threshold[l]), l < 64 */
 typedef uint64_t svg2__reach_fn(const float *score, int nv, const float *threshold);
 
@@ -1106,9 +1125,8 @@ typedef struct svg2__loops {
     svg2__mass_fn    *mass;
     svg2__moments_fn *moments;
     svg2__dot_fn     *dot;
-    svg2__mk16_fn    *mk16; /* these four may be NULL */
+    svg2__mk16_fn    *mk16; /* these three may be NULL */
     svg2__pairs_fn   *pairs;
-    svg2__top_fn     *top;
     svg2__reach_fn   *reach;
 } svg2__loops;
 
@@ -1222,7 +1240,7 @@ static float svg2__dot_scalar(const float *a, const float *b, int32_t dim)
 
 static const svg2__loops svg2__loops_scalar = {
     svg2__mk_scalar,     svg2__load_scalar, svg2__pack4_scalar,   svg2__softmax_scalar, svg2__rescale_scalar,
-    svg2__argmax_scalar, svg2__mass_scalar, svg2__moments_scalar, svg2__dot_scalar,    0, 0, 0, 0,
+    svg2__argmax_scalar, svg2__mass_scalar, svg2__moments_scalar, svg2__dot_scalar,    0, 0, 0,
 };
 
 /* ---- x86 ----
@@ -1232,12 +1250,6 @@ static const svg2__loops svg2__loops_scalar = {
 #  define SVG2__X86 1
 #else
 #  define SVG2__X86 0
-#endif
-
-#if defined(__GNUC__)
-#  define SVG2__INLINE __attribute__((always_inline)) static inline
-#else
-#  define SVG2__INLINE static
 #endif
 
 #if SVG2__X86
@@ -1453,7 +1465,7 @@ SVG2__AVX2 static float svg2__dot_avx2(const float *a, const float *b, int32_t d
 
 static const svg2__loops svg2__loops_avx2 = {
     svg2__mk_avx2,     svg2__load_avx2, svg2__pack4_sse,    svg2__softmax_avx2, svg2__rescale_avx2,
-    svg2__argmax_avx2, svg2__mass_avx2, svg2__moments_avx2, svg2__dot_avx2,  0, 0, 0, 0,
+    svg2__argmax_avx2, svg2__mass_avx2, svg2__moments_avx2, svg2__dot_avx2,  0, 0, 0,
 };
 
 /* ---- AVX-512 F: 16 lanes are one register ---- */
@@ -1657,17 +1669,19 @@ SVG2__AVX512 static float svg2__dot_avx512(const float *a, const float *b, int32
 
 static const svg2__loops svg2__loops_avx512 = {
     svg2__mk_avx512,     svg2__load_avx512, svg2__pack4_sse,      svg2__softmax_avx512, svg2__rescale_avx512,
-    svg2__argmax_avx512, svg2__mass_avx512, svg2__moments_avx512, svg2__dot_avx512,    0, 0, 0, 0,
+    svg2__argmax_avx512, svg2__mass_avx512, svg2__moments_avx512, svg2__dot_avx512,    0, 0, 0,
 };
 
 /* ---- AVX-512 BF16: candidates for the nearest centroid at twice the rate ---- */
 #define SVG2__AVX512BF16 __attribute__((target("avx512f,avx512bf16")))
 
-SVG2__AVX512BF16 SVG2__INLINE void svg2__mk16_nv(const int nv, int64_t kc, const uint32_t *a, const uint32_t *b, float *c)
+SVG2__AVX512BF16 SVG2__INLINE void svg2__mk16_nv(const int nv, int64_t kc, const uint32_t *a, const uint32_t *b,
+                                                 const float *bias, float *c, float *best)
 {
-    const __m512 zero = _mm512_setzero_ps();
-    __m512 c00 = zero, c01 = zero, c02 = zero, c03 = zero, c10 = zero, c11 = zero, c12 = zero, c13 = zero;
-    __m512 c20 = zero, c21 = zero, c22 = zero, c23 = zero, c30 = zero, c31 = zero, c32 = zero, c33 = zero;
+    __m512 c00 = _mm512_set1_ps(bias[0]), c01 = c00, c02 = c00, c03 = c00;
+    __m512 c10 = _mm512_set1_ps(bias[1]), c11 = c10, c12 = c10, c13 = c10;
+    __m512 c20 = _mm512_set1_ps(bias[2]), c21 = c20, c22 = c20, c23 = c20;
+    __m512 c30 = _mm512_set1_ps(bias[3]), c31 = c30, c32 = c30, c33 = c30;
     __m512i b0, b1 = _mm512_setzero_si512(), b2 = b1, b3 = b1, x;
     int64_t k;
     for (k = 0; k < kc; ++k, a += 4, b += SVG2__LANES) {
@@ -1687,25 +1701,28 @@ SVG2__AVX512BF16 SVG2__INLINE void svg2__mk16_nv(const int nv, int64_t kc, const
         SVG2__STEP(3);
 #undef SVG2__STEP
     }
-#define SVG2__PUT_ROW(i)                                                     \
-    _mm512_storeu_ps(c + (i) * SVG2__LANES, c##i##0);                        \
-    if (nv > 1) _mm512_storeu_ps(c + (i) * SVG2__LANES + 16, c##i##1);       \
-    if (nv > 2) _mm512_storeu_ps(c + (i) * SVG2__LANES + 32, c##i##2);       \
-    if (nv > 3) _mm512_storeu_ps(c + (i) * SVG2__LANES + 48, c##i##3)
-    SVG2__PUT_ROW(0);
-    SVG2__PUT_ROW(1);
-    SVG2__PUT_ROW(2);
-    SVG2__PUT_ROW(3);
-#undef SVG2__PUT_ROW
+#define SVG2__PUT_COLUMN(v)                                                                                       \
+    _mm512_storeu_ps(c + 16 * (v), c0##v);                                                                        \
+    _mm512_storeu_ps(c + SVG2__LANES + 16 * (v), c1##v);                                                          \
+    _mm512_storeu_ps(c + 2 * SVG2__LANES + 16 * (v), c2##v);                                                      \
+    _mm512_storeu_ps(c + 3 * SVG2__LANES + 16 * (v), c3##v);                                                      \
+    _mm512_storeu_ps(best + 16 * (v), _mm512_max_ps(_mm512_max_ps(_mm512_max_ps(c0##v, c1##v), _mm512_max_ps(c2##v, c3##v)), \
+                                                    _mm512_loadu_ps(best + 16 * (v))))
+    SVG2__PUT_COLUMN(0);
+    if (nv > 1) { SVG2__PUT_COLUMN(1); }
+    if (nv > 2) { SVG2__PUT_COLUMN(2); }
+    if (nv > 3) { SVG2__PUT_COLUMN(3); }
+#undef SVG2__PUT_COLUMN
 }
 
-SVG2__AVX512BF16 static void svg2__mk16_avx512(int nv, int64_t kc, const uint32_t *a, const uint32_t *b, float *c)
+SVG2__AVX512BF16 static void svg2__mk16_avx512(int nv, int64_t kc, const uint32_t *a, const uint32_t *b, const float *bias,
+                                               float *c, float *best)
 {
     switch (nv) {
-    case 1: svg2__mk16_nv(1, kc, a, b, c); break;
-    case 2: svg2__mk16_nv(2, kc, a, b, c); break;
-    case 3: svg2__mk16_nv(3, kc, a, b, c); break;
-    default: svg2__mk16_nv(4, kc, a, b, c); break;
+    case 1: svg2__mk16_nv(1, kc, a, b, bias, c, best); break;
+    case 2: svg2__mk16_nv(2, kc, a, b, bias, c, best); break;
+    case 3: svg2__mk16_nv(3, kc, a, b, bias, c, best); break;
+    default: svg2__mk16_nv(4, kc, a, b, bias, c, best); break;
     }
 }
 
@@ -1738,20 +1755,6 @@ SVG2__AVX512 static void svg2__pairs_avx512(uint32_t *xb, const float *x, int32_
     }
 }
 
-SVG2__AVX512 static void svg2__top_avx512(float *score, int nv, const float *bias, float *best)
-{
-    int v, i;
-    for (v = 0; v < nv; ++v) {
-        __m512 top = _mm512_loadu_ps(best + 16 * v);
-        for (i = 0; i < 4; ++i) {
-            const __m512 x = _mm512_add_ps(_mm512_loadu_ps(score + i * SVG2__LANES + 16 * v), _mm512_set1_ps(bias[i]));
-            _mm512_storeu_ps(score + i * SVG2__LANES + 16 * v, x);
-            top = _mm512_max_ps(x, top);
-        }
-        _mm512_storeu_ps(best + 16 * v, top);
-    }
-}
-
 SVG2__AVX512 static uint64_t svg2__reach_avx512(const float *score, int nv, const float *threshold)
 {
     uint64_t mask = 0;
@@ -1765,7 +1768,7 @@ SVG2__AVX512 static uint64_t svg2__reach_avx512(const float *score, int nv, cons
 static const svg2__loops svg2__loops_avx512bf16 = {
     svg2__mk_avx512,     svg2__load_avx512, svg2__pack4_sse,      svg2__softmax_avx512, svg2__rescale_avx512,
     svg2__argmax_avx512, svg2__mass_avx512, svg2__moments_avx512, svg2__dot_avx512,
-    svg2__mk16_avx512,   svg2__pairs_avx512, svg2__top_avx512,    svg2__reach_avx512,
+    svg2__mk16_avx512,   svg2__pairs_avx512, svg2__reach_avx512,
 };
 #  if !defined(__clang__)
 #    pragma GCC diagnostic pop
@@ -2150,8 +2153,7 @@ static void svg2__kmeans_filtered(const svg2__kmeans_task *t, int64_t bh, int nv
     for (lane = 0; lane < SVG2__LANES; ++lane) best[lane] = -INFINITY, index[lane] = 0;
     for (group = 0; group < groups; ++group) {
         float *strip = f->score + (size_t)group * 4 * SVG2__LANES;
-        t->loops->mk16(nv, dim / 2, packed16 + (size_t)group * 4 * (size_t)(dim / 2), f->x, strip);
-        t->loops->top(strip, nv, bias + 4 * group, best);
+        t->loops->mk16(nv, dim / 2, packed16 + (size_t)group * 4 * (size_t)(dim / 2), f->x, bias + 4 * group, strip, best);
     }
     for (lane = 0; lane < 16 * nv; ++lane) { /* 2^-24: unit roundoff; each sum is longer than D by less than its factor */
         const float sums = 4.0f * (float)dim * 5.9604645e-8f * (length[lane] + longest) * longest;
@@ -2331,6 +2333,8 @@ static void svg2__kmeans_update(void *task, int64_t begin, int64_t end, int32_t 
         for (i = offset[0]; i < offset[1]; i = j) {
             memset(sum, 0, 2 * (size_t)dim * sizeof(float));
             for (j = i; j < offset[1] && j < i + SVG2__CHUNK; ++j) {
+                /* the order runs on into the next cluster, which is next in line */
+                if (j + SVG2__AHEAD < t->count) svg2__prefetch(svg2__kmeans_row(t, bh, order[j + SVG2__AHEAD]), &t->layout, dim);
                 t->loops->load(row, svg2__kmeans_row(t, bh, order[j]), t->layout.dtype, t->d->mean + bh * dim, dim);
                 t->loops->moments(sum, square, row, dim);
             }
@@ -2575,6 +2579,7 @@ static void svg2__summarize_clusters(void *task, int64_t begin, int64_t end, int
         for (i = 0; i < n; i = j) { /* f32 for 256 rows, f64 above */
             memset(part, 0, 2 * (size_t)dim * sizeof(float));
             for (j = i; j < n && j < i + SVG2__CHUNK; ++j) {
+                if (j + SVG2__AHEAD < n) svg2__prefetch(svg2__row(d->v, &t->v_layout, b, h, order[j + SVG2__AHEAD]), &t->v_layout, dim);
                 t->loops->load(row, svg2__row(d->v, &t->v_layout, b, h, order[j]), t->v_layout.dtype, 0, dim);
                 t->loops->moments(part, part_square, row, dim);
             }
@@ -2696,10 +2701,14 @@ static void svg2__score_clusters(void *task, int64_t begin, int64_t end, int32_t
         for (at = offset[0]; at < offset[1]; at += SVG2__KEYS) {
             const int32_t n = svg2__min32(SVG2__KEYS, offset[1] - at);
             for (key = 0; key < n; key += 4) {
-                for (i = 0; i < 4; ++i)
+                for (i = 0; i < 4; ++i) {
+                    const int32_t ahead = at + key + i + SVG2__AHEAD;
+                    if (ahead < d->tokens_kv)
+                        svg2__prefetch(svg2__row(d->k, &t->k, kv / d->heads_kv, kv % d->heads_kv, order[ahead]), &t->k, dim);
                     t->loops->load(rows + i * dim,
                                    svg2__row(d->k, &t->k, kv / d->heads_kv, kv % d->heads_kv, order[at + svg2__min32(key + i, n - 1)]),
                                    t->k.dtype, centroid, dim);
+                }
                 t->loops->pack4(keys + (size_t)key * (size_t)dim, 4, rows, dim, dim);
             }
             for (unit = 0; unit < t->units; ++unit) {
@@ -3399,20 +3408,14 @@ typedef struct svg2__attention_ahead {
 
 SVG2__INLINE void svg2__attention_prefetch(const svg2__attention_task *t, int64_t kv, svg2__attention_ahead *ahead)
 {
-#if defined(__GNUC__)
     const int32_t until = (int32_t)((int64_t)ahead->rows * ++ahead->call / ahead->calls);
     for (; ahead->done < until; ++ahead->done) {
         const int32_t is_value = ahead->done >= ahead->rows / 2;
         const svg2_layout *layout = is_value ? &t->v : &t->k;
-        const char *row = svg2__row(is_value ? t->d->v : t->d->k, layout, kv / t->d->heads_kv, kv % t->d->heads_kv,
-                                    ahead->index[is_value ? ahead->done - ahead->rows / 2 : ahead->done]);
-        const size_t bytes = (size_t)t->d->head_dim * svg2__dtype_bytes(layout->dtype);
-        size_t i;
-        for (i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
+        svg2__prefetch(svg2__row(is_value ? t->d->v : t->d->k, layout, kv / t->d->heads_kv, kv % t->d->heads_kv,
+                                 ahead->index[is_value ? ahead->done - ahead->rows / 2 : ahead->done]),
+                       layout, t->d->head_dim);
     }
-#else
-    (void)t, (void)kv, (void)ahead;
-#endif
 }
 
 /* One tile of n keys (index: tokens, or clusters of virtual keys) against all units of the item; nexts tokens follow. */
@@ -3800,6 +3803,11 @@ static void svg2__tail_product(void *task, int64_t begin, int64_t end, int32_t w
             for (at = key_offset[j]; at < key_offset[j + 1]; at += SVG2__KEYS) {
                 const int32_t n = svg2__min32(SVG2__KEYS, key_offset[j + 1] - at);
                 for (i = 0; i < n; ++i) {
+                    if (at + i + SVG2__AHEAD < d->tokens_kv) {
+                        const int32_t ahead = order[at + i + SVG2__AHEAD];
+                        svg2__prefetch(svg2__row(d->v, &t->v, b, h, ahead), &t->v, dim);
+                        svg2__prefetch(svg2__row(d->k, &t->k, b, h, ahead) + (size_t)first * svg2__dtype_bytes(t->k.dtype), &t->k, wide);
+                    }
                     t->loops->load(s.key + i * SVG2__PANEL,
                                    svg2__row(d->k, &t->k, b, h, order[at + i]) + (size_t)first * svg2__dtype_bytes(t->k.dtype),
                                    t->k.dtype, key_shift, wide);
