@@ -55,7 +55,7 @@
 
 enum { MAX_ROWS = 64, MAX_REPEAT = 32, MAX_SAMPLES = 8 * MAX_REPEAT, MAX_VALUES = 16 };
 
-/* Stages of the whole call, told apart by the timing backend. */
+/* Stages of the whole call, told apart by the timing backend. Attention stands last. */
 enum { T_KMEANS_Q, T_KMEANS_K, T_PERMUTE, T_SUMMARIZE, T_SCORE, T_SELECT, T_TAIL, T_ATTENTION, T_COUNT };
 static const char *const stage_names[T_COUNT] = { "kmeans_q", "kmeans_k", "permute", "summarize",
                                                   "score",    "select",   "tail",    "attention" };
@@ -421,6 +421,17 @@ static double row_get(const row *r, const char *key)
     return 0;
 }
 
+/* Median over the samples of the time without the stages from first on: without all of them, what validation and planning
+   take; without attention, what must be linear in the tokens. */
+static double row_without(const row *r, int first)
+{
+    double rest[MAX_SAMPLES];
+    int i, j;
+    for (i = 0; i < r->count; ++i)
+        for (rest[i] = r->seconds[i], j = first; j < T_COUNT; ++j) rest[i] -= r->stage[j][i];
+    return median(rest, r->count);
+}
+
 /* Median of the flop/s over the peak around each sample. */
 static double row_share(const row *r)
 {
@@ -432,14 +443,15 @@ static double row_share(const row *r)
 
 /* Short work is repeated until the clock's grain and the threads' start do not matter. Work that lost the processor to
    somebody else is measured again, twice at most; of the three the one that had most of the machine is kept, which says
-   nothing about how fast it was while it ran. Long work is not repeated: it saw the average anyway. */
-static void sample(bench *b, row *r, work_fn *fn, void *context)
+   nothing about how fast it was while it ran. Long work is not repeated: it saw the average anyway. stages: seconds of each
+   stage of the last run, NULL if the work has none. */
+static void sample(bench *b, row *r, work_fn *fn, void *context, const double *stages)
 {
     int n, at = r->count++;
     if (at == MAX_SAMPLES) die("too many samples");
     for (n = 0; n < 3; ++n) {
         double before = fma_rate(b, r->threads), total = 0, wall = now(), cpu = clock_of(CLOCK_PROCESS_CPUTIME_ID);
-        int runs = 0;
+        int runs = 0, i;
         do {
             total += fn(context);
             ++runs;
@@ -450,6 +462,7 @@ static void sample(bench *b, row *r, work_fn *fn, void *context)
             r->seconds[at] = total / runs;
             r->busy[at] = cpu / (wall * r->threads);
             r->peak[at] = 0.5 * (before + fma_rate(b, r->threads));
+            for (i = 0; stages && i < T_COUNT; ++i) r->stage[i][at] = stages[i];
         }
         if (r->busy[at] > 0.9 || wall > 1.5) break;
     }
@@ -463,7 +476,7 @@ static void run_interleaved(bench *b, work *works, int count, int repeat)
     for (n = 0; n < repeat; ++n)
         for (i = 0; i < count; ++i) {
             fprintf(stderr, "\rround %d/%d  %-60.60s", n + 1, repeat, works[i].row->name);
-            sample(b, works[i].row, works[i].fn, works[i].context);
+            sample(b, works[i].row, works[i].fn, works[i].context, 0);
         }
     fprintf(stderr, "\r%-78s\r", "");
 }
@@ -1108,9 +1121,7 @@ static void call_free(call_context *c)
 
 static void call_sample(bench *b, row *r, call_context *c)
 {
-    int i;
-    sample(b, r, call_work, c);
-    for (i = 0; i < T_COUNT; ++i) r->stage[i][r->count - 1] = c->watch.seconds[i];
+    sample(b, r, call_work, c, c->watch.seconds);
 }
 
 static void call_facts(row *r, const call_context *c, const float *reference, const float *out)
@@ -1413,7 +1424,7 @@ static void report_calls(const bench *b)
     }
     for (i = 0, any = 0; i < b->rows; ++i) {
         const row *r = &b->row[i];
-        double sum = 0, rate;
+        double rate;
         if (r->group != GROUP_CALL) continue;
         if (!any++) {
             printf("\nIts stages, ms (exact pairs per second of the attention stage as %% of the FMA peak)\n%-38s", "");
@@ -1421,13 +1432,9 @@ static void report_calls(const bench *b)
             printf(" %9s %7s\n", "rest", "% peak");
         }
         printf("%-38s", r->name);
-        for (j = 0; j < T_COUNT; ++j) {
-            double seconds = median(r->stage[j], r->count);
-            sum += seconds;
-            printf(" %9.2f", 1e3 * seconds);
-        }
+        for (j = 0; j < T_COUNT; ++j) printf(" %9.2f", 1e3 * median(r->stage[j], r->count));
         rate = (r->flops > 0 ? r->flops : 4.0 * row_get(r, "pairs") * 128) / median(r->stage[T_ATTENTION], r->count);
-        printf(" %9.2f %6.1f%%\n", 1e3 * (median(r->seconds, r->count) - sum), 100 * rate / median(r->peak, r->count));
+        printf(" %9.2f %6.1f%%\n", 1e3 * row_without(r, 0), 100 * rate / median(r->peak, r->count));
     }
 }
 
@@ -1456,7 +1463,7 @@ static void report_scale(const bench *b)
     int i, j, any = 0;
     for (i = 0; i < b->rows; ++i) {
         const row *r = &b->row[i];
-        double tokens = row_get(r, "tokens"), seconds = median(r->seconds, r->count), rest = seconds;
+        double tokens = row_get(r, "tokens"), seconds = median(r->seconds, r->count);
         if (r->group != GROUP_SCALE) continue;
         if (!any++) {
             printf("\nScale: one head, D=128, density 0.1, tail order 1, 300/1000 clusters; ns per token of each stage, warm\n"
@@ -1465,13 +1472,9 @@ static void report_scale(const bench *b)
             printf(" %9s %10s %10s %9s %9s\n", "rest", "not attn", "tensors MB", "work MB", "peak MB");
         }
         printf("%8.0f %9.2f %9.3f", tokens, row_get(r, "cold_seconds"), seconds);
-        for (j = 0; j < T_COUNT; ++j) {
-            double stage = median(r->stage[j], r->count);
-            rest -= stage;
-            printf(" %9.1f", 1e9 * stage / tokens);
-        }
-        printf(" %9.1f %10.1f %10.1f %9.1f %9.1f\n", 1e9 * rest / tokens,
-               1e9 * (seconds - median(r->stage[T_ATTENTION], r->count)) / tokens, 1e-6 * row_get(r, "tensor_bytes"),
+        for (j = 0; j < T_COUNT; ++j) printf(" %9.1f", 1e9 * median(r->stage[j], r->count) / tokens);
+        printf(" %9.1f %10.1f %10.1f %9.1f %9.1f\n", 1e9 * row_without(r, 0) / tokens,
+               1e9 * row_without(r, T_ATTENTION) / tokens, 1e-6 * row_get(r, "tensor_bytes"),
                1e-6 * row_get(r, "workspace_bytes"), 1e-6 * row_get(r, "peak_rss_bytes"));
     }
     if (any) puts("\"not attn\" per token must not grow: everything but attention is linear in the tokens.");
