@@ -41,14 +41,14 @@ static size_t attend_options(attend_arguments *a, tool_option *options)
         {TOOL_INT, "step-iters", "N", &a->step_iterations, 0, 10000, 0, "and of every later one (2)"},
         {TOOL_FLAG, "keep-empty", "", &a->keep_empty, 0, 0, 0, "do not re-seed empty clusters"},
         {TOOL_SEED, "seed", "N", &a->seed, 0, 0, 0, "of the clustering (0)"},
-        {TOOL_REAL, "top-p", "P", &a->top_p, 0, 1, 0, "estimated mass to compute exactly (0.9)"},
+        {TOOL_REAL, "top-p", "P", &a->top_p, 0, 1, 0, "compute this much of the estimated mass exactly (0.9)"},
         {TOOL_REAL, "min-keep", "R", &a->min_keep, 0, 1, 1, "least fraction of key clusters per query cluster"},
-        {TOOL_REAL, "density", "X", &a->density, 0, 1, 0, "compute this fraction of all pairs, instead of top-p"},
+        {TOOL_REAL, "density", "X", &a->density, 0, 1, 0, "or this fraction of all pairs (0.1, if --compensate is not 0)"},
         {TOOL_REAL, "target-error", "E", &a->target_error, 0, 1, 0, "or as much as this relative L2 error needs"},
         {TOOL_REAL, "dense-above", "X", &a->dense_above, 0, 1, 0, "with it: a head that needs more goes dense (0.8)"},
-        {TOOL_CHOICE, "route", "mass|spread", &a->route, 0, 0, 0, "what makes a block worth computing (spread)"},
-        {TOOL_CHOICE, "budget", "row|head", &a->budget, 0, 0, 0, "who shares the budget (head)"},
-        {TOOL_CHOICE, "compensate", "0|1|2", &a->tail, 0, 0, 0, "skipped blocks: 0 drop, 1 mean, 2 first order (2)"},
+        {TOOL_CHOICE, "route", "mass|spread", &a->route, 0, 0, 0, "what makes a block worth computing (with tail: spread)"},
+        {TOOL_CHOICE, "budget", "row|head", &a->budget, 0, 0, 0, "who shares the budget (with tail: head)"},
+        {TOOL_CHOICE, "compensate", "0|1|2", &a->tail, 0, 0, 0, "skipped blocks: 0 dropped, 1 mean, 2 first order (2)"},
         {TOOL_REAL, "scale", "X", &a->scale, 0, 1e6, 0, "factor of q.k (1/sqrt(D))"},
 
         {TOOL_HEADING, "", "", NULL, 0, 0, 0, "what the tokens are"},
@@ -307,6 +307,7 @@ static struct stage_timing {
 TIMED_STAGE(SVG2_STAGE_KMEANS, kmeans)
 TIMED_STAGE(SVG2_STAGE_PERMUTE, permute)
 TIMED_STAGE(SVG2_STAGE_SUMMARIZE, summarize)
+TIMED_STAGE(SVG2_STAGE_SCORE, score)
 TIMED_STAGE(SVG2_STAGE_SELECT, select)
 TIMED_STAGE(SVG2_STAGE_TAIL, tail)
 TIMED_STAGE(SVG2_STAGE_ATTENTION, attention)
@@ -325,6 +326,7 @@ static svg2_backend attend_backend(const attend_arguments *a)
     backend.kmeans = timed_kmeans;
     backend.permute = timed_permute;
     backend.summarize = timed_summarize;
+    backend.score = timed_score;
     backend.select = timed_select;
     backend.tail = timed_tail;
     backend.attention = timed_attention;
@@ -356,6 +358,11 @@ typedef struct attend_result {
     float           *mass; /* [B, H, Qb, Kb], NULL without plan */
 } attend_result;
 
+/* The stages as the report groups them. */
+static double seconds_permute(const double *s) { return s[SVG2_STAGE_PERMUTE] + s[SVG2_STAGE_SUMMARIZE]; }
+static double seconds_select(const double *s) { return s[SVG2_STAGE_SCORE] + s[SVG2_STAGE_SELECT]; }
+static double seconds_attend(const double *s) { return s[SVG2_STAGE_TAIL] + s[SVG2_STAGE_ATTENTION]; }
+
 /* Strides of a contiguous tensor in the axis order of the files. */
 static svg2_layout attend_layout_as(const svg2_layout *like, svg2_dtype dtype)
 {
@@ -365,6 +372,15 @@ static svg2_layout attend_layout_as(const svg2_layout *like, svg2_dtype dtype)
 }
 
 /* ==== >>check ============================================================================ */
+/* The oracle takes every key for a real one; nobody attends to padding, the last block. */
+static void attend_clear_padding(attend_result *r)
+{
+    size_t rows = (size_t)r->desc.batch * (size_t)r->desc.heads * (size_t)r->plan.query_blocks, i;
+    int    has_padding = r->plan.key_blocks > r->plan.key_clusters && r->desc.text_tokens > 0 &&
+                      (r->desc.text_valid < 0 || r->desc.text_valid < r->desc.text_tokens);
+    for (i = 0; has_padding && i < rows; ++i) r->mass[(i + 1) * (size_t)r->plan.key_blocks - 1] = 0;
+}
+
 static void attend_check(attend_result *r, const void *q, const void *k, const void *v)
 {
     svg2_desc      dense = r->desc;
@@ -437,6 +453,7 @@ static void attend_check(attend_result *r, const void *q, const void *k, const v
         stage_timing.prefix = "check: oracle";
         if (svg2_block_mass(&r->backend, &mass, workspace, bytes, &err) != SVG2_OK) attend_fail(&err);
         free(workspace);
+        attend_clear_padding(r);
         for (head = 0; head < heads; ++head) { /* rows that attend to nothing have no recall */
             size_t first = (size_t)head * (size_t)r->desc.tokens, used = 0;
             double head_sum = 0;
@@ -585,7 +602,7 @@ static void attend_print(const attend_result *r, const attend_arguments *a)
 {
     const double *seconds = r->stage_seconds;
     int32_t       heads = r->desc.batch * r->desc.heads, head, dense_heads = 0, empty = 0;
-    double        low = 1, high = 0, estimate = attend_error_estimate(r);
+    double        low = 1, high = 0, estimate = attend_error_estimate(r), total = r->step_seconds[a->repeat - 1];
     char          text[80];
 
     for (head = 0; head < heads; ++head) {
@@ -620,16 +637,11 @@ static void attend_print(const attend_result *r, const attend_arguments *a)
                -20 * log10(r->metrics.rel_l2 > 1e-30 ? r->metrics.rel_l2 : 1e-30), r->metrics.rel_l1, r->metrics.cosine,
                r->metrics.max_abs);
     }
-    printf("seconds   %.3f = kmeans %.3f  permute %.3f  select %.3f  attend %.3f  other %.3f\n",
-           r->step_seconds[a->repeat - 1], seconds[SVG2_STAGE_KMEANS],
-           seconds[SVG2_STAGE_PERMUTE] + seconds[SVG2_STAGE_SUMMARIZE], seconds[SVG2_STAGE_SELECT],
-           seconds[SVG2_STAGE_TAIL] + seconds[SVG2_STAGE_ATTENTION],
-           r->step_seconds[a->repeat - 1] - seconds[SVG2_STAGE_KMEANS] - seconds[SVG2_STAGE_PERMUTE] -
-               seconds[SVG2_STAGE_SUMMARIZE] - seconds[SVG2_STAGE_SELECT] - seconds[SVG2_STAGE_TAIL] -
-               seconds[SVG2_STAGE_ATTENTION]);
-    if (a->repeat > 1) printf("steps     first %.3f s, last %.3f s\n", r->step_seconds[0], r->step_seconds[a->repeat - 1]);
-    if (r->is_checked) printf("dense     %.3f s: %.2f times as long\n", r->dense_seconds,
-                              r->dense_seconds / r->step_seconds[a->repeat - 1]);
+    printf("seconds   %.3f = kmeans %.3f  permute %.3f  select %.3f  attend %.3f  other %.3f\n", total,
+           seconds[SVG2_STAGE_KMEANS], seconds_permute(seconds), seconds_select(seconds), seconds_attend(seconds),
+           total - seconds[SVG2_STAGE_KMEANS] - seconds_permute(seconds) - seconds_select(seconds) - seconds_attend(seconds));
+    if (a->repeat > 1) printf("steps     first %.3f s, last %.3f s\n", r->step_seconds[0], total);
+    if (r->is_checked) printf("dense     %.3f s: %.2f times as long\n", r->dense_seconds, r->dense_seconds / total);
     printf("memory    workspace %.1f MiB, state %.1f MiB\n", (double)r->workspace_bytes / 1048576,
            (double)r->state_bytes / 1048576);
 }
@@ -678,9 +690,9 @@ static void attend_write_report(FILE *file, const attend_result *r, const attend
 
     object = cJSON_AddObjectToObject(root, "seconds");
     cJSON_AddNumberToObject(object, "kmeans", seconds[SVG2_STAGE_KMEANS]);
-    cJSON_AddNumberToObject(object, "select", seconds[SVG2_STAGE_SELECT]);
-    cJSON_AddNumberToObject(object, "permute", seconds[SVG2_STAGE_PERMUTE] + seconds[SVG2_STAGE_SUMMARIZE]);
-    cJSON_AddNumberToObject(object, "attend", seconds[SVG2_STAGE_TAIL] + seconds[SVG2_STAGE_ATTENTION]);
+    cJSON_AddNumberToObject(object, "select", seconds_select(seconds));
+    cJSON_AddNumberToObject(object, "permute", seconds_permute(seconds));
+    cJSON_AddNumberToObject(object, "attend", seconds_attend(seconds));
     cJSON_AddNumberToObject(object, "total", total);
     report_number(object, "dense", r->dense_seconds, r->is_checked);
     cJSON_AddItemToObject(root, "step_seconds", cJSON_CreateDoubleArray(r->step_seconds, a->repeat));

@@ -2,8 +2,8 @@
 
    One panel per head: query blocks downwards, key blocks to the right, sizes to scale. Blocks computed exactly are blue;
    skipped ones are blank, or shaded by the exact attention mass they hold where the oracle has been asked. Clusters come
-   out of k-means in no order: here each side is ordered by correspondence analysis of the map, so that blocks which attend
-   to one another come near the diagonal. Strips along the axes show cluster sizes, coloured by mean time of the tokens.
+   out of k-means in no order: here both sides are ordered by correspondence analysis, so that blocks which attend to one
+   another come near the diagonal. Strips along the axes show cluster sizes, coloured by mean time of the tokens.
 
    >>canvas  pixels, text      >>order  of the clusters      >>panel  one head      >>page  layout, legend, chart */
 #ifndef PICTURE_H_INCLUDED
@@ -107,13 +107,13 @@ static void picture_rectangle(picture_canvas *canvas, double x0, double y0, doub
     }
 }
 
-/* 5 x 7 letters for ASCII 32 .. 126, a byte per column, lowest bit on top. */
-static const uint8_t picture_font[95][5] = {
+/* 5 x 7 letters for ASCII 32 .. 126, a number per column, lowest bit on top; two more rows for what hangs below the line. */
+static const uint16_t picture_font[95][5] = {
     {0x00, 0x00, 0x00, 0x00, 0x00}, {0x00, 0x00, 0x5f, 0x00, 0x00}, {0x00, 0x07, 0x00, 0x07, 0x00},
     {0x14, 0x7f, 0x14, 0x7f, 0x14}, {0x24, 0x2a, 0x7f, 0x2a, 0x12}, {0x23, 0x13, 0x08, 0x64, 0x62},
     {0x36, 0x49, 0x56, 0x20, 0x50}, {0x00, 0x00, 0x07, 0x00, 0x00}, {0x00, 0x1c, 0x22, 0x41, 0x00},
     {0x00, 0x41, 0x22, 0x1c, 0x00}, {0x2a, 0x1c, 0x7f, 0x1c, 0x2a}, {0x08, 0x08, 0x3e, 0x08, 0x08},
-    {0x00, 0x50, 0x30, 0x00, 0x00}, {0x00, 0x08, 0x08, 0x08, 0x00}, {0x00, 0x60, 0x60, 0x00, 0x00},
+    {0x00, 0x80, 0x60, 0x00, 0x00}, {0x00, 0x08, 0x08, 0x08, 0x00}, {0x00, 0x60, 0x60, 0x00, 0x00},
     {0x20, 0x10, 0x08, 0x04, 0x02}, {0x3e, 0x41, 0x41, 0x41, 0x3e}, {0x00, 0x42, 0x7f, 0x40, 0x00},
     {0x42, 0x61, 0x51, 0x49, 0x46}, {0x21, 0x41, 0x45, 0x4b, 0x31}, {0x18, 0x14, 0x12, 0x7f, 0x10},
     {0x27, 0x45, 0x45, 0x45, 0x39}, {0x3c, 0x4a, 0x49, 0x49, 0x30}, {0x01, 0x71, 0x09, 0x05, 0x03},
@@ -132,19 +132,19 @@ static const uint8_t picture_font[95][5] = {
     {0x02, 0x04, 0x08, 0x10, 0x20}, {0x00, 0x41, 0x41, 0x7f, 0x00}, {0x04, 0x02, 0x01, 0x02, 0x04},
     {0x40, 0x40, 0x40, 0x40, 0x40}, {0x00, 0x01, 0x02, 0x04, 0x00}, {0x20, 0x54, 0x54, 0x54, 0x78},
     {0x7f, 0x48, 0x44, 0x44, 0x38}, {0x38, 0x44, 0x44, 0x44, 0x28}, {0x38, 0x44, 0x44, 0x48, 0x7f},
-    {0x38, 0x54, 0x54, 0x54, 0x18}, {0x08, 0x7e, 0x09, 0x01, 0x02}, {0x0c, 0x52, 0x52, 0x52, 0x3e},
-    {0x7f, 0x08, 0x04, 0x04, 0x78}, {0x00, 0x44, 0x7d, 0x40, 0x00}, {0x20, 0x40, 0x44, 0x3d, 0x00},
+    {0x38, 0x54, 0x54, 0x54, 0x18}, {0x08, 0x7e, 0x09, 0x01, 0x02}, {0x38, 0x144, 0x144, 0x144, 0xfc},
+    {0x7f, 0x08, 0x04, 0x04, 0x78}, {0x00, 0x44, 0x7d, 0x40, 0x00}, {0x00, 0x80, 0x100, 0x104, 0xfd},
     {0x7f, 0x10, 0x28, 0x44, 0x00}, {0x00, 0x41, 0x7f, 0x40, 0x00}, {0x7c, 0x04, 0x18, 0x04, 0x78},
-    {0x7c, 0x08, 0x04, 0x04, 0x78}, {0x38, 0x44, 0x44, 0x44, 0x38}, {0x7c, 0x14, 0x14, 0x14, 0x08},
-    {0x08, 0x14, 0x14, 0x18, 0x7c}, {0x7c, 0x08, 0x04, 0x04, 0x08}, {0x48, 0x54, 0x54, 0x54, 0x20},
+    {0x7c, 0x08, 0x04, 0x04, 0x78}, {0x38, 0x44, 0x44, 0x44, 0x38}, {0x1fc, 0x44, 0x44, 0x44, 0x38},
+    {0x38, 0x44, 0x44, 0x44, 0x1fc}, {0x7c, 0x08, 0x04, 0x04, 0x08}, {0x48, 0x54, 0x54, 0x54, 0x20},
     {0x04, 0x3f, 0x44, 0x40, 0x20}, {0x3c, 0x40, 0x40, 0x20, 0x7c}, {0x1c, 0x20, 0x40, 0x20, 0x1c},
-    {0x3c, 0x40, 0x30, 0x40, 0x3c}, {0x44, 0x28, 0x10, 0x28, 0x44}, {0x0c, 0x50, 0x50, 0x50, 0x3c},
+    {0x3c, 0x40, 0x30, 0x40, 0x3c}, {0x44, 0x28, 0x10, 0x28, 0x44}, {0x3c, 0x140, 0x140, 0x140, 0xfc},
     {0x44, 0x64, 0x54, 0x4c, 0x44}, {0x00, 0x08, 0x36, 0x41, 0x00}, {0x00, 0x00, 0x7f, 0x00, 0x00},
     {0x00, 0x41, 0x36, 0x08, 0x00}, {0x02, 0x01, 0x02, 0x04, 0x02}};
 
-static int picture_dot(const uint8_t glyph[5], int x, int y)
+static int picture_dot(const uint16_t glyph[5], int x, int y)
 {
-    return x >= 0 && x < 5 && y >= 0 && y < 7 && (glyph[x] >> y & 1);
+    return x >= 0 && x < 5 && y >= 0 && y < 9 && (glyph[x] >> y & 1);
 }
 
 static double picture_distance(double x, double y, double ax, double ay, double bx, double by)
@@ -156,12 +156,12 @@ static double picture_distance(double x, double y, double ax, double ay, double 
 }
 
 /* Distance to the strokes that join neighbouring dots: so the same few bytes give smooth letters in every size. */
-static double picture_glyph_distance(const uint8_t glyph[5], double x, double y)
+static double picture_glyph_distance(const uint16_t glyph[5], double x, double y)
 {
     double best = 99, d;
     int    i, j;
     for (i = 0; i < 5; ++i) {
-        for (j = 0; j < 7; ++j) {
+        for (j = 0; j < 9; ++j) {
             if (!picture_dot(glyph, i, j) || fabs(x - i) > 2.5 || fabs(y - j) > 2.5) continue;
             d = hypot(x - i, y - j);
             best = d < best ? d : best;
@@ -187,9 +187,9 @@ static void picture_print(picture_canvas *canvas, double x, double y, double uni
 {
     double radius = unit > 2.2 ? 0.42 : 0.46;
     for (; *text; ++text, x += 6 * unit) {
-        const uint8_t *glyph = picture_font[*text >= 32 && *text < 127 ? *text - 32 : '?' - 32];
+        const uint16_t *glyph = picture_font[*text >= 32 && *text < 127 ? *text - 32 : '?' - 32];
         int            px, py;
-        for (py = (int)(y - unit); py <= y + 8 * unit; ++py) {
+        for (py = (int)(y - unit); py <= y + 10 * unit; ++py) {
             for (px = (int)(x - unit); px <= x + 6 * unit; ++px) {
                 double distance = picture_glyph_distance(glyph, (px + 0.5 - x) / unit - 0.5, (py + 0.5 - y) / unit - 0.5);
                 picture_blend(canvas, px, py, color, (radius - distance) * unit + 0.5);
@@ -219,7 +219,6 @@ typedef struct picture_panel {
     const uint8_t      *map;
     const float        *mass;
     double             *time[2];  /* [blocks] mean time of the tokens, 0 .. 1 */
-    double             *score[2]; /* [blocks] what the order follows          */
     int32_t            *order[2]; /* [blocks]                                 */
     double             *begin[2]; /* [blocks + 1] position, 0 .. 1            */
 } picture_panel;
@@ -236,51 +235,161 @@ static double picture_weight(const picture_panel *panel, int32_t i, int32_t j)
     return panel->map[index] ? picture_size(panel, 0, i) * picture_size(panel, 1, j) : 0;
 }
 
-/* Power iteration of correspondence analysis: each side moves to the weighted mean of what it is joined with, centred and
-   scaled. It starts at the mean times, so that a map without structure stays in the order of time. */
-static void picture_correspondence(picture_panel *panel)
-{
-    int32_t rows = panel->clusters[0], columns = panel->clusters[1], i, j;
-    int     round;
-    double *row_sum = (double *)calloc((size_t)rows + 1, sizeof(double));
-    double *column_sum = (double *)calloc((size_t)columns + 1, sizeof(double));
-    double *weight = (double *)malloc(((size_t)rows * (size_t)columns + 1) * sizeof(double));
-    double *x = panel->score[1], *y = panel->score[0], total = 0;
+/* Some rows and columns of one head's weights, being put in order. */
+typedef struct picture_seriation {
+    const double *weight; /* [clusters of queries, clusters of keys] */
+    int32_t       columns;
+    double       *score[2];
+    double       *sum[2];
+} picture_seriation;
 
-    if (row_sum && column_sum && weight) {
-        for (i = 0; i < rows; ++i) {
-            for (j = 0; j < columns; ++j) {
-                double w = picture_weight(panel, i, j);
-                w = w > 0 && w < 1e300 ? w : 0;
-                weight[(size_t)i * (size_t)columns + (size_t)j] = w;
-                row_sum[i] += w;
-                column_sum[j] += w;
-                total += w;
-            }
+/* Power iteration of correspondence analysis within the given rows and columns: each side moves to the weighted mean of what
+   it is joined with, centred and scaled. It starts from the scores as they are, so that directions are kept. */
+static void picture_correspondence(picture_seriation *s, const int32_t *rows, int32_t row_count, const int32_t *columns,
+                                   int32_t column_count)
+{
+    double *x = s->score[1], *y = s->score[0], total = 0, mean, square;
+    int32_t i, j;
+    int     round;
+
+    for (j = 0; j < column_count; ++j) s->sum[1][columns[j]] = 0;
+    for (i = 0; i < row_count; ++i) {
+        const double *weight = s->weight + (size_t)rows[i] * (size_t)s->columns;
+        s->sum[0][rows[i]] = 0;
+        for (j = 0; j < column_count; ++j) {
+            s->sum[0][rows[i]] += weight[columns[j]];
+            s->sum[1][columns[j]] += weight[columns[j]];
         }
-        for (round = 0; round < 40 && total > 0; ++round) {
-            double mean = 0, square = 0;
-            for (j = 0; j < columns; ++j) mean += column_sum[j] * x[j] / total;
-            for (j = 0; j < columns; ++j) square += column_sum[j] * (x[j] - mean) * (x[j] - mean) / total;
-            if (!(square > 1e-24)) break;
-            for (j = 0; j < columns; ++j) x[j] = (x[j] - mean) / sqrt(square);
-            for (i = 0; i < rows; ++i) {
-                double sum = 0;
-                for (j = 0; j < columns; ++j) sum += weight[(size_t)i * (size_t)columns + (size_t)j] * x[j];
-                if (row_sum[i] > 0) y[i] = sum / row_sum[i];
-            }
-            for (j = 0; j < columns; ++j) x[j] = column_sum[j] > 0 ? 0 : x[j];
-            for (i = 0; i < rows; ++i) {
-                for (j = 0; j < columns; ++j) {
-                    double w = weight[(size_t)i * (size_t)columns + (size_t)j];
-                    if (w > 0) x[j] += w * y[i] / column_sum[j];
-                }
+        total += s->sum[0][rows[i]];
+    }
+    for (round = 0; round < 40 && total > 0; ++round) {
+        mean = square = 0;
+        for (j = 0; j < column_count; ++j) mean += s->sum[1][columns[j]] * x[columns[j]] / total;
+        for (j = 0; j < column_count; ++j) {
+            x[columns[j]] -= mean;
+            square += s->sum[1][columns[j]] * x[columns[j]] * x[columns[j]] / total;
+        }
+        if (!(square > 1e-24)) return;
+        for (j = 0; j < column_count; ++j) x[columns[j]] /= sqrt(square);
+        for (i = 0; i < row_count; ++i) {
+            const double *weight = s->weight + (size_t)rows[i] * (size_t)s->columns;
+            double        sum = 0;
+            for (j = 0; j < column_count; ++j) sum += weight[columns[j]] * x[columns[j]];
+            if (s->sum[0][rows[i]] > 0) y[rows[i]] = sum / s->sum[0][rows[i]];
+        }
+        for (j = 0; j < column_count; ++j) {
+            if (s->sum[1][columns[j]] > 0) x[columns[j]] = 0;
+        }
+        for (i = 0; i < row_count; ++i) {
+            const double *weight = s->weight + (size_t)rows[i] * (size_t)s->columns;
+            for (j = 0; j < column_count; ++j) {
+                if (weight[columns[j]] > 0) x[columns[j]] += weight[columns[j]] * y[rows[i]] / s->sum[1][columns[j]];
             }
         }
     }
-    free(row_sum);
-    free(column_sum);
+}
+
+static void picture_sort(int32_t *indices, int32_t count, const double *score, picture_rank *scratch)
+{
+    int32_t i;
+    for (i = 0; i < count; ++i) scratch[i].key = score[indices[i]], scratch[i].index = indices[i];
+    qsort(scratch, (size_t)count, sizeof *scratch, picture_by_key);
+    for (i = 0; i < count; ++i) indices[i] = scratch[i].index;
+}
+
+/* Sort by the first axis. With depth > 0 split where it changes sign and order both parts by axes of their own: heads that
+   attend in groups become block diagonal, for which one axis is not enough. */
+static void picture_seriate(picture_seriation *s, int32_t *rows, int32_t row_count, int32_t *columns, int32_t column_count,
+                            int depth, picture_rank *scratch)
+{
+    int32_t row_split = 0, column_split = 0;
+    picture_correspondence(s, rows, row_count, columns, column_count);
+    picture_sort(rows, row_count, s->score[0], scratch);
+    picture_sort(columns, column_count, s->score[1], scratch);
+    while (row_split < row_count && s->score[0][rows[row_split]] < 0) ++row_split;
+    while (column_split < column_count && s->score[1][columns[column_split]] < 0) ++column_split;
+    if (depth == 0 || row_split < 2 || column_split < 2 || row_count - row_split < 2 || column_count - column_split < 2) return;
+    picture_seriate(s, rows, row_split, columns, column_split, depth - 1, scratch);
+    picture_seriate(s, rows + row_split, row_count - row_split, columns + column_split, column_count - column_split, depth - 1,
+                    scratch);
+}
+
+/* How far the weight is from the diagonal; it saturates, since far is far: compact groups beat a broad band. */
+static double picture_stretch(const picture_panel *panel, const picture_seriation *s, int32_t *const order[2])
+{
+    double *place[2], sum = 0;
+    int32_t i, j;
+    int     side;
+    place[0] = s->sum[0], place[1] = s->sum[1]; /* free by now */
+    for (side = 0; side < 2; ++side) {
+        double at = 0;
+        for (i = 0; i < panel->clusters[side]; ++i) {
+            double size = picture_size(panel, side, order[side][i]) / panel->tokens[side];
+            place[side][order[side][i]] = at + size / 2;
+            at += size;
+        }
+    }
+    for (i = 0; i < panel->clusters[0]; ++i) {
+        for (j = 0; j < panel->clusters[1]; ++j) {
+            double distance = fabs(place[0][i] - place[1][j]);
+            sum += s->weight[(size_t)i * (size_t)s->columns + (size_t)j] * distance / (distance + 0.08);
+        }
+    }
+    return sum;
+}
+
+/* Fill panel->order for the clusters, trying one axis and a hierarchy of axes. Returns 0 when memory is short. */
+static int picture_arrange(picture_panel *panel)
+{
+    int32_t           rows = panel->clusters[0], columns = panel->clusters[1], most = rows > columns ? rows : columns, i, j;
+    double           *weight = (double *)malloc(((size_t)rows * (size_t)columns + 1) * sizeof(double)), best = 0, slope = 0;
+    double           *numbers = (double *)malloc(2 * ((size_t)rows + (size_t)columns + 2) * sizeof(double));
+    int32_t          *trial = (int32_t *)malloc(((size_t)rows + (size_t)columns + 1) * sizeof(int32_t)), *order[2];
+    picture_rank     *scratch = (picture_rank *)malloc(((size_t)most + 1) * sizeof *scratch);
+    picture_seriation s;
+    int               depth, side, is_complete = weight && numbers && trial && scratch;
+
+    for (i = 0; is_complete && i < rows; ++i) {
+        for (j = 0; j < columns; ++j) {
+            double w = picture_weight(panel, i, j);
+            weight[(size_t)i * (size_t)columns + (size_t)j] = w > 0 && w < 1e300 ? w : 0;
+        }
+    }
+    for (depth = 0; is_complete && depth <= 6; depth += 6) {
+        double stretch;
+        s.weight = weight;
+        s.columns = columns;
+        s.sum[0] = numbers, s.sum[1] = numbers + rows;
+        s.score[0] = numbers + rows + columns, s.score[1] = s.score[0] + rows;
+        order[0] = trial, order[1] = trial + rows;
+        for (side = 0; side < 2; ++side) {
+            for (i = 0; i < panel->clusters[side]; ++i) order[side][i] = i, s.score[side][i] = panel->time[side][i];
+        }
+        picture_seriate(&s, order[0], rows, order[1], columns, depth, scratch);
+        stretch = picture_stretch(panel, &s, order);
+        if (depth == 0 || stretch < best) {
+            best = stretch;
+            for (side = 0; side < 2; ++side) {
+                for (i = 0; i < panel->clusters[side]; ++i) panel->order[side][i] = order[side][i];
+            }
+        }
+    }
+    for (i = 0; is_complete && i < columns; ++i) { /* of the two directions, the one that runs with time */
+        int32_t block = panel->order[1][i];
+        slope += picture_size(panel, 1, block) * (panel->time[1][block] - 0.5) * (i - columns / 2);
+    }
+    for (side = 0; side < 2 && slope < 0; ++side) {
+        for (i = 0, j = panel->clusters[side] - 1; i < j; ++i, --j) {
+            int32_t swapped = panel->order[side][i];
+            panel->order[side][i] = panel->order[side][j];
+            panel->order[side][j] = swapped;
+        }
+    }
     free(weight);
+    free(numbers);
+    free(trial);
+    free(scratch);
+    return is_complete;
 }
 
 static int picture_panel_create(picture_panel *panel, const picture_desc *desc, int32_t index)
@@ -289,7 +398,6 @@ static int picture_panel_create(picture_panel *panel, const picture_desc *desc, 
     int32_t head_kv = head / (desc->heads / desc->heads_kv);
     size_t  query_index = (size_t)index, key_index = (size_t)batch * (size_t)desc->heads_kv + (size_t)head_kv;
     size_t  map_index = query_index * (size_t)desc->query_blocks * (size_t)desc->key_blocks;
-    double  slope = 0;
     int     is_complete = 1;
 
     memset(panel, 0, sizeof *panel);
@@ -305,10 +413,9 @@ static int picture_panel_create(picture_panel *panel, const picture_desc *desc, 
     for (side = 0; side < 2; ++side) {
         size_t count = (size_t)panel->blocks[side] + 1;
         panel->time[side] = (double *)calloc(count, sizeof(double));
-        panel->score[side] = (double *)calloc(count, sizeof(double));
         panel->begin[side] = (double *)calloc(count, sizeof(double));
         panel->order[side] = (int32_t *)calloc(count, sizeof(int32_t));
-        if (!panel->time[side] || !panel->score[side] || !panel->begin[side] || !panel->order[side]) is_complete = 0;
+        if (!panel->time[side] || !panel->begin[side] || !panel->order[side]) is_complete = 0;
     }
     if (!is_complete) return 0;
     for (side = 0; side < 2; ++side) {
@@ -320,27 +427,15 @@ static int picture_panel_create(picture_panel *panel, const picture_desc *desc, 
         for (block = 0; block < panel->blocks[side]; ++block) {
             double size = picture_size(panel, side, block);
             panel->time[side][block] = size > 0 ? panel->time[side][block] / size : 0.5;
-            panel->score[side][block] = panel->time[side][block];
         }
     }
-    picture_correspondence(panel);
-    for (i = 0; i < panel->clusters[1]; ++i) { /* of the two directions, the one that runs with time */
-        slope += picture_size(panel, 1, i) * (panel->time[1][i] - 0.5) * panel->score[1][i];
-    }
+    if (!picture_arrange(panel)) return 0;
     for (side = 0; side < 2; ++side) {
-        picture_rank *ranks = (picture_rank *)malloc(((size_t)panel->blocks[side] + 1) * sizeof *ranks);
-        if (!ranks) return 0;
-        for (block = 0; block < panel->clusters[side]; ++block) {
-            ranks[block].key = slope < 0 ? -panel->score[side][block] : panel->score[side][block];
-            ranks[block].index = block;
-        }
-        qsort(ranks, (size_t)panel->clusters[side], sizeof *ranks, picture_by_key);
         for (i = 0; i < panel->blocks[side]; ++i) {
-            panel->order[side][i] = i < panel->clusters[side] ? ranks[i].index : i; /* text and padding stay behind */
+            if (i >= panel->clusters[side]) panel->order[side][i] = i; /* text and padding stay behind */
             panel->begin[side][i + 1] =
                 panel->begin[side][i] + picture_size(panel, side, panel->order[side][i]) / panel->tokens[side];
         }
-        free(ranks);
     }
     return 1;
 }
@@ -350,7 +445,6 @@ static void picture_panel_destroy(picture_panel *panel)
     int side;
     for (side = 0; side < 2; ++side) {
         free(panel->time[side]);
-        free(panel->score[side]);
         free(panel->begin[side]);
         free(panel->order[side]);
     }

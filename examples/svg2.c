@@ -568,6 +568,7 @@ static int command_presets(int argc, char **argv, int is_help)
         printf("%-28s %5d %4d %6d %13s %5d %10s %6.2g %8.2g %10s %6d %14s\n", preset->name, preset->heads, preset->head_dim,
                preset->layers, tokens, preset->text_tokens, clusters, (double)preset->top_p, (double)preset->min_keep,
                iterations, preset->steps, dense);
+        if (preset->note && strcmp(preset->note, "published") != 0) printf("%28s %s\n", "", preset->note);
     }
     return 0;
 }
