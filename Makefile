@@ -7,7 +7,7 @@ endif
 B := build$(if $(filter-out release,$(config)),/$(config))
 
 WARNINGS := -Wall -Wextra -pedantic -Wshadow -Wconversion -Wsign-conversion -Wcast-qual -Wundef
-ASSERTS := -include assert.h '-DSVG2_ASSERT(x)=assert(x)'
+ASSERTS := '-DSVG2_ASSERT(x)=((x) ? (void)0 : __builtin_trap())'
 FLAGS_release := -O2
 FLAGS_debug := -O0 -g $(ASSERTS)
 FLAGS_asan := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all $(ASSERTS)

@@ -400,7 +400,9 @@ typedef struct svg2_state {
     size_t   memory_bytes;
 } svg2_state;
 
-/* Bytes of state memory: (B*H*Cq + B*Hkv*Ck) * D elements of state_dtype. SIZE_MAX for an invalid descriptor. */
+/* Bytes of state memory: (B*H*Cq + B*Hkv*Ck) * D elements of state_dtype. SIZE_MAX for an invalid descriptor. The memory
+   holds the query centroids [B, H, Cq, D], then the key centroids [B, Hkv, Ck, D], relative to the mean of their tokens:
+   an engine that spreads heads over ranks may move the slices of one head. */
 SVG2_API size_t svg2_state_bytes(const svg2_desc *desc);
 
 /* Tie state to memory (of the backend that will use it; aligned; at least svg2_state_bytes) and reset it. The memory is

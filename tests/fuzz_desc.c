@@ -1,6 +1,7 @@
 /* Bytes become descriptors with small extents, and every entry point gets them. Checked under ASan and UBSan: no crash, no
    byte outside the caller's memory; an error leaves the outputs alone; on SVG2_OK the output is written, and finite
    where the inputs are. Built with libFuzzer, or with fuzz_main.c. */
+#define _XOPEN_SOURCE 700
 #define SVG2_IMPLEMENTATION
 #include "../svg2.h"
 
@@ -44,6 +45,11 @@ static int32_t number(source *s, int32_t low, int32_t high)
     uint32_t b = take8(s);
     if (b >= 252) return (int32_t)take32(s);
     return low + (int32_t)(b % (uint32_t)(high - low + 1));
+}
+static int32_t dimension(source *s)
+{
+    int32_t n = number(s, 1, 4);
+    return n > 0 && n < 5 ? 8 * n : n;
 }
 static float fraction(source *s)
 {
@@ -115,16 +121,15 @@ static void fill(void *p, svg2_dtype t, size_t bytes, source *s, int wild)
         else svg2_convert((uint16_t *)p + i, t, &x, SVG2_F32, 1);
     }
 }
-static svg2_layout layout(source *s, int32_t B, int32_t H, int32_t S, int32_t D)
+static svg2_layout layout(source *s, int32_t H, int32_t S, int32_t D)
 {
     svg2_layout l = SVG2_ZERO;
     int32_t kind = number(s, 0, 9);
-    (void)B;
     l.dtype = (svg2_dtype)number(s, 0, 2);
-    if (kind == 1 && H > 0 && H < 64 && S < 4096) { l.stride_token = (int64_t)H * D; l.stride_head = D; l.stride_batch = (int64_t)S * H * D; }
-    if (kind == 2 && H > 0 && H < 64 && S < 4096) { l.stride_token = D + 1; l.stride_head = (int64_t)S * (D + 1); l.stride_batch = H * l.stride_head; }
+    if (kind == 1) { l.stride_token = (int64_t)H * D; l.stride_head = D; l.stride_batch = (int64_t)(S % 4096) * (H % 64) * (D % 512); }
+    if (kind == 2) { l.stride_token = (int64_t)D + 1; l.stride_head = (S % 4096) * l.stride_token; l.stride_batch = (H % 64) * l.stride_head; }
     if (kind == 3) { l.stride_token = number(s, 0, 100); l.stride_head = number(s, 0, 250); l.stride_batch = number(s, 0, 250); }
-    if (kind == 4) { l.stride_token = (int64_t)take32(s) << 31; l.stride_head = (int32_t)take32(s); l.stride_batch = (int64_t)take32(s) << 32; }
+    if (kind == 4) { l.stride_token = (int64_t)take32(s) << 31; l.stride_head = (int32_t)take32(s); l.stride_batch = (int64_t)take32(s) << 30; }
     return l;
 }
 static void check_output(const void *out, const svg2_layout *l, int32_t B, int32_t H, int32_t S, int32_t D, const char *what)
@@ -153,12 +158,12 @@ static void fuzz_attend(source *s, const svg2_backend *backend)
     int32_t first = number(s, 0, 3);
     d.batch = number(s, 0, 2); d.heads = number(s, 1, 4); d.heads_kv = number(s, 0, 2);
     d.tokens = number(s, 1, 50); d.tokens_kv = number(s, 0, 1) ? number(s, 1, 50) : 0;
-    d.head_dim = 8 * number(s, 1, 4);
+    d.head_dim = dimension(s);
     d.scale = fraction(s);
-    d.q = layout(s, d.batch, d.heads, d.tokens, d.head_dim);
-    d.k = layout(s, d.batch, d.heads, d.tokens, d.head_dim);
-    d.v = layout(s, d.batch, d.heads, d.tokens, d.head_dim);
-    d.out = layout(s, d.batch, d.heads, d.tokens, d.head_dim);
+    d.q = layout(s, d.heads, d.tokens, d.head_dim);
+    d.k = layout(s, d.heads, d.tokens, d.head_dim);
+    d.v = layout(s, d.heads, d.tokens, d.head_dim);
+    d.out = layout(s, d.heads, d.tokens, d.head_dim);
     if (number(s, 0, 2) == 2) { d.text_tokens = number(s, 0, 20); d.text_valid = number(s, -1, 20); d.text_place = (svg2_text_place)number(s, 0, 1); }
     if (number(s, 0, 5) == 5) { d.frames = number(s, 0, 5); d.frame_tokens = number(s, 0, 10); }
     d.method = (svg2_method)(number(s, 0, 9) == 9);
@@ -234,11 +239,11 @@ static void fuzz_kmeans(source *s, const svg2_backend *backend)
     svg2_kmeans_desc d = SVG2_ZERO;
     svg2_error err;
     int wild = take8(s) % 4 == 0;
-    d.batch = number(s, 1, 2); d.heads = number(s, 1, 3); d.tokens = number(s, 1, 60); d.head_dim = 8 * number(s, 1, 4);
+    d.batch = number(s, 1, 2); d.heads = number(s, 1, 3); d.tokens = number(s, 1, 60); d.head_dim = dimension(s);
     d.clusters = number(s, 1, 40); d.iterations = number(s, 0, 4); d.keep_empty = number(s, 0, 1);
     if (number(s, 0, 2) == 2) { d.token_begin = number(s, 0, 20); d.token_count = number(s, 0, 40); }
     d.seed = take8(s);
-    d.layout = layout(s, d.batch, d.heads, d.tokens, d.head_dim);
+    d.layout = layout(s, d.heads, d.tokens, d.head_dim);
     d.store_dtype = (svg2_dtype)number(s, 0, 2);
     size_t n = span(&d.layout, d.batch, d.heads, d.tokens, d.head_dim);
     int small = d.batch > 0 && d.batch < 8 && d.heads > 0 && d.heads < 8 && d.tokens > 0 && d.tokens < 500 && d.head_dim > 0
@@ -302,14 +307,14 @@ static void fuzz_blocks(source *s, const svg2_backend *backend)
     svg2_error err;
     int wild = take8(s) % 4 == 0, tail = take8(s) % 3 == 0, has_map = take8(s) % 4 != 0;
     d->batch = number(s, 1, 2); d->heads = number(s, 1, 4); d->heads_kv = number(s, 0, 2) ? d->heads : 1;
-    d->tokens = number(s, 1, 70); d->tokens_kv = number(s, 1, 70); d->head_dim = 8 * number(s, 1, 4);
+    d->tokens = number(s, 1, 70); d->tokens_kv = number(s, 1, 70); d->head_dim = dimension(s);
     d->scale = fraction(s);
     d->query_blocks = number(s, 0, 12); d->key_blocks = number(s, 0, 12);
     if (number(s, 0, 3) == 3) { d->head_begin = number(s, 0, 4); d->head_count = number(s, 0, 4); }
-    d->q_layout = layout(s, d->batch, d->heads, d->tokens, d->head_dim);
-    d->k_layout = layout(s, d->batch, d->heads_kv, d->tokens_kv, d->head_dim);
-    d->v_layout = layout(s, d->batch, d->heads_kv, d->tokens_kv, d->head_dim);
-    d->out_layout = layout(s, d->batch, d->heads, d->tokens, d->head_dim);
+    d->q_layout = layout(s, d->heads, d->tokens, d->head_dim);
+    d->k_layout = layout(s, d->heads_kv, d->tokens_kv, d->head_dim);
+    d->v_layout = layout(s, d->heads_kv, d->tokens_kv, d->head_dim);
+    d->out_layout = layout(s, d->heads, d->tokens, d->head_dim);
     int small = d->batch > 0 && d->batch < 5 && d->heads > 0 && d->heads < 9 && d->heads_kv > 0 && d->heads_kv < 9 && d->tokens > 0
              && d->tokens < 300 && d->tokens_kv > 0 && d->tokens_kv < 300 && d->head_dim > 0 && d->head_dim <= 256
              && d->query_blocks >= 0 && d->query_blocks < 50 && d->key_blocks >= 0 && d->key_blocks < 50;
@@ -408,7 +413,7 @@ static void fuzz_select(source *s, const svg2_backend *backend)
     svg2_select_desc d = SVG2_ZERO;
     svg2_error err;
     int wild = take8(s) % 4 == 0;
-    d.batch = number(s, 1, 2); d.heads = number(s, 1, 4); d.heads_kv = number(s, 0, 2) ? d.heads : 1; d.head_dim = 8 * number(s, 1, 3);
+    d.batch = number(s, 1, 2); d.heads = number(s, 1, 4); d.heads_kv = number(s, 0, 2) ? d.heads : 1; d.head_dim = dimension(s);
     d.query_clusters = number(s, 1, 20); d.key_clusters = number(s, 1, 40); d.has_text = number(s, 0, 1); d.has_padding = number(s, 0, 1);
     d.scale = fraction(s);
     d.route = (svg2_route)number(s, 1, 2); d.budget = (svg2_budget)number(s, 1, 2); d.tail = (svg2_tail_kind)number(s, 1, 3);

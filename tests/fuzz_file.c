@@ -1,9 +1,9 @@
 /* Bytes become a .npy or .safetensors file. Checked under ASan and UBSan: no crash and no read outside; every tensor of an
    accepted file lies inside the bytes; a refused file has a message of one line. */
+#define _XOPEN_SOURCE 700
 #ifndef TF_NO_CJSON
 #  include <cjson/cJSON.h>
 #endif
-#define _XOPEN_SOURCE 700
 #define TF_IMPLEMENTATION
 #include "../examples/tensor_file.h"
 

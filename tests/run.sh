@@ -22,7 +22,7 @@ list=$logs/list
 : >"$list"
 build() { # config, targets: compiler output is shown only when there is any
     config=$1; shift
-    $MAKE -s -j"$jobs" config="$config" "$@" >"$logs/build-$config.log" 2>&1 || echo "$config" >>"$logs/broken"
+    $MAKE -s -k -j"$jobs" config="$config" "$@" >"$logs/build-$config.log" 2>&1 || echo "$config" >>"$logs/broken"
     cat "$logs/build-$config.log"
     if grep -q warning: "$logs/build-$config.log"; then echo "$config" >>"$logs/broken"; fi
 }
@@ -53,7 +53,7 @@ add release attention pipeline
 if [ "${1:-}" != quick ]; then
     add scalar attention pipeline kmeans select mass score dtype
     add asan mass score permute base dtype schedule stats
-    echo "asan-tool build/asan/tests/test_tool build/asan/svg2" >>"$list"
+    echo "asan-tool env ASAN_OPTIONS=detect_leaks=0 build/asan/tests/test_tool build/asan/svg2" >>"$list" # a tool ends
     echo "fuzz tests/fuzz.sh 20" >>"$list"
 fi
 echo "header tests/test_header.sh" >>"$list"
@@ -82,7 +82,7 @@ else
 fi
 exit 0
 ONE
-echo "running"
+echo "running ($(($(date +%s) - started)) s for the builds)"
 xargs -P "$jobs" -L 1 sh "$logs/one.sh" <"$list"
 
 if [ -f "$logs/broken" ]; then
