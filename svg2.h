@@ -1,7 +1,8 @@
 /* svg2.h - v0.1.0 - MIT licence - sparse attention for video diffusion transformers, no retraining
 
-   A video transformer spends most of its time in attention between all pairs of tokens. svg2 groups similar queries
-   and similar keys, computes exactly the blocks of pairs that matter, and stands a cheap expansion in for the rest.
+   A video transformer spends most of its time in attention between all pairs of tokens. svg2 groups similar
+   queries and similar keys, computes exactly the blocks of pairs that matter, and stands a cheap expansion in
+   for the rest.
 
    Do this in ONE C or C++ file, then include the header wherever it is used:
 
@@ -18,8 +19,8 @@
        for (step = 0; step < steps; ++step)                   // the clusters follow from step to step
            svg2_attend(&cpu, &d, &state, step, q, k, v, out, 0, 0, work, svg2_workspace_bytes(&cpu, &d), &err);
 
-   svg2.h DOES NOT allocate memory, print, exit, read the environment, start threads, or keep anything between calls
-   except in the svg2_state you own. It does not train, does not do backward passes, does not mask causally.
+   svg2.h DOES NOT allocate memory, print, exit, read the environment, start threads, or keep anything between
+   calls except in the svg2_state you own. It does not train, does not do backward passes, does not mask causally.
 
 TABLE OF CONTENTS   (jump: search for the tag, e.g. ">>api")
   >>config      macros you may define before including
@@ -53,56 +54,65 @@ TABLE OF CONTENTS   (jump: search for the tag, e.g. ">>api")
      SVG2_IMPLEMENTATION   compiles the implementation
      SVG2_ASSERT(x)        checks of internal consistency; default: nothing
      SVG2_NO_SIMD          scalar loops only
-     SVG2_DEBUG_WORKSPACE  leaves gaps between the arrays carved from a workspace; under AddressSanitizer the gaps are
-                           poisoned, so that an overrun inside a workspace is found
-   Build the implementing file with -O2 -ffp-contract=off if results must have the same bits under every compiler. */
+     SVG2_DEBUG_WORKSPACE  leaves gaps between the arrays carved from a workspace; under AddressSanitizer the
+                           gaps are poisoned, so that an overrun inside a workspace is found
+   Build the implementing file with -O2 -ffp-contract=off if results must have the same bits under every
+   compiler. */
 
 /* ==== >>conventions ======================================================================
    Extents    B batch, H heads (Hkv of keys and values), S tokens (Sq of queries, Skv of keys), D head_dim,
-              Cq and Ck clusters, Qb and Kb blocks: the clusters, then the text block and the padding block if any.
-   Layouts    [B, H, S, D] row-major unless an svg2_layout says otherwise; strides count elements; D is contiguous.
-              [B, S, H, D] is stride_batch = S*H*D, stride_head = D, stride_token = H*D.
+              Cq and Ck clusters, Qb and Kb blocks: the clusters, then the text block and the padding block if
+              any.
+   Layouts    [B, H, S, D] row-major unless an svg2_layout says otherwise; strides count elements; D is
+              contiguous. [B, S, H, D] is stride_batch = S*H*D, stride_head = D, stride_token = H*D.
    Dtypes     q, k, v, out are f32, f16 or bf16, each on its own; all arithmetic and the LSE are f32.
               LSE = natural log of the sum of exp(scale * q.k); -INFINITY for a row that attends to nothing.
    Extents    head_dim: multiples of 8 up to 256. Any token count from 1 to 2^31-1. heads % heads_kv == 0.
    Text       text tokens stand first or last; the last text_tokens - text_valid of them are padding. Valid text
-              attends to every valid token and is attended by every valid token; padding attends to nothing (its output
-              is 0, its LSE -INFINITY) and nobody attends to it.
-   Errors     every function that can fail returns svg2_result and fills the caller's svg2_error: code, field, sentence.
-              Arguments are validated before anything is written.
-   Memory     the caller owns all of it. Workspaces and state memory are aligned to SVG2_ALIGN bytes; sizes by query;
-              SIZE_MAX from a query means "does not fit into size_t, or the descriptor is invalid".
+              attends to every valid token and is attended by every valid token; padding attends to nothing (its
+              output is 0, its LSE -INFINITY) and nobody attends to it.
+   Errors     every function that can fail returns svg2_result and fills the caller's svg2_error: code, field,
+              sentence. Arguments are validated before anything is written.
+   Memory     the caller owns all of it. Workspaces and state memory are aligned to SVG2_ALIGN bytes; sizes by
+              query; SIZE_MAX from a query means "does not fit into size_t, or the descriptor is invalid".
    Threads    every function is reentrant: no global state. Two threads may work with two states at once.
               One state must not be used by two threads at once.
    Same bits  for any number of threads, from run to run, and for any order or split of heads and batch entries.
               Different instruction sets (svg2_simd) and compilers round differently.
-   NaN, Inf   in q, k, v never harm memory or hang. Where clustering meets one in q or k, selection keeps everything that
-              it touches, so that it reaches the outputs it would reach in dense attention (and maybe more). One in v
-              reaches the rows that compute its block or carry it in their tail; without a tail a skipped key is gone. */
+   NaN, Inf   in q, k, v never harm memory or hang. Where clustering meets one in q or k, selection keeps
+              everything that it touches, so that it reaches the outputs it would reach in dense attention (and
+              maybe more). One in v reaches the rows that compute its block or carry it in their tail; without a
+              tail a skipped key is gone. */
 
 /* ==== >>algorithm ========================================================================
    For each batch entry and head, with scale s (default 1/sqrt(D)):
 
-   1 k-means     Q into Cq clusters, K into Ck clusters (Lloyd, squared distance), starting from the previous denoising
-                 step's centroids. The mean of K over tokens is removed first: softmax does not see it, rounding does.
-                 assign   a(x) = argmax_c  x.c - |c|^2/2 ,  ties to the lower c          update   c = mean of its tokens
+   1 k-means     Q into Cq clusters, K into Ck clusters (Lloyd, squared distance), starting from the previous
+                 denoising step's centroids. The mean of K over tokens is removed first: softmax does not see it,
+                 rounding does.
+                 assign   a(x) = argmax_c  x.c - |c|^2/2 ,  ties to the lower c
+                 update   c = mean of its tokens
    2 permute     order, offset: tokens of a cluster made contiguous (stable counting sort)
    3 summarize   per key cluster j:  n_j,  kbar_j,  vbar_j,  |var v_j|
-   4 score       lambda_Ij = ln sum_{t in j} exp(s qbar_I.(k_t - kbar_j)) : the exact log mass of the block as the query
-                 centroid sees it, less its centroid logit. ln n_j if all keys of the cluster were equal; the difference,
-                 doubled, is the variance of the logits inside the block:  spread_Ij = 2 (lambda_Ij - ln n_j)
+   4 score       lambda_Ij = ln sum_{t in j} exp(s qbar_I.(k_t - kbar_j)) : the exact log mass of the block as
+                 the query centroid sees it, less its centroid logit. ln n_j if all keys of the cluster were
+                 equal; the difference, doubled, is the variance of the logits inside the block:
+                 spread_Ij = 2 (lambda_Ij - ln n_j)
    5 select      S_Ij = s qbar_I.kbar_j      P_Ij = n_j exp(S_Ij) / sum_j n_j exp(S_Ij)       (f32)
-                 SVG2's rule: clusters by falling P until their sum passes top_p, and at least min_keep * Ck of them.
-                 Or, with exp(lambda_Ij) in place of n_j: the same area, or a fixed density, or as much as a target error
-                 needs, where P (or P * spread) per key-query pair is highest, with one budget per query cluster or per head.
+                 SVG2's rule: clusters by falling P until their sum passes top_p, and at least min_keep * Ck of
+                 them. Or, with exp(lambda_Ij) in place of n_j: the same area, or a fixed density, or as much as
+                 a target error needs, where P (or P * spread) per key-query pair is highest, with one budget per
+                 query cluster or per head.
    6 attention   o_i = softmax over the keys of the selected blocks, plus the tail in the same softmax:
                  order 0   one virtual key per skipped cluster: logit s q_i.kbar_j + lambda_Ij, value vbar_j
-                 order 1   C_j = 1/n_j sum_t (k_t - kbar_j)(v_t - vbar_j)^T ,  w_Ij = exp(S_Ij + lambda_Ij) over skipped j
-                           A_I = sum_j w_Ij C_j / sum_j w_Ij ,   o_i += (row's tail weight) s A_I^T q_i
-   Sources: SVG2, arXiv 2505.18875 (1, 2, 5 with mass, top-p). Order 0 with ln n_j for lambda: SVG-EAR, arXiv 2603.08982.
-   Spread, lambda and order 1: own. On synthetic video at 10 % density lambda is worth 3.5 dB of output accuracy to order
-   0 and 5 dB to order 1, for Cq/(2 Skv) of the cost of dense attention; without it order 1 gains nothing, because the two
-   errors of order 0 (too little weight, and values of the wrong keys) partly cancel.
+                 order 1   C_j = 1/n_j sum_t (k_t - kbar_j)(v_t - vbar_j)^T ,  w_Ij = exp(S_Ij + lambda_Ij)
+                           A_I = sum_j w_Ij C_j / sum_j w_Ij over skipped j ,
+                           o_i += (row's tail weight) s A_I^T q_i
+   Sources: SVG2, arXiv 2505.18875 (1, 2, 5 with mass, top-p). Order 0 with ln n_j for lambda: SVG-EAR, arXiv
+   2603.08982. Spread, lambda and order 1: own. On synthetic video (8 heads of 64, 4,096 tokens, 10 % density)
+   lambda in place of ln n_j lifts output accuracy from 22.9 to 25.0 dB with order 0 and from 23.5 to 28.2 dB with
+   order 1, for Cq/(2 Skv) of the cost of dense attention: without it the two errors of order 0, too little weight
+   and values of the wrong keys, partly cancel, and mending one of them gains little.
 
    stage      public function      CPU truth                what the pipeline hands on
    1          svg2_kmeans          svg2__mk_scalar          label [B,H,S], centroid [B,H,C,D], mean [B,H,D]
@@ -183,22 +193,24 @@ typedef enum svg2_dtype {
 } svg2_dtype;
 
 /* How a [B, H, S, D] tensor lies in memory. All strides 0 = contiguous in that order. Strides in elements, >= 0.
-   A stride of 0 beside nonzero ones is allowed for inputs (a broadcast) and an error for outputs with extent > 1. */
+   A stride of 0 beside nonzero ones is allowed for inputs (a broadcast) and an error for outputs with extent >
+   1. */
 typedef struct svg2_layout {
     svg2_dtype dtype;
     int64_t    stride_batch, stride_head, stride_token;
 } svg2_layout;
 
-/* Convert count elements between dtypes (f16 and bf16 round to nearest even). dst and src must not overlap unless equal
-   with equal element size. Reentrant. */
+/* Convert count elements between dtypes (f16 and bf16 round to nearest even). dst and src must not overlap
+   unless equal with equal element size. Reentrant. */
 SVG2_API void svg2_convert(void *dst, svg2_dtype dst_dtype, const void *src, svg2_dtype src_dtype, size_t count);
 
 /* ---- threads ---------------------------------------------------------------------------- */
-/* Handle items [begin, end). worker is in [0, workers); two calls running at the same time have different workers. */
+/* Handle items [begin, end). worker is in [0, workers); two calls running at the same time have different
+   workers. */
 typedef void svg2_task_fn(void *task, int64_t begin, int64_t end, int32_t worker);
 
-/* Cover [0, count) by calls of fn, on any threads, in pieces of at least grain items (the last may be smaller); return
-   when all are done. */
+/* Cover [0, count) by calls of fn, on any threads, in pieces of at least grain items (the last may be smaller);
+   return when all are done. */
 typedef void svg2_parallel_fn(void *user, svg2_task_fn *fn, void *task, int64_t count, int64_t grain);
 
 typedef struct svg2_parallel {
@@ -243,9 +255,9 @@ typedef enum svg2_stage {
     SVG2_STAGE_COUNT
 } svg2_stage;
 
-/* The stages as functions. svg2_attend and the public stage functions validate, then call through this table, so a caller
-   may copy a backend and wrap entries (to time them, say). All memory in the stage descriptors is the backend's:
-   host memory for the CPU, device memory for CUDA. */
+/* The stages as functions. svg2_attend and the public stage functions validate, then call through this table, so
+   a caller may copy a backend and wrap entries (to time them, say). All memory in the stage descriptors is the
+   backend's: host memory for the CPU, device memory for CUDA. */
 struct svg2_backend {
     const char   *name;       /* "cpu"                                                       */
     uint32_t      version;    /* SVG2_VERSION the backend was built with                     */
@@ -271,8 +283,8 @@ struct svg2_backend {
 /* CPU backend. parallel may be NULL (serial). The struct is self-contained: copy it freely. */
 SVG2_API svg2_backend svg2_cpu_backend(const svg2_parallel *parallel);
 
-/* The same, restricted to one instruction set, for tests and for equal bits across machines; what the machine lacks
-   falls back to the next smaller one (look at .simd). */
+/* The same, restricted to one instruction set, for tests and for equal bits across machines; what the machine
+   lacks falls back to the next smaller one (look at .simd). */
 SVG2_API svg2_backend svg2_cpu_backend_simd(const svg2_parallel *parallel, svg2_simd simd);
 
 /* ---- the whole operation (>>pipeline, >>schedule) ---------------------------------------- */
@@ -310,8 +322,8 @@ typedef enum svg2_budget {
     SVG2_BUDGET_FORCE_I32 = 0x7fffffff
 } svg2_budget;
 
-/* What to compute. Zero means the default named behind each field; svg2_resolve() shows what 0 became. Fields whose zero
-   would be a meaningful value take a negative number for it. */
+/* What to compute. Zero means the default named behind each field; svg2_resolve() shows what 0 became. Fields
+   whose zero would be a meaningful value take a negative number for it. */
 typedef struct svg2_desc {
     /* extents */
     int32_t batch;    /* 1                                                                       */
@@ -362,8 +374,8 @@ typedef struct svg2_desc {
 } svg2_desc;
 
 /* Fill in what 0 meant, and check every field. Idempotent. On error *desc is unchanged.
-   Returns SVG2_OK, SVG2_ERR_NULL, SVG2_ERR_RANGE, SVG2_ERR_SHAPE, SVG2_ERR_DTYPE, SVG2_ERR_STRIDE, SVG2_ERR_OVERFLOW;
-   err->field names the field. */
+   Returns SVG2_OK, SVG2_ERR_NULL, SVG2_ERR_RANGE, SVG2_ERR_SHAPE, SVG2_ERR_DTYPE, SVG2_ERR_STRIDE,
+   SVG2_ERR_OVERFLOW; err->field names the field. */
 SVG2_API svg2_result svg2_resolve(svg2_desc *desc, svg2_error *err);
 
 /* The number of clusters that 0 means for this many video tokens. */
@@ -400,13 +412,13 @@ typedef struct svg2_state {
     size_t   memory_bytes;
 } svg2_state;
 
-/* Bytes of state memory: (B*H*Cq + B*Hkv*Ck) * D elements of state_dtype. SIZE_MAX for an invalid descriptor. The memory
-   holds the query centroids [B, H, Cq, D], then the key centroids [B, Hkv, Ck, D], relative to the mean of their tokens:
-   an engine that spreads heads over ranks may move the slices of one head. */
+/* Bytes of state memory: (B*H*Cq + B*Hkv*Ck) * D elements of state_dtype. SIZE_MAX for an invalid descriptor.
+   The memory holds the query centroids [B, H, Cq, D], then the key centroids [B, Hkv, Ck, D], relative to the
+   mean of their tokens: an engine that spreads heads over ranks may move the slices of one head. */
 SVG2_API size_t svg2_state_bytes(const svg2_desc *desc);
 
-/* Tie state to memory (of the backend that will use it; aligned; at least svg2_state_bytes) and reset it. The memory is
-   not read or written here. A dense descriptor needs no memory (NULL, 0). */
+/* Tie state to memory (of the backend that will use it; aligned; at least svg2_state_bytes) and reset it. The
+   memory is not read or written here. A dense descriptor needs no memory (NULL, 0). */
 SVG2_API svg2_result svg2_state_init(svg2_state *state, const svg2_desc *desc, void *memory, size_t memory_bytes,
                                      svg2_error *err);
 
@@ -415,12 +427,13 @@ SVG2_API void svg2_state_reset(svg2_state *state);
 
 /* State as bytes: for checkpoints, or to move it to another rank. The format is the machine's byte order with a
    checksum. save needs svg2_state_save_bytes(). load needs a state initialised for the same shape; damaged or
-   foreign bytes are refused with SVG2_ERR_DATA and leave the state as it was. These two may synchronise with a device. */
+   foreign bytes are refused with SVG2_ERR_DATA and leave the state as it was. These two may synchronise with a
+   device. */
 SVG2_API size_t svg2_state_save_bytes(const svg2_state *state);
-SVG2_API svg2_result svg2_state_save(const svg2_backend *backend, const svg2_state *state, void *bytes, size_t count,
-                                     svg2_error *err);
-SVG2_API svg2_result svg2_state_load(const svg2_backend *backend, svg2_state *state, const void *bytes, size_t count,
-                                     svg2_error *err);
+SVG2_API svg2_result svg2_state_save(const svg2_backend *backend, const svg2_state *state, void *bytes,
+                                     size_t count, svg2_error *err);
+SVG2_API svg2_result svg2_state_load(const svg2_backend *backend, svg2_state *state, const void *bytes,
+                                     size_t count, svg2_error *err);
 
 /* Bytes of workspace for svg2_attend. SIZE_MAX for an invalid descriptor. It may be shared by all layers. */
 SVG2_API size_t svg2_workspace_bytes(const svg2_backend *backend, const svg2_desc *desc);
@@ -431,17 +444,20 @@ SVG2_API size_t svg2_workspace_bytes(const svg2_backend *backend, const svg2_des
    out [B, H, Sq, D]                        written; must not overlap the inputs
    lse [B, H, Sq] f32, contiguous           written unless NULL; with a tail it includes the tail
    stats [B, H]                             written unless NULL
-   state                                    read and advanced; may be NULL for the dense method, else it must fit desc
-   step                                     index of the denoising step, >= 0: decides dense or sparse with desc's schedule
+   state                                    read and advanced; may be NULL for the dense method, else it must fit
+                                            desc
+   step                                     index of the denoising step, >= 0: decides dense or sparse with
+                                            desc's schedule
 
-   Work: 4*B*H*Sq*Skv*D*density flop in attention, (init or step iterations)*2*B*(H*Sq*Cq + Hkv*Skv*Ck)*D in k-means.
-   Returns SVG2_OK or an error; everything is validated before anything is written. */
-SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *desc, svg2_state *state, int32_t step,
-                                 const void *q, const void *k, const void *v, void *out, float *lse,
-                                 svg2_head_stats *stats, void *workspace, size_t workspace_bytes, svg2_error *err);
+   Work: 4*B*H*Sq*Skv*D*density flop in attention, (init or step iterations)*2*B*(H*Sq*Cq + Hkv*Skv*Ck)*D in
+   k-means. Returns SVG2_OK or an error; everything is validated before anything is written. */
+SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *desc, svg2_state *state,
+                                 int32_t step, const void *q, const void *k, const void *v, void *out, float *lse,
+                                 svg2_head_stats *stats, void *workspace, size_t workspace_bytes,
+                                 svg2_error *err);
 
-/* What the last svg2_attend left in its workspace: pointers into it, valid until it is used again. All NULL and 0 after a
-   call that was dense without init. Text and padding are the last blocks. */
+/* What the last svg2_attend left in its workspace: pointers into it, valid until it is used again. All NULL and
+   0 after a call that was dense without init. Text and padding are the last blocks. */
 typedef struct svg2_plan {
     int32_t query_blocks, key_blocks;     /* Qb, Kb: clusters, then text, then padding             */
     int32_t query_clusters, key_clusters; /* Cq, Ck                                                */
@@ -460,8 +476,8 @@ typedef struct svg2_plan {
 SVG2_API svg2_plan svg2_plan_view(const svg2_backend *backend, const svg2_desc *desc, int32_t step,
                                   const void *workspace);
 
-/* Arithmetic of one call, to decide whether sparse pays before making it. density is the caller's guess (or the last
-   step's). Multiply-adds count as two. */
+/* Arithmetic of one call, to decide whether sparse pays before making it. density is the caller's guess (or the
+   last step's). Multiply-adds count as two. */
 typedef struct svg2_cost {
     double dense_flops;     /* dense attention                                                     */
     double kmeans_flops;    /* clustering: init_iterations when cold, else step_iterations         */
@@ -486,7 +502,8 @@ typedef struct svg2_preset {
 SVG2_API int32_t svg2_preset_count(void);
 SVG2_API const svg2_preset *svg2_preset_at(int32_t index);     /* NULL outside [0, count)          */
 SVG2_API const svg2_preset *svg2_preset_find(const char *name); /* NULL if unknown                 */
-/* Zero *desc, then fill in shape, clusters, schedule and SVG2's published selection (row budget, mass, top-p, no tail). */
+/* Zero *desc, then fill in shape, clusters, schedule and SVG2's published selection (row budget, mass, top-p, no
+   tail). */
 SVG2_API svg2_result svg2_preset_apply(const svg2_preset *preset, svg2_desc *desc, svg2_error *err);
 
 /* ---- stages: for engines that compose their own (>>kmeans .. >>mass) ---------------------- */
@@ -497,19 +514,21 @@ SVG2_API size_t svg2_stage_workspace_bytes(const svg2_backend *backend, svg2_sta
 /* svg2_kmeans - group the tokens of each head by similarity (Lloyd, squared L2).
 
    x         [B, H, S, D]   read
-   start     [B, H, C, D]   read unless NULL: centroids to start from, relative to the mean; NULL = seed by D^2 sampling
+   start     [B, H, C, D]   read unless NULL: centroids to start from, relative to the mean; NULL = seed by D^2
+             sampling
    label     [B, H, S]      written, in [0, C), for tokens [token_begin, token_begin + token_count)
-   centroid  [B, H, C, D]   f32, written: means of the returned labels, input coordinates. An empty cluster holds the point
-                            it would be re-seeded with (keep_empty: its old centroid)
+   centroid  [B, H, C, D]   f32, written: means of the returned labels, input coordinates. An empty cluster holds
+                            the point it would be re-seeded with (keep_empty: its old centroid)
    store     [B, H, C, D]   written unless NULL: the same relative to the mean, in store_dtype; may equal start
    mean      [B, H, D]      f32, written: mean over the tokens, removed before distances are formed
    size      [B, H, C]      written: tokens per cluster
 
-   Distances are |c|^2 - 2 x.c in f32 after removal of the mean; ties go to the lower index. iterations = number of
-   (assign, update) rounds, at least 1 unless start is given; 0 = assign once and keep the centroids of start, but return
-   the means of the labels. Stops early when nothing changes.
-   Re-seeding: the r-th empty cluster takes the token farthest from the centroid in the cluster of r-th largest inertia.
-   Work: 2*B*H*S*C*D flop per iteration.  Threads: splits over heads and tokens; the result does not depend on the split. */
+   Distances are |c|^2 - 2 x.c in f32 after removal of the mean; ties go to the lower index. iterations = number
+   of (assign, update) rounds, at least 1 unless start is given; 0 = assign once and keep the centroids of start,
+   but return the means of the labels. Stops early when nothing changes.
+   Re-seeding: the r-th empty cluster takes the token farthest from the centroid in the cluster of r-th largest
+   inertia. Work: 2*B*H*S*C*D flop per iteration.  Threads: splits over heads and tokens; the result does not
+   depend on the split. */
 struct svg2_kmeans_desc {
     int32_t batch, heads, tokens, head_dim, clusters;
     int32_t token_begin, token_count; /* 0, 0 = all tokens */
@@ -564,8 +583,8 @@ SVG2_API svg2_result svg2_summarize(const svg2_backend *backend, const svg2_summ
 
    k [B, Hkv, Skv, D], key_order [B, Hkv, Skv], key_offset [B, Hkv, key_blocks + 1]                 read
    query_centroid [B, H, Cq, D], key_centroid [B, Hkv, Ck, D]                                        read
-   log_mass [B, H, Cq, Ck]   f32, written: ln sum over the tokens t of cluster j of exp(scale*qbar_I.(k_t - kbar_j));
-                             -INFINITY for an empty cluster
+   log_mass [B, H, Cq, Ck]   f32, written: ln sum over the tokens t of cluster j of exp(scale*qbar_I.(k_t -
+                             kbar_j)); -INFINITY for an empty cluster
    Work per head: 2*Cq*Skv*D flop. */
 struct svg2_score_desc {
     int32_t batch, heads, heads_kv, tokens_kv, head_dim;
@@ -585,15 +604,17 @@ SVG2_API svg2_result svg2_score(const svg2_backend *backend, const svg2_score_de
    query_centroid [B, H, Cq, D], key_centroid [B, Hkv, Ck, D], key_mean [B, Hkv, D], offsets       read
    log_mass [B, H, Cq, Ck]   read; NULL = ln n_j (not with route spread or target_error)
    value_mean, value_var     read; may be NULL without target_error
-   map [B, H, Qb, Kb]   written. Blocks behind the clusters: text (if has_text) is computed against everything valid,
-                        padding (if has_padding) against nothing.
+   map [B, H, Qb, Kb]   written. Blocks behind the clusters: text (if has_text) is computed against everything
+                        valid, padding (if has_padding) against nothing.
    stats [B, H]         written unless NULL
 
-   budget row, route mass, density 0, target_error 0, log_mass NULL: SVG2's rule. Clusters in order of falling P (ties to the lower index);
-   rank r is kept iff r = 0, or the sum of the P before it is <= top_p, or r < floor(min_keep * Ck).
-   With log_mass the same rule on the better P. Otherwise blocks are taken by falling score per pair (P/n_j, times
-   spread = 2 (log_mass - ln n_j) for route spread) until the area is used: that of SVG2's rule, or density * Sq * Skv (of video tokens), per query cluster or per head; or until the estimated error is
-   under target_error. Without a tail each query cluster always keeps its heaviest cluster. A NaN score is kept. */
+   budget row, route mass, density 0, target_error 0, log_mass NULL: SVG2's rule. Clusters in order of falling P
+   (ties to the lower index); rank r is kept iff r = 0, or the sum of the P before it is <= top_p, or r <
+   floor(min_keep * Ck). With log_mass the same rule on the better P. Otherwise blocks are taken by falling score
+   per pair (P/n_j, times spread = 2 (log_mass - ln n_j) for route spread) until the area is used: that of SVG2's
+   rule, or density * Sq * Skv (of video tokens), per query cluster or per head; or until the estimated error is
+   under target_error. Without a tail each query cluster always keeps its heaviest cluster. A NaN score is kept.
+   */
 struct svg2_select_desc {
     int32_t batch, heads, heads_kv, head_dim;
     int32_t query_clusters, key_clusters, has_text, has_padding;
@@ -613,9 +634,9 @@ SVG2_API svg2_result svg2_select(const svg2_backend *backend, const svg2_select_
 
 /* svg2_tail - the matrices A of the order-1 tail, for heads [head_begin, head_begin + head_count) of the B*H.
 
-   k, v, order, offset, centroids, value_mean, map   read, as elsewhere; log_mass [B, H, Cq, Ck] too (NULL = ln n_j)
-   matrix [head_count, Cq, D, D]   f32, written: A_I, row = key dimension, column = value dimension; 0 where nothing is skipped
-   Work per head: 2*Skv*D*D + 2*Cq*Ck*D*D flop. */
+   k, v, order, offset, centroids, value_mean, map   read, as elsewhere; log_mass [B, H, Cq, Ck] too (NULL = ln
+   n_j) matrix [head_count, Cq, D, D]   f32, written: A_I, row = key dimension, column = value dimension; 0 where
+   nothing is skipped Work per head: 2*Skv*D*D + 2*Cq*Ck*D*D flop. */
 struct svg2_tail_desc {
     int32_t batch, heads, heads_kv, tokens_kv, head_dim;
     int32_t query_clusters, key_clusters, query_blocks, key_blocks;
@@ -633,14 +654,14 @@ SVG2_API svg2_result svg2_tail(const svg2_backend *backend, const svg2_tail_desc
 
 /* svg2_attention - attention over a block map.
 
-   q, k, v read, out written, lse [B, H, Sq] written unless NULL, for heads [head_begin, head_begin + head_count) of the B*H
-   (0, 0 = all). Query block i is query_order[query_offset[i] .. query_offset[i+1]); keys alike. NULL order = identity;
-   NULL offset = one block; NULL map = all ones: with all NULL this is dense attention. Rows that attend to nothing get
-   out = 0, lse = -INFINITY.
+   q, k, v read, out written, lse [B, H, Sq] written unless NULL, for heads [head_begin, head_begin + head_count)
+   of the B*H (0, 0 = all). Query block i is query_order[query_offset[i] .. query_offset[i+1]); keys alike. NULL
+   order = identity; NULL offset = one block; NULL map = all ones: with all NULL this is dense attention. Rows
+   that attend to nothing get out = 0, lse = -INFINITY.
    key_mean [B, Hkv, D]: subtracted from the keys (accuracy; the LSE is corrected). NULL = none.
-   Tail: query blocks < tail_query_blocks also see one virtual key for each non-empty key block < tail_key_blocks that their
-   map row lacks: logit scale*q.key_centroid + log_mass (NULL = ln n), value value_mean; tail_matrix (NULL = order 0) is
-   svg2_tail's output for the same heads. */
+   Tail: query blocks < tail_query_blocks also see one virtual key for each non-empty key block < tail_key_blocks
+   that their map row lacks: logit scale*q.key_centroid + log_mass (NULL = ln n), value value_mean; tail_matrix
+   (NULL = order 0) is svg2_tail's output for the same heads. */
 struct svg2_attention_desc {
     int32_t batch, heads, heads_kv, tokens, tokens_kv, head_dim;
     int32_t head_begin, head_count;
@@ -661,12 +682,14 @@ struct svg2_attention_desc {
 SVG2_API svg2_result svg2_attention(const svg2_backend *backend, const svg2_attention_desc *desc, void *workspace,
                                     size_t workspace_bytes, svg2_error *err);
 
-/* svg2_block_mass - exact attention mass of every block: sum over its pairs of exp(scale*q.k - lse). The oracle: the mass of
-   a row of blocks sums to its number of rows. attention.lse is READ and must be the LSE of dense attention without tail
-   (rows with -INFINITY count nothing); attention.map is used for recall only; out and tail fields are ignored.
+/* svg2_block_mass - exact attention mass of every block: sum over its pairs of exp(scale*q.k - lse). The oracle:
+   the mass of a row of blocks sums to its number of rows. attention.lse is READ and must be the LSE of dense
+   attention without tail (rows with -INFINITY count nothing); attention.map is used for recall only; out and
+   tail fields are ignored.
 
    mass   [B, H, Qb, Kb]  f32, written unless NULL
-   recall [B, H, Sq]      f32, written unless NULL: per query row, the mass inside the map (1 where map is NULL) */
+   recall [B, H, Sq]      f32, written unless NULL: per query row, the mass inside the map (1 where map is NULL)
+                          */
 struct svg2_mass_desc {
     svg2_attention_desc attention;
     float *mass;
@@ -675,10 +698,11 @@ struct svg2_mass_desc {
 SVG2_API svg2_result svg2_block_mass(const svg2_backend *backend, const svg2_mass_desc *desc, void *workspace,
                                      size_t workspace_bytes, svg2_error *err);
 
-/* svg2_merge - join two attentions over disjoint key sets. out and lse may be the arrays of either side. Rows are contiguous
-   f32: o [rows, dim], lse [rows]. A side with lse = -INFINITY contributes nothing; both so: out = 0, lse = -INFINITY. */
-SVG2_API svg2_result svg2_merge(const float *out_a, const float *lse_a, const float *out_b, const float *lse_b, float *out,
-                                float *lse, int64_t rows, int32_t dim, svg2_error *err);
+/* svg2_merge - join two attentions over disjoint key sets. out and lse may be the arrays of either side. Rows
+   are contiguous f32: o [rows, dim], lse [rows]. A side with lse = -INFINITY contributes nothing; both so: out =
+   0, lse = -INFINITY. */
+SVG2_API svg2_result svg2_merge(const float *out_a, const float *lse_a, const float *out_b, const float *lse_b,
+                                float *out, float *lse, int64_t rows, int32_t dim, svg2_error *err);
 
 /* ---- metrics (>>stats) -------------------------------------------------------------------- */
 /* Differences of x from the reference y over count elements; sums in f64.
@@ -689,14 +713,14 @@ typedef struct svg2_metrics {
     double rel_l1, rel_l2, cosine, max_abs, mse, psnr;
     int32_t finite;
 } svg2_metrics;
-SVG2_API svg2_result svg2_compare(const float *x, const float *y, size_t count, double peak, svg2_metrics *metrics,
-                                  svg2_error *err);
+SVG2_API svg2_result svg2_compare(const float *x, const float *y, size_t count, double peak,
+                                  svg2_metrics *metrics, svg2_error *err);
 
 #endif /* SVG2_H_INCLUDED */
 
 /* ==== >>impl =============================================================================
-   Everything below is private (svg2__; the double underscore is reserved in C++ only, and accepted). The implementation is
-   C99 that is also C++11. IDEs grey it out unless the macro is set. */
+   Everything below is private (svg2__; the double underscore is reserved in C++ only, and accepted). The
+   implementation is C99 that is also C++11. IDEs grey it out unless the macro is set. */
 #if (defined(SVG2_IMPLEMENTATION) || defined(__INTELLISENSE__) || defined(__JETBRAINS_IDE__)) \
     && !defined(SVG2_IMPLEMENTATION_DONE)
 #define SVG2_IMPLEMENTATION_DONE
@@ -716,17 +740,17 @@ SVG2_API svg2_result svg2_compare(const float *x, const float *y, size_t count, 
 #endif
 
 enum {
-    SVG2__AHEAD = 8,   /* rows asked for ahead of a gather: it takes about as long to sum 8 rows as to fetch one           */
-    SVG2__LANES = 64,  /* query rows of one unit: lanes of the inner loops run over queries (or tokens), so that row maxima
-                          and row sums need no shuffles; 64 also is the unit of the GPU kernels                          */
-    SVG2__KEYS = 128,  /* keys of one tile                                                                                */
-    SVG2__UNITS = 4,   /* units that share a loaded key tile: loading and transposing it then costs about 1 %            */
+    SVG2__AHEAD = 8,   /* rows asked for ahead of a gather: summing 8 rows takes about as long as fetching one */
+    SVG2__LANES = 64,  /* query rows of one unit. Lanes of the inner loops run over queries (or tokens), so that
+                          row maxima and row sums need no shuffles; 64 also is the unit of the GPU kernels     */
+    SVG2__KEYS = 128,  /* keys of one tile                                                                     */
+    SVG2__UNITS = 4,   /* units that share a loaded key tile: loading and transposing it then costs about 1 %  */
     SVG2__ROWS = SVG2__LANES * SVG2__UNITS,
-    SVG2__PANEL = 16,  /* key dimensions of C_j that svg2_tail works on at once                                           */
+    SVG2__PANEL = 16,  /* key dimensions of C_j that svg2_tail works on at once                                */
     SVG2__MAX_DIM = 256,
     SVG2__MAX_WORKERS = 4096,
-    SVG2__SEED_ROUNDS = 32, /* rounds of D^2 sampling                                                                     */
-    SVG2__CHUNK = 256  /* rows summed in f32 before they are added to an f64 total                                        */
+    SVG2__SEED_ROUNDS = 32, /* rounds of D^2 sampling                                                          */
+    SVG2__CHUNK = 256  /* rows summed in f32 before they are added to an f64 total                             */
 };
 
 static size_t svg2__mul(size_t a, size_t b)
@@ -754,7 +778,8 @@ static int32_t svg2__round_up(int32_t x, int32_t unit)
     return (x + unit - 1) / unit * unit;
 }
 
-/* Carves a workspace. With base = NULL it only counts, so the function that lays out memory also tells its size. */
+/* Carves a workspace. With base = NULL it only counts, so the function that lays out memory also tells its size.
+   */
 typedef struct svg2__arena {
     char  *base;
     size_t used;
@@ -776,7 +801,8 @@ typedef struct svg2__arena {
 
 static void *svg2__take(svg2__arena *a, size_t elem_bytes, size_t count)
 {
-    const size_t at = a->used, mask = (a->align ? a->align : SVG2_ALIGN) - 1, exact = svg2__mul(elem_bytes, count);
+    const size_t at = a->used, mask = (a->align ? a->align : SVG2_ALIGN) - 1,
+                 exact = svg2__mul(elem_bytes, count);
     const size_t bytes = exact > SIZE_MAX - mask - SVG2__GAP ? SIZE_MAX : (exact + SVG2__GAP + mask) & ~mask;
     a->used = svg2__add(at, bytes);
     if (!a->base) return 0;
@@ -865,13 +891,14 @@ static svg2_layout svg2__layout(svg2_layout l, int32_t heads, int32_t tokens, in
 }
 
 /* field names the layout, e.g. "k" */
-static svg2_result svg2__check_layout(svg2_layout l, int32_t batch, int32_t heads, int32_t tokens, int32_t dim, int is_output,
-                                      const char *field, svg2_error *err)
+static svg2_result svg2__check_layout(svg2_layout l, int32_t batch, int32_t heads, int32_t tokens, int32_t dim,
+                                      int is_output, const char *field, svg2_error *err)
 {
     const int64_t limit = INT64_MAX / 16;
     int64_t extent[3], stride[3], span = dim;
     int i, j;
-    SVG2__CHECK(svg2__dtype_valid(l.dtype), SVG2_ERR_DTYPE, field, "dtype must be SVG2_F32, SVG2_F16 or SVG2_BF16");
+    SVG2__CHECK(svg2__dtype_valid(l.dtype), SVG2_ERR_DTYPE, field,
+                "dtype must be SVG2_F32, SVG2_F16 or SVG2_BF16");
     SVG2__CHECK(l.stride_batch >= 0 && l.stride_head >= 0 && l.stride_token >= 0, SVG2_ERR_STRIDE, field,
                 "strides must not be negative");
     SVG2__CHECK(svg2__count(batch, heads, tokens, dim) < (size_t)limit, SVG2_ERR_OVERFLOW, field,
@@ -886,7 +913,8 @@ static svg2_result svg2__check_layout(svg2_layout l, int32_t batch, int32_t head
         span += stride[i] * (extent[i] - 1);
     }
     if (!is_output) return SVG2_OK;
-    /* Rows of an output must not overlap: sorted by stride, each dimension must step over all the smaller ones. */
+    /* Rows of an output must not overlap: sorted by stride, each dimension must step over all the smaller ones.
+       */
     for (i = 0; i < 2; ++i)
         for (j = 0; j < 2 - i; ++j)
             if (stride[j] > stride[j + 1]) {
@@ -956,7 +984,8 @@ static int64_t svg2__kv_head(int64_t bh, int32_t heads, int32_t heads_kv)
 /* Byte offset of a row. */
 static size_t svg2__row_at(const svg2_layout *l, int64_t b, int64_t h, int64_t token)
 {
-    return (size_t)(b * l->stride_batch + h * l->stride_head + token * l->stride_token) * svg2__dtype_bytes(l->dtype);
+    return (size_t)(b * l->stride_batch + h * l->stride_head + token * l->stride_token)
+           * svg2__dtype_bytes(l->dtype);
 }
 
 static const char *svg2__row(const void *base, const svg2_layout *l, int64_t b, int64_t h, int64_t token)
@@ -964,8 +993,9 @@ static const char *svg2__row(const void *base, const svg2_layout *l, int64_t b, 
     return (const char *)base + svg2__row_at(l, b, h, token);
 }
 
-/* Ask for a row that will be needed soon. Rows of a cluster lie anywhere; waiting for each costs more than working on it.
-   Always inline: GCC takes a function that only prefetches for one without effect, and drops the call. */
+/* Ask for a row that will be needed soon. Rows of a cluster lie anywhere; waiting for each costs more than
+   working on it. Always inline: GCC takes a function that only prefetches for one without effect, and drops the
+   call. */
 SVG2__INLINE void svg2__prefetch(const char *row, const svg2_layout *l, int32_t dim)
 {
 #if defined(__GNUC__)
@@ -1007,7 +1037,8 @@ static uint16_t svg2__f32_to_bf16(float x)
 static float svg2__f16_to_f32(uint16_t h)
 {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 1023u;
-    if (exponent == 31u) return svg2__from_bits(sign | 0x7f800000u | (mantissa << 13) | (mantissa ? 0x400000u : 0u));
+    if (exponent == 31u)
+        return svg2__from_bits(sign | 0x7f800000u | (mantissa << 13) | (mantissa ? 0x400000u : 0u));
     if (exponent) return svg2__from_bits(sign | ((exponent + 112u) << 23) | (mantissa << 13));
     return svg2__from_bits(sign | svg2__bits((float)mantissa * (1.0f / 16777216.0f))); /* subnormal: mantissa * 2^-24 */
 }
@@ -1089,7 +1120,8 @@ static void svg2__openmp_run(void *user, svg2_task_fn *fn, void *task, int64_t c
     const int64_t pieces = (count + grain - 1) / grain;
     int64_t i;
 #  pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (i = 0; i < pieces; ++i) fn(task, i * grain, svg2__min64(count, (i + 1) * grain), (int32_t)omp_get_thread_num());
+    for (i = 0; i < pieces; ++i)
+        fn(task, i * grain, svg2__min64(count, (i + 1) * grain), (int32_t)omp_get_thread_num());
 }
 
 SVG2_API svg2_parallel svg2_parallel_openmp(int32_t threads)
@@ -1105,35 +1137,41 @@ SVG2_API svg2_parallel svg2_parallel_openmp(int32_t threads)
 #endif
 
 /* ==== >>dispatch =========================================================================
-   All heavy work goes through nine inner loops. mk ("micro-kernel") is the only matrix product in the library: logits,
-   values, distances, tail matrices are the same loop on differently packed operands. */
+   All heavy work goes through nine inner loops. mk ("micro-kernel") is the only matrix product in the library:
+   logits, values, distances, tail matrices are the same loop on differently packed operands. */
 
-/* c[i][l] = (accumulate ? c[i][l] : 0) + sum over k < kc of a[k*lda + i] * b[k*ldb + l],   i < 4, l < 16*nv, nv in 1..4 */
-typedef void svg2__mk_fn(int nv, int64_t kc, const float *a, int64_t lda, const float *b, int64_t ldb, float *c, int64_t ldc,
-                         int accumulate);
+/* c[i][l] = (accumulate ? c[i][l] : 0) + sum over k < kc of a[k*lda + i] * b[k*ldb + l],   i < 4, l < 16*nv, nv
+   in 1..4 */
+typedef void svg2__mk_fn(int nv, int64_t kc, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
+                         int64_t ldc, int accumulate);
 /* dst[d] = src[d] - shift[d] (shift may be NULL), d < dim, dim a multiple of 8 */
 typedef void svg2__load_fn(float *dst, const void *src, svg2_dtype dtype, const float *shift, int32_t dim);
 /* transpose 4 rows: dst[d*ld_dst + i] = src[i*ld_src + d], d < dim, dim a multiple of 4 */
 typedef void svg2__pack4_fn(float *dst, int64_t ld_dst, const float *src, int64_t ld_src, int32_t dim);
-/* p [keys][64]: base-2 logits in, weights exp2(p + bias[key] - m) out; m, l [64] are updated; alpha = exp2(old m - new m).
-   bias may be NULL. Returns 1 if any alpha is not 1, i.e. earlier sums must be rescaled. */
+/* p [keys][64]: base-2 logits in, weights exp2(p + bias[key] - m) out; m, l [64] are updated; alpha = exp2(old m
+   - new m). bias may be NULL. Returns 1 if any alpha is not 1, i.e. earlier sums must be rescaled. */
 typedef int svg2__softmax_fn(float *p, int32_t keys, int nv, const float *bias, float *m, float *l, float *alpha);
 /* o [dim][64] *= alpha [64] */
 typedef void svg2__rescale_fn(float *o, int32_t dim, int nv, const float *alpha);
-/* score [4][64]: for each lane, best = max over i of score + bias[i], index = first + i of it; strict, so ties stay low */
-typedef void svg2__argmax_fn(const float *score, int nv, const float *bias, int32_t first, float *best, int32_t *index);
+/* score [4][64]: for each lane, best = max over i of score + bias[i], index = first + i of it; strict, so ties
+   stay low */
+typedef void svg2__argmax_fn(const float *score, int nv, const float *bias, int32_t first, float *best,
+                             int32_t *index);
 /* p = exp2(p - lse2): key_mass[key] = sum over lanes, recall[lane] += sum over keys of weight[key] * p */
-typedef void svg2__mass_fn(const float *p, int32_t keys, int nv, const float *lse2, const float *weight, float *key_mass,
-                           float *recall);
+typedef void svg2__mass_fn(const float *p, int32_t keys, int nv, const float *lse2, const float *weight,
+                           float *key_mass, float *recall);
 /* sum[d] += row[d], square[d] += row[d]^2 */
 typedef void svg2__moments_fn(float *sum, float *square, const float *row, int32_t dim);
 /* sum of a[i]*b[i] */
 typedef float svg2__dot_fn(const float *a, const float *b, int32_t dim);
-/* Where the machine multiplies pairs of bf16 at twice the rate: mk on bf16 pairs, for finding candidates only (>>kmeans).
-   mk16: c [4][64] = bias[i] + products; best [64] = max of it and c over i
-   pairs: x [dim][64] f32 -> xb [dim/2][64] pairs, and per lane the lengths of x, of its rounded form and of the difference */
-typedef void svg2__mk16_fn(int nv, int64_t kc, const uint32_t *a, const uint32_t *b, const float *bias, float *c, float *best);
-typedef void svg2__pairs_fn(uint32_t *xb, const float *x, int32_t dim, int nv, float *length, float *rounded, float *residual);
+/* Where the machine multiplies pairs of bf16 at twice the rate: mk on bf16 pairs, for finding candidates only
+   (>>kmeans). mk16: c [4][64] = bias[i] + products; best [64] = max of it and c over i
+   pairs: x [dim][64] f32 -> xb [dim/2][64] pairs, and per lane the lengths of x, of its rounded form and of the
+   difference */
+typedef void svg2__mk16_fn(int nv, int64_t kc, const uint32_t *a, const uint32_t *b, const float *bias, float *c,
+                           float *best);
+typedef void svg2__pairs_fn(uint32_t *xb, const float *x, int32_t dim, int nv, float *length, float *rounded,
+                            float *residual);
 /* bit l of the result: not (score[l] < threshold[l]), l < 64 */
 typedef uint64_t svg2__reach_fn(const float *score, int nv, const float *threshold);
 
@@ -1153,8 +1191,8 @@ typedef struct svg2__loops {
 } svg2__loops;
 
 /* ---- scalar: the definition of truth ---- */
-static void svg2__mk_scalar(int nv, int64_t kc, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
-                            int64_t ldc, int accumulate)
+static void svg2__mk_scalar(int nv, int64_t kc, const float *a, int64_t lda, const float *b, int64_t ldb,
+                            float *c, int64_t ldc, int accumulate)
 {
     const int n = 16 * nv;
     float acc[SVG2__LANES];
@@ -1184,7 +1222,8 @@ static void svg2__pack4_scalar(float *dst, int64_t ld_dst, const float *src, int
         for (i = 0; i < 4; ++i) dst[d * ld_dst + i] = src[i * ld_src + d];
 }
 
-static int svg2__softmax_scalar(float *p, int32_t keys, int nv, const float *bias, float *m, float *l, float *alpha)
+static int svg2__softmax_scalar(float *p, int32_t keys, int nv, const float *bias, float *m, float *l,
+                                float *alpha)
 {
     const int n = 16 * nv;
     int32_t key;
@@ -1217,7 +1256,8 @@ static void svg2__rescale_scalar(float *o, int32_t dim, int nv, const float *alp
         for (lane = 0; lane < 16 * nv; ++lane) o[d * SVG2__LANES + lane] *= alpha[lane];
 }
 
-static void svg2__argmax_scalar(const float *score, int nv, const float *bias, int32_t first, float *best, int32_t *index)
+static void svg2__argmax_scalar(const float *score, int nv, const float *bias, int32_t first, float *best,
+                                int32_t *index)
 {
     int i, lane;
     for (i = 0; i < 4; ++i)
@@ -1227,8 +1267,8 @@ static void svg2__argmax_scalar(const float *score, int nv, const float *bias, i
         }
 }
 
-static void svg2__mass_scalar(const float *p, int32_t keys, int nv, const float *lse2, const float *weight, float *key_mass,
-                              float *recall)
+static void svg2__mass_scalar(const float *p, int32_t keys, int nv, const float *lse2, const float *weight,
+                              float *key_mass, float *recall)
 {
     int32_t key;
     int lane;
@@ -1266,8 +1306,8 @@ static const svg2__loops svg2__loops_scalar = {
 };
 
 /* ---- x86 ----
-   Functions carry target attributes, so that the file compiles without -mavx and picks at run time. Left out on Windows:
-   GCC aligns the stack to 16 bytes there and still uses aligned AVX stores (GCC bug 54412). */
+   Functions carry target attributes, so that the file compiles without -mavx and picks at run time. Left out on
+   Windows: GCC aligns the stack to 16 bytes there and still uses aligned AVX stores (GCC bug 54412). */
 #if !defined(SVG2_NO_SIMD) && defined(__x86_64__) && defined(__GNUC__) && !defined(_WIN32)
 #  define SVG2__X86 1
 #else
@@ -1310,15 +1350,16 @@ static void svg2__pack4_sse(float *dst, int64_t ld_dst, const float *src, int64_
 
 /* ---- AVX2 + FMA + F16C: 16 lanes are two registers ---- */
 
-/* 4 x 16 accumulators in 8 registers, 2 for b, 1 for the broadcast: 6 loads for 8 FMA, below the 2 loads per cycle there are.
-   More accumulators would leave no register for the operands. */
-SVG2__AVX2 static void svg2__mk_avx2(int nv, int64_t kc, const float *a, int64_t lda, const float *b, int64_t ldb, float *c,
-                                     int64_t ldc, int accumulate)
+/* 4 x 16 accumulators in 8 registers, 2 for b, 1 for the broadcast: 6 loads for 8 FMA, below the 2 loads per
+   cycle there are. More accumulators would leave no register for the operands. */
+SVG2__AVX2 static void svg2__mk_avx2(int nv, int64_t kc, const float *a, int64_t lda, const float *b, int64_t ldb,
+                                     float *c, int64_t ldc, int accumulate)
 {
     int v;
     for (v = 0; v < nv; ++v, b += 16, c += 16) {
         const float *ak = a, *bk = b;
-        __m256 c00 = _mm256_setzero_ps(), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00, c30 = c00, c31 = c00;
+        __m256 c00 = _mm256_setzero_ps(), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00, c30 = c00,
+               c31 = c00;
         int64_t k;
         for (k = 0; k < kc; ++k, ak += lda, bk += ldb) {
             const __m256 b0 = _mm256_loadu_ps(bk), b1 = _mm256_loadu_ps(bk + 8);
@@ -1346,7 +1387,8 @@ SVG2__AVX2 static void svg2__mk_avx2(int nv, int64_t kc, const float *a, int64_t
     }
 }
 
-SVG2__AVX2 static void svg2__load_avx2(float *dst, const void *src, svg2_dtype dtype, const float *shift, int32_t dim)
+SVG2__AVX2 static void svg2__load_avx2(float *dst, const void *src, svg2_dtype dtype, const float *shift,
+                                       int32_t dim)
 {
     int32_t d;
     for (d = 0; d < dim; d += 8) {
@@ -1381,7 +1423,8 @@ SVG2__AVX2 SVG2__INLINE __m256 svg2__exp2_avx2(__m256 x)
                                 _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
 }
 
-SVG2__AVX2 static int svg2__softmax_avx2(float *p, int32_t keys, int nv, const float *bias, float *m, float *l, float *alpha)
+SVG2__AVX2 static int svg2__softmax_avx2(float *p, int32_t keys, int nv, const float *bias, float *m, float *l,
+                                         float *alpha)
 {
     const __m256 minus_inf = _mm256_set1_ps(-INFINITY);
     int v, changed = 0;
@@ -1424,15 +1467,16 @@ SVG2__AVX2 static void svg2__rescale_avx2(float *o, int32_t dim, int nv, const f
     }
 }
 
-SVG2__AVX2 static void svg2__argmax_avx2(const float *score, int nv, const float *bias, int32_t first, float *best,
-                                         int32_t *index)
+SVG2__AVX2 static void svg2__argmax_avx2(const float *score, int nv, const float *bias, int32_t first,
+                                         float *best, int32_t *index)
 {
     int v, i;
     for (v = 0; v < 2 * nv; ++v) {
         __m256 top = _mm256_loadu_ps(best + 8 * v);
         __m256 at = _mm256_castsi256_ps(_mm256_loadu_si256((const __m256i *)(const void *)(index + 8 * v)));
         for (i = 0; i < 4; ++i) {
-            const __m256 x = _mm256_add_ps(_mm256_loadu_ps(score + i * SVG2__LANES + 8 * v), _mm256_broadcast_ss(bias + i));
+            const __m256 x =
+                _mm256_add_ps(_mm256_loadu_ps(score + i * SVG2__LANES + 8 * v), _mm256_broadcast_ss(bias + i));
             const __m256 above = _mm256_cmp_ps(x, top, _CMP_GT_OQ);
             top = _mm256_blendv_ps(top, x, above);
             at = _mm256_blendv_ps(at, _mm256_castsi256_ps(_mm256_set1_epi32(first + i)), above);
@@ -1449,8 +1493,8 @@ SVG2__AVX2 SVG2__INLINE float svg2__sum_avx2(__m256 x)
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-SVG2__AVX2 static void svg2__mass_avx2(const float *p, int32_t keys, int nv, const float *lse2, const float *weight,
-                                       float *key_mass, float *recall)
+SVG2__AVX2 static void svg2__mass_avx2(const float *p, int32_t keys, int nv, const float *lse2,
+                                       const float *weight, float *key_mass, float *recall)
 {
     int32_t key;
     int v;
@@ -1492,10 +1536,11 @@ static const svg2__loops svg2__loops_avx2 = {
 
 /* ---- AVX-512 F: 16 lanes are one register ---- */
 
-/* 4 x 64 accumulators in 16 registers. Per k: 4 + 4 loads for 16 FMA, so that one load per cycle is enough even where two
-   FMA issue per cycle. nv is a constant after inlining; unused accumulators vanish. */
-SVG2__AVX512 SVG2__INLINE void svg2__mk_avx512_nv(const int nv, int64_t kc, const float *a, int64_t lda, const float *b,
-                                                  int64_t ldb, float *c, int64_t ldc, int accumulate)
+/* 4 x 64 accumulators in 16 registers. Per k: 4 + 4 loads for 16 FMA, so that one load per cycle is enough even
+   where two FMA issue per cycle. nv is a constant after inlining; unused accumulators vanish. */
+SVG2__AVX512 SVG2__INLINE void svg2__mk_avx512_nv(const int nv, int64_t kc, const float *a, int64_t lda,
+                                                  const float *b, int64_t ldb, float *c, int64_t ldc,
+                                                  int accumulate)
 {
     const __m512 zero = _mm512_setzero_ps();
     __m512 c00 = zero, c01 = zero, c02 = zero, c03 = zero, c10 = zero, c11 = zero, c12 = zero, c13 = zero;
@@ -1533,8 +1578,8 @@ SVG2__AVX512 SVG2__INLINE void svg2__mk_avx512_nv(const int nv, int64_t kc, cons
 #undef SVG2__PUT
 }
 
-SVG2__AVX512 static void svg2__mk_avx512(int nv, int64_t kc, const float *a, int64_t lda, const float *b, int64_t ldb,
-                                         float *c, int64_t ldc, int accumulate)
+SVG2__AVX512 static void svg2__mk_avx512(int nv, int64_t kc, const float *a, int64_t lda, const float *b,
+                                         int64_t ldb, float *c, int64_t ldc, int accumulate)
 {
     switch (nv) {
     case 1: svg2__mk_avx512_nv(1, kc, a, lda, b, ldb, c, ldc, accumulate); break;
@@ -1550,7 +1595,8 @@ SVG2__INLINE uint16_t svg2__mask16(int32_t left)
     return (uint16_t)(left >= 16 ? 0xffffu : 0xffu);
 }
 
-SVG2__AVX512 static void svg2__load_avx512(float *dst, const void *src, svg2_dtype dtype, const float *shift, int32_t dim)
+SVG2__AVX512 static void svg2__load_avx512(float *dst, const void *src, svg2_dtype dtype, const float *shift,
+                                           int32_t dim)
 {
     int32_t d;
     for (d = 0; d < dim; d += 16) {
@@ -1587,8 +1633,8 @@ SVG2__AVX512 SVG2__INLINE __m512 svg2__exp2_avx512(__m512 x)
     return _mm512_maskz_scalef_ps(normal, p, n);
 }
 
-SVG2__AVX512 static int svg2__softmax_avx512(float *p, int32_t keys, int nv, const float *bias, float *m, float *l,
-                                             float *alpha)
+SVG2__AVX512 static int svg2__softmax_avx512(float *p, int32_t keys, int nv, const float *bias, float *m,
+                                             float *l, float *alpha)
 {
     const __m512 minus_inf = _mm512_set1_ps(-INFINITY);
     int v, changed = 0;
@@ -1631,15 +1677,16 @@ SVG2__AVX512 static void svg2__rescale_avx512(float *o, int32_t dim, int nv, con
     }
 }
 
-SVG2__AVX512 static void svg2__argmax_avx512(const float *score, int nv, const float *bias, int32_t first, float *best,
-                                             int32_t *index)
+SVG2__AVX512 static void svg2__argmax_avx512(const float *score, int nv, const float *bias, int32_t first,
+                                             float *best, int32_t *index)
 {
     int v, i;
     for (v = 0; v < nv; ++v) {
         __m512 top = _mm512_loadu_ps(best + 16 * v);
         __m512i at = _mm512_loadu_si512(index + 16 * v);
         for (i = 0; i < 4; ++i) {
-            const __m512 x = _mm512_add_ps(_mm512_loadu_ps(score + i * SVG2__LANES + 16 * v), _mm512_set1_ps(bias[i]));
+            const __m512 x =
+                _mm512_add_ps(_mm512_loadu_ps(score + i * SVG2__LANES + 16 * v), _mm512_set1_ps(bias[i]));
             const __mmask16 above = _mm512_cmp_ps_mask(x, top, _CMP_GT_OQ);
             top = _mm512_mask_mov_ps(top, above, x);
             at = _mm512_mask_mov_epi32(at, above, _mm512_set1_epi32(first + i));
@@ -1649,8 +1696,8 @@ SVG2__AVX512 static void svg2__argmax_avx512(const float *score, int nv, const f
     }
 }
 
-SVG2__AVX512 static void svg2__mass_avx512(const float *p, int32_t keys, int nv, const float *lse2, const float *weight,
-                                           float *key_mass, float *recall)
+SVG2__AVX512 static void svg2__mass_avx512(const float *p, int32_t keys, int nv, const float *lse2,
+                                           const float *weight, float *key_mass, float *recall)
 {
     int32_t key;
     int v;
@@ -1659,7 +1706,8 @@ SVG2__AVX512 static void svg2__mass_avx512(const float *p, int32_t keys, int nv,
         const __m512 lse = _mm512_loadu_ps(lse2 + 16 * v);
         __m512 kept = _mm512_loadu_ps(recall + 16 * v);
         for (key = 0; key < keys; ++key) {
-            const __m512 x = svg2__exp2_avx512(_mm512_sub_ps(_mm512_loadu_ps(p + key * SVG2__LANES + 16 * v), lse));
+            const __m512 x =
+                svg2__exp2_avx512(_mm512_sub_ps(_mm512_loadu_ps(p + key * SVG2__LANES + 16 * v), lse));
             kept = _mm512_fmadd_ps(x, _mm512_set1_ps(weight[key]), kept);
             key_mass[key] += _mm512_reduce_add_ps(x);
         }
@@ -1723,13 +1771,13 @@ SVG2__AVX512BF16 SVG2__INLINE void svg2__mk16_nv(const int nv, int64_t kc, const
         SVG2__STEP(3);
 #undef SVG2__STEP
     }
-#define SVG2__PUT_COLUMN(v)                                                                                       \
-    _mm512_storeu_ps(c + 16 * (v), c0##v);                                                                        \
-    _mm512_storeu_ps(c + SVG2__LANES + 16 * (v), c1##v);                                                          \
-    _mm512_storeu_ps(c + 2 * SVG2__LANES + 16 * (v), c2##v);                                                      \
-    _mm512_storeu_ps(c + 3 * SVG2__LANES + 16 * (v), c3##v);                                                      \
-    _mm512_storeu_ps(best + 16 * (v), _mm512_max_ps(_mm512_max_ps(_mm512_max_ps(c0##v, c1##v), _mm512_max_ps(c2##v, c3##v)), \
-                                                    _mm512_loadu_ps(best + 16 * (v))))
+#define SVG2__PUT_COLUMN(v)                                                        \
+    _mm512_storeu_ps(c + 16 * (v), c0##v);                                         \
+    _mm512_storeu_ps(c + SVG2__LANES + 16 * (v), c1##v);                           \
+    _mm512_storeu_ps(c + 2 * SVG2__LANES + 16 * (v), c2##v);                       \
+    _mm512_storeu_ps(c + 3 * SVG2__LANES + 16 * (v), c3##v);                       \
+    c0##v = _mm512_max_ps(_mm512_max_ps(c0##v, c1##v), _mm512_max_ps(c2##v, c3##v)); \
+    _mm512_storeu_ps(best + 16 * (v), _mm512_max_ps(c0##v, _mm512_loadu_ps(best + 16 * (v))))
     SVG2__PUT_COLUMN(0);
     if (nv > 1) { SVG2__PUT_COLUMN(1); }
     if (nv > 2) { SVG2__PUT_COLUMN(2); }
@@ -1737,8 +1785,8 @@ SVG2__AVX512BF16 SVG2__INLINE void svg2__mk16_nv(const int nv, int64_t kc, const
 #undef SVG2__PUT_COLUMN
 }
 
-SVG2__AVX512BF16 static void svg2__mk16_avx512(int nv, int64_t kc, const uint32_t *a, const uint32_t *b, const float *bias,
-                                               float *c, float *best)
+SVG2__AVX512BF16 static void svg2__mk16_avx512(int nv, int64_t kc, const uint32_t *a, const uint32_t *b,
+                                               const float *bias, float *c, float *best)
 {
     switch (nv) {
     case 1: svg2__mk16_nv(1, kc, a, b, bias, c, best); break;
@@ -1748,10 +1796,11 @@ SVG2__AVX512BF16 static void svg2__mk16_avx512(int nv, int64_t kc, const uint32_
     }
 }
 
-SVG2__AVX512 static void svg2__pairs_avx512(uint32_t *xb, const float *x, int32_t dim, int nv, float *length, float *rounded,
-                                            float *residual)
+SVG2__AVX512 static void svg2__pairs_avx512(uint32_t *xb, const float *x, int32_t dim, int nv, float *length,
+                                            float *rounded, float *residual)
 {
-    const __m512i half = _mm512_set1_epi32(0x7fff), one = _mm512_set1_epi32(1), high = _mm512_set1_epi32((int)0xffff0000u);
+    const __m512i half = _mm512_set1_epi32(0x7fff), one = _mm512_set1_epi32(1),
+                  high = _mm512_set1_epi32((int)0xffff0000u);
     int v;
     for (v = 0; v < nv; ++v) {
         __m512 sum = _mm512_setzero_ps(), sum_rounded = sum, sum_residual = sum;
@@ -1769,7 +1818,8 @@ SVG2__AVX512 static void svg2__pairs_avx512(uint32_t *xb, const float *x, int32_
                 sum_rounded = _mm512_fmadd_ps(g, g, sum_rounded);
                 sum_residual = _mm512_fmadd_ps(e, e, sum_residual);
             }
-            _mm512_storeu_si512(xb + d / 2 * SVG2__LANES + 16 * v, _mm512_or_si512(_mm512_srli_epi32(pair[0], 16), pair[1]));
+            _mm512_storeu_si512(xb + d / 2 * SVG2__LANES + 16 * v,
+                                _mm512_or_si512(_mm512_srli_epi32(pair[0], 16), pair[1]));
         }
         _mm512_storeu_ps(length + 16 * v, _mm512_sqrt_ps(sum));
         _mm512_storeu_ps(rounded + 16 * v, _mm512_sqrt_ps(sum_rounded));
@@ -1782,7 +1832,8 @@ SVG2__AVX512 static uint64_t svg2__reach_avx512(const float *score, int nv, cons
     uint64_t mask = 0;
     int v;
     for (v = 0; v < nv; ++v)
-        mask |= (uint64_t)_mm512_cmp_ps_mask(_mm512_loadu_ps(score + 16 * v), _mm512_loadu_ps(threshold + 16 * v), _CMP_NLT_UQ)
+        mask |= (uint64_t)_mm512_cmp_ps_mask(_mm512_loadu_ps(score + 16 * v), _mm512_loadu_ps(threshold + 16 * v),
+                                             _CMP_NLT_UQ)
                 << 16 * v;
     return mask;
 }
@@ -1801,12 +1852,14 @@ static svg2_simd svg2__pick_simd(svg2_simd wanted)
 {
 #if SVG2__X86
     __builtin_cpu_init();
-    if ((wanted == SVG2_SIMD_BEST || wanted == SVG2_SIMD_AVX512) && __builtin_cpu_supports("avx512f")) return SVG2_SIMD_AVX512;
+    if ((wanted == SVG2_SIMD_BEST || wanted == SVG2_SIMD_AVX512) && __builtin_cpu_supports("avx512f"))
+        return SVG2_SIMD_AVX512;
     /* F16C is older than AVX2 and in every processor that has it; clang 14 cannot ask for it */
-    if (wanted != SVG2_SIMD_SCALAR && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return SVG2_SIMD_AVX2;
-#else
+    if (wanted != SVG2_SIMD_SCALAR && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return SVG2_SIMD_AVX2;
+#  else
     (void)wanted;
-#endif
+#  endif
     return SVG2_SIMD_SCALAR;
 }
 
@@ -1843,8 +1896,8 @@ static int svg2__extents_valid(svg2_stage stage, const void *stage_desc)
     }
     case SVG2_STAGE_SCORE: {
         const svg2_score_desc *d = (const svg2_score_desc *)stage_desc;
-        return svg2__check_extents(d->batch, d->heads, d->tokens_kv, d->head_dim, 0) == SVG2_OK && d->query_clusters > 0
-            && d->key_clusters > 0;
+        return svg2__check_extents(d->batch, d->heads, d->tokens_kv, d->head_dim, 0) == SVG2_OK
+               && d->query_clusters > 0 && d->key_clusters > 0;
     }
     case SVG2_STAGE_SELECT: {
         const svg2_select_desc *d = (const svg2_select_desc *)stage_desc;
@@ -1853,8 +1906,8 @@ static int svg2__extents_valid(svg2_stage stage, const void *stage_desc)
     }
     case SVG2_STAGE_TAIL: {
         const svg2_tail_desc *d = (const svg2_tail_desc *)stage_desc;
-        return svg2__check_extents(d->batch, d->heads, d->tokens_kv, d->head_dim, 0) == SVG2_OK && d->query_clusters > 0
-            && d->key_clusters > 0 && d->head_count > 0;
+        return svg2__check_extents(d->batch, d->heads, d->tokens_kv, d->head_dim, 0) == SVG2_OK
+               && d->query_clusters > 0 && d->key_clusters > 0 && d->head_count > 0;
     }
     case SVG2_STAGE_ATTENTION:
     case SVG2_STAGE_MASS: { /* a mass desc begins with an attention desc */
@@ -1869,15 +1922,16 @@ static int svg2__extents_valid(svg2_stage stage, const void *stage_desc)
 
 SVG2_API size_t svg2_stage_workspace_bytes(const svg2_backend *backend, svg2_stage stage, const void *stage_desc)
 {
-    if (!backend || !backend->workspace_bytes || !stage_desc || !svg2__extents_valid(stage, stage_desc)) return SIZE_MAX;
+    if (!backend || !backend->workspace_bytes || !stage_desc || !svg2__extents_valid(stage, stage_desc))
+        return SIZE_MAX;
     return backend->workspace_bytes(backend, stage, stage_desc);
 }
 
 static svg2_result svg2__check_backend(const svg2_backend *backend, svg2_error *err)
 {
     SVG2__NOT_NULL(backend, "backend");
-    SVG2__CHECK(backend->version == SVG2_VERSION && backend->desc_bytes == sizeof(svg2_desc), SVG2_ERR_BACKEND, "backend",
-                "was built from another version of svg2.h, or was never created");
+    SVG2__CHECK(backend->version == SVG2_VERSION && backend->desc_bytes == sizeof(svg2_desc), SVG2_ERR_BACKEND,
+                "backend", "was built from another version of svg2.h, or was never created");
     SVG2__CHECK(backend->parallel.workers >= 0 && backend->parallel.workers <= SVG2__MAX_WORKERS, SVG2_ERR_RANGE,
                 "parallel.workers", "must be between 0 and 4096");
     return SVG2_OK;
@@ -1886,11 +1940,12 @@ static svg2_result svg2__check_backend(const svg2_backend *backend, svg2_error *
 static svg2_result svg2__check_workspace(const svg2_backend *backend, svg2_stage stage, const void *desc,
                                          const void *workspace, size_t workspace_bytes, svg2_error *err)
 {
-    return svg2__check_memory(workspace, workspace_bytes, svg2_stage_workspace_bytes(backend, stage, desc), backend->align,
-                              "workspace", err);
+    return svg2__check_memory(workspace, workspace_bytes, svg2_stage_workspace_bytes(backend, stage, desc),
+                              backend->align, "workspace", err);
 }
 
-/* Products with a matrix of many rows want it in panels of 64 rows, transposed: [panel][D][64]. rows beyond count are 0. */
+/* Products with a matrix of many rows want it in panels of 64 rows, transposed: [panel][D][64]. rows beyond
+   count are 0. */
 static void svg2__pack_panel(const svg2__loops *loops, float *panel, float *row_buffer /* [4][dim] */, const float *rows,
                              const float *shift, int32_t first, int32_t count, int32_t dim)
 {
@@ -1898,7 +1953,8 @@ static void svg2__pack_panel(const svg2__loops *loops, float *panel, float *row_
     for (lane = 0; lane < SVG2__LANES; lane += 4) {
         for (i = 0; i < 4; ++i) {
             const int32_t r = first + lane + i;
-            if (r < count) loops->load(row_buffer + i * dim, rows + (size_t)r * (size_t)dim, SVG2_F32, shift, dim);
+            if (r < count)
+                loops->load(row_buffer + i * dim, rows + (size_t)r * (size_t)dim, SVG2_F32, shift, dim);
             else memset(row_buffer + i * dim, 0, (size_t)dim * sizeof(float));
         }
         loops->pack4(panel + lane, SVG2__LANES, row_buffer, dim, dim);
@@ -1906,14 +1962,14 @@ static void svg2__pack_panel(const svg2__loops *loops, float *panel, float *row_
 }
 
 /* ==== >>kmeans ===========================================================================
-   Distances: |x - c|^2 = |x|^2 - 2 (x.c - |c|^2/2); the bracket is all that the argmax needs. Everything is relative to the
-   mean, so that a large common offset (K has one: its bias) costs no precision.
+   Distances: |x - c|^2 = |x|^2 - 2 (x.c - |c|^2/2); the bracket is all that the argmax needs. Everything is
+   relative to the mean, so that a large common offset (K has one: its bias) costs no precision.
 
-   Where the machine has bf16 products at twice the f32 rate (AVX512_BF16), they find the candidates: with xh, ch the rounded
-   vectors, |x.c - xh.ch| <= |x - xh| |c| + |xh| |c - ch|, all four lengths known, plus a bound on summation error. A
-   centroid whose rounded score is more than twice that below the best cannot win. Mostly one is left; else the few are
-   evaluated in f32 by the ordinary inner loop. The labels have the same bits as without; measured 1.5 times faster at 1000
-   centroids (Zen 4). */
+   Where the machine has bf16 products at twice the f32 rate (AVX512_BF16), they find the candidates: with xh, ch
+   the rounded vectors, |x.c - xh.ch| <= |x - xh| |c| + |xh| |c - ch|, all four lengths known, plus a bound on
+   summation error. A centroid whose rounded score is more than twice that below the best cannot win. Mostly one
+   is left; else the few are evaluated in f32 by the ordinary inner loop. The labels have the same bits as
+   without; measured 1.5 times faster at 1000 centroids (Zen 4). */
 typedef struct svg2__kmeans_ws {
     double  *partial;      /* [BH, chunks, D]   sums for the mean                                      */
     float   *centre;       /* [BH, C, D]        centroids relative to the mean                         */
@@ -1981,7 +2037,8 @@ static size_t svg2__kmeans_filter_layout(const svg2_kmeans_desc *d, void *base, 
     return a.used;
 }
 
-static size_t svg2__kmeans_layout(const svg2_backend *backend, const svg2_kmeans_desc *d, void *base, svg2__kmeans_ws *ws)
+static size_t svg2__kmeans_layout(const svg2_backend *backend, const svg2_kmeans_desc *d, void *base,
+                                  svg2__kmeans_ws *ws)
 {
     svg2__arena a = SVG2_ZERO;
     const int has_filter = svg2__loops_of(backend)->mk16 && d->clusters <= SVG2__FILTER_CLUSTERS;
@@ -1991,12 +2048,14 @@ static size_t svg2__kmeans_layout(const svg2_backend *backend, const svg2_kmeans
     const int64_t samples = svg2__min64(count, (int64_t)SVG2__SEED_ROUNDS * d->clusters);
     svg2__kmeans_ws w;
     a.base = (char *)base;
-    w.partial = (double *)svg2__take(&a, sizeof(double),
-                                     svg2__count(heads, ((int64_t)count + SVG2__MEAN_CHUNK - 1) / SVG2__MEAN_CHUNK, d->head_dim, 1));
+    w.partial = (double *)svg2__take(
+        &a, sizeof(double),
+        svg2__count(heads, ((int64_t)count + SVG2__MEAN_CHUNK - 1) / SVG2__MEAN_CHUNK, d->head_dim, 1));
     w.centre = svg2__take_f32(&a, svg2__count(heads, d->clusters, d->head_dim, 1));
     w.packed = svg2__take_f32(&a, svg2__count(heads, clusters4, d->head_dim, 1));
     w.bias = svg2__take_f32(&a, svg2__count(heads, clusters4, 1, 1));
-    w.packed16 = (uint32_t *)svg2__take(&a, sizeof(uint32_t), has_filter ? svg2__count(heads, clusters4, d->head_dim / 2, 1) : 0);
+    w.packed16 = (uint32_t *)svg2__take(&a, sizeof(uint32_t),
+                                        has_filter ? svg2__count(heads, clusters4, d->head_dim / 2, 1) : 0);
     w.length = svg2__take_f32(&a, has_filter ? svg2__count(heads, clusters4, 2, 1) : 0);
     w.order = svg2__take_i32(&a, svg2__count(heads, count, 1, 1));
     w.offset = svg2__take_i32(&a, svg2__count(heads, (int64_t)d->clusters + 1, 1, 1));
@@ -2004,7 +2063,8 @@ static size_t svg2__kmeans_layout(const svg2_backend *backend, const svg2_kmeans
     w.changed = svg2__take_i32(&a, svg2__count(heads, ((int64_t)count + SVG2__LANES - 1) / SVG2__LANES, 1, 1));
     w.done = svg2__take_i32(&a, (size_t)heads);
     w.distance = svg2__take_f32(&a, svg2__count(heads, samples, 1, 1));
-    /* four rows, a transposed tile, a strip of scores, best and index of each lane; update: two rows, two sums of f64 */
+    /* four rows, a transposed tile, a strip of scores, best and index of each lane; update: two rows, two sums
+       of f64 */
     w.scratch_floats = (size_t)d->head_dim * (SVG2__LANES + 12) + SVG2__LANES * 8;
     w.scratch = svg2__take_f32(&a, svg2__mul(svg2__workers(backend), w.scratch_floats));
     w.filter_bytes = has_filter ? svg2__kmeans_filter_layout(d, 0, 0) : 0;
@@ -2064,7 +2124,8 @@ static void svg2__kmeans_start(void *task, int64_t begin, int64_t end, int32_t w
         if (!finite) memset(mean, 0, dim * sizeof(float)); /* a NaN or Inf token must not spoil the labels of all others */
         if (d->start)
             for (i = 0; i < elements; ++i)
-                t->ws.centre[(size_t)begin * elements + i] = svg2__load1(d->start, d->store_dtype, (size_t)begin * elements + i);
+                t->ws.centre[(size_t)begin * elements + i] =
+                    svg2__load1(d->start, d->store_dtype, (size_t)begin * elements + i);
         t->ws.done[begin] = 0;
     }
 }
@@ -2116,14 +2177,16 @@ static void svg2__kmeans_pack(void *task, int64_t begin, int64_t end, int32_t wo
             for (d = 0; d < dim; ++d) square += (double)row[d] * (double)row[d];
             *bias = (float)(-0.5 * square);
         }
-        t->loops->pack4(t->ws.packed + ((size_t)bh * (size_t)t->clusters4 + (size_t)first) * (size_t)dim, 4, rows, dim, dim);
+        t->loops->pack4(t->ws.packed + ((size_t)bh * (size_t)t->clusters4 + (size_t)first) * (size_t)dim, 4, rows,
+                        dim, dim);
         if (t->ws.filter_bytes) svg2__kmeans_pack16(t, bh, first, rows);
     }
 }
 
-/* Load up to 64 tokens relative to the mean into x [D][64]; token i is given by token_of(i) = (first + i) * num / den. */
-static int svg2__kmeans_tile(const svg2__kmeans_task *t, int64_t bh, int64_t first, int64_t last, int64_t num, int64_t den,
-                             float *rows, float *x)
+/* Load up to 64 tokens relative to the mean into x [D][64]; token i is given by token_of(i) = (first + i) * num
+   / den. */
+static int svg2__kmeans_tile(const svg2__kmeans_task *t, int64_t bh, int64_t first, int64_t last, int64_t num,
+                             int64_t den, float *rows, float *x)
 {
     const int32_t dim = t->d->head_dim;
     const float *mean = t->d->mean + bh * dim;
@@ -2132,7 +2195,8 @@ static int svg2__kmeans_tile(const svg2__kmeans_task *t, int64_t bh, int64_t fir
     for (lane = 0; lane < 16 * nv; lane += 4) {
         for (i = 0; i < 4; ++i) {
             const int64_t at = svg2__min64(first + lane + i, last - 1);
-            t->loops->load(rows + i * dim, svg2__kmeans_row(t, bh, (int32_t)(at * num / den)), t->layout.dtype, mean, dim);
+            t->loops->load(rows + i * dim, svg2__kmeans_row(t, bh, (int32_t)(at * num / den)), t->layout.dtype,
+                           mean, dim);
         }
         t->loops->pack4(x + lane, SVG2__LANES, rows, dim, dim);
     }
@@ -2140,8 +2204,8 @@ static int svg2__kmeans_tile(const svg2__kmeans_task *t, int64_t bh, int64_t fir
 }
 
 /* best centroid of each lane among groups [group_begin, group_end) of 4 */
-static void svg2__kmeans_best(const svg2__kmeans_task *t, int64_t bh, int32_t group_begin, int32_t group_end, int nv,
-                              const float *x, float *score, float *best, int32_t *index)
+static void svg2__kmeans_best(const svg2__kmeans_task *t, int64_t bh, int32_t group_begin, int32_t group_end,
+                              int nv, const float *x, float *score, float *best, int32_t *index)
 {
     const int32_t dim = t->d->head_dim;
     const float *packed = t->ws.packed + (size_t)bh * (size_t)t->clusters4 * (size_t)dim;
@@ -2155,8 +2219,8 @@ static void svg2__kmeans_best(const svg2__kmeans_task *t, int64_t bh, int32_t gr
 }
 
 /* The same index as svg2__kmeans_best over all clusters, by way of rounded scores. */
-static void svg2__kmeans_filtered(const svg2__kmeans_task *t, int64_t bh, int nv, const float *x, const svg2__kmeans_filter *f,
-                                  float *score, float *best, int32_t *index)
+static void svg2__kmeans_filtered(const svg2__kmeans_task *t, int64_t bh, int nv, const float *x,
+                                  const svg2__kmeans_filter *f, float *score, float *best, int32_t *index)
 {
     const int32_t dim = t->d->head_dim, groups = t->clusters4 / 4;
     const float *packed = t->ws.packed + (size_t)bh * (size_t)t->clusters4 * (size_t)dim;
@@ -2175,11 +2239,13 @@ static void svg2__kmeans_filtered(const svg2__kmeans_task *t, int64_t bh, int nv
     for (lane = 0; lane < SVG2__LANES; ++lane) best[lane] = -INFINITY, index[lane] = 0;
     for (group = 0; group < groups; ++group) {
         float *strip = f->score + (size_t)group * 4 * SVG2__LANES;
-        t->loops->mk16(nv, dim / 2, packed16 + (size_t)group * 4 * (size_t)(dim / 2), f->x, bias + 4 * group, strip, best);
+        t->loops->mk16(nv, dim / 2, packed16 + (size_t)group * 4 * (size_t)(dim / 2), f->x, bias + 4 * group,
+                       strip, best);
     }
     for (lane = 0; lane < 16 * nv; ++lane) { /* 2^-24: unit roundoff; each sum is longer than D by less than its factor */
         const float sums = 4.0f * (float)dim * 5.9604645e-8f * (length[lane] + longest) * longest;
-        const float bound = 1.001f * (residual[lane] * longest + rounded[lane] * roughest) + sums + (float)dim * 1.2e-38f;
+        const float bound = 1.001f * (residual[lane] * longest + rounded[lane] * roughest) + sums
+                            + (float)dim * 1.2e-38f;
         threshold[lane] = best[lane] - 2.0f * bound;
     }
     for (c = 0; c < t->clusters4; ++c) {
@@ -2276,9 +2342,10 @@ static void svg2__kmeans_seed_distance(void *task, int64_t begin, int64_t end, i
     }
 }
 
-/* item = head: draw the next batch of seeds by systematic sampling of the squared distances. One random offset and evenly
-   spaced steps along the cumulative sum: unlike independent draws this spreads the batch over space and time, because
-   neighbouring tokens are similar, and it cannot draw a token twice unless it holds over 1/batch of the total. */
+/* item = head: draw the next batch of seeds by systematic sampling of the squared distances. One random offset
+   and evenly spaced steps along the cumulative sum: unlike independent draws this spreads the batch over space
+   and time, because neighbouring tokens are similar, and it cannot draw a token twice unless it holds over
+   1/batch of the total. */
 static void svg2__kmeans_seed_draw(void *task, int64_t begin, int64_t end, int32_t worker)
 {
     const svg2__kmeans_task *t = (const svg2__kmeans_task *)task;
@@ -2292,11 +2359,13 @@ static void svg2__kmeans_seed_draw(void *task, int64_t begin, int64_t end, int32
         if (first_seed > 0)
             for (i = 0; i < t->samples; ++i) total += (double)distance[i];
         for (i = 0; i < t->batch_size; ++i) {
-            float *centre = t->ws.centre + ((size_t)begin * (size_t)t->d->clusters + (size_t)(first_seed + i)) * (size_t)dim;
+            float *centre = t->ws.centre
+                            + ((size_t)begin * (size_t)t->d->clusters + (size_t)(first_seed + i)) * (size_t)dim;
             const double quantile = ((double)i + offset) / (double)t->batch_size;
             int32_t pick;
             if (total > 0.0) { /* the sample in whose share of the cumulative sum the quantile falls */
-                while (s < t->samples - 1 && sum + (double)distance[s] <= quantile * total) sum += (double)distance[s], ++s;
+                while (s < t->samples - 1 && sum + (double)distance[s] <= quantile * total)
+                    sum += (double)distance[s], ++s;
                 pick = s;
             } else { /* first batch, or every token already is a seed: evenly over the tokens */
                 pick = (int32_t)(quantile * (double)t->samples);
@@ -2356,8 +2425,10 @@ static void svg2__kmeans_update(void *task, int64_t begin, int64_t end, int32_t 
             memset(sum, 0, 2 * (size_t)dim * sizeof(float));
             for (j = i; j < offset[1] && j < i + SVG2__CHUNK; ++j) {
                 /* the order runs on into the next cluster, which is next in line */
-                if (j + SVG2__AHEAD < t->count) svg2__prefetch(svg2__kmeans_row(t, bh, order[j + SVG2__AHEAD]), &t->layout, dim);
-                t->loops->load(row, svg2__kmeans_row(t, bh, order[j]), t->layout.dtype, t->d->mean + bh * dim, dim);
+                if (j + SVG2__AHEAD < t->count)
+                    svg2__prefetch(svg2__kmeans_row(t, bh, order[j + SVG2__AHEAD]), &t->layout, dim);
+                t->loops->load(row, svg2__kmeans_row(t, bh, order[j]), t->layout.dtype, t->d->mean + bh * dim,
+                               dim);
                 t->loops->moments(sum, square, row, dim);
             }
             for (d = 0; d < dim; ++d) total[d] += (double)sum[d], inertia += (double)square[d];
@@ -2389,20 +2460,23 @@ static void svg2__kmeans_reseed(void *task, int64_t begin, int64_t end, int32_t 
             if (offset[empty + 1] > offset[empty]) continue;
             donor = -1;
             for (c = 0; c < clusters; ++c)
-                if (offset[c + 1] - offset[c] > 1 && inertia[c] > 0.0 && (donor < 0 || inertia[c] > inertia[donor])) donor = c;
+                if (offset[c + 1] - offset[c] > 1 && inertia[c] > 0.0
+                    && (donor < 0 || inertia[c] > inertia[donor]))
+                    donor = c;
             if (donor < 0) break;
             inertia[donor] = 0.0; /* gives once */
             token = -1;
             for (j = offset[donor]; j < offset[donor + 1]; ++j) {
                 float away;
-                t->loops->load(row, svg2__kmeans_row(t, begin, order[j]), t->layout.dtype, t->d->mean + begin * dim, dim);
+                t->loops->load(row, svg2__kmeans_row(t, begin, order[j]), t->layout.dtype,
+                               t->d->mean + begin * dim, dim);
                 t->loops->load(row + dim, row, SVG2_F32, centre + (size_t)donor * (size_t)dim, dim);
                 away = t->loops->dot(row + dim, row + dim, dim);
                 if (away > far) far = away, token = order[j];
             }
             if (token < 0) continue;
-            t->loops->load(centre + (size_t)empty * (size_t)dim, svg2__kmeans_row(t, begin, token), t->layout.dtype,
-                           t->d->mean + begin * dim, dim);
+            t->loops->load(centre + (size_t)empty * (size_t)dim, svg2__kmeans_row(t, begin, token),
+                           t->layout.dtype, t->d->mean + begin * dim, dim);
         }
     }
 }
@@ -2421,7 +2495,8 @@ static void svg2__kmeans_finish(void *task, int64_t begin, int64_t end, int32_t 
         int32_t c;
         for (i = 0; i < elements; ++i) d->centroid[(size_t)begin * elements + i] = centre[i] + mean[i % dim];
         if (d->store && !(d->start && d->iterations == 0)) /* 0 iterations keep the centroids */
-            for (i = 0; i < elements; ++i) svg2__store1(d->store, d->store_dtype, (size_t)begin * elements + i, centre[i]);
+            for (i = 0; i < elements; ++i)
+                svg2__store1(d->store, d->store_dtype, (size_t)begin * elements + i, centre[i]);
         else if (d->store && d->store != d->start)
             memcpy((char *)d->store + (size_t)begin * elements * svg2__dtype_bytes(d->store_dtype),
                    (const char *)d->start + (size_t)begin * elements * svg2__dtype_bytes(d->store_dtype),
@@ -2430,7 +2505,8 @@ static void svg2__kmeans_finish(void *task, int64_t begin, int64_t end, int32_t 
     }
 }
 
-static svg2_result svg2__cpu_kmeans(const svg2_backend *backend, const svg2_kmeans_desc *d, void *workspace, svg2_error *err)
+static svg2_result svg2__cpu_kmeans(const svg2_backend *backend, const svg2_kmeans_desc *d, void *workspace,
+                                    svg2_error *err)
 {
     const int64_t heads = (int64_t)d->batch * d->heads;
     svg2__kmeans_task t;
@@ -2456,7 +2532,8 @@ static svg2_result svg2__cpu_kmeans(const svg2_backend *backend, const svg2_kmea
             svg2__run(backend, svg2__kmeans_seed_draw, &t, heads, 1);
             if (t.seeds == d->clusters) break; /* nobody asks for the last distances */
             svg2__run(backend, svg2__kmeans_pack, &t, heads * (t.clusters4 / 4), 64);
-            svg2__run(backend, svg2__kmeans_seed_distance, &t, heads * ((t.samples + SVG2__LANES - 1) / SVG2__LANES), 8);
+            svg2__run(backend, svg2__kmeans_seed_distance, &t,
+                      heads * ((t.samples + SVG2__LANES - 1) / SVG2__LANES), 8);
         }
     }
     t.seeds = d->clusters;
@@ -2482,13 +2559,15 @@ SVG2_API svg2_result svg2_kmeans(const svg2_backend *backend, const svg2_kmeans_
     SVG2__TRY(svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, err));
     SVG2__TRY(svg2__check_clusters(d->clusters, "clusters", err));
     SVG2__CHECK(d->token_begin >= 0 && d->token_count >= 0 && d->token_begin <= d->tokens
-                    && d->token_count <= d->tokens - d->token_begin && (d->token_count > 0 || d->token_begin == 0),
+                    && d->token_count <= d->tokens - d->token_begin
+                    && (d->token_count > 0 || d->token_begin == 0),
                 SVG2_ERR_RANGE, "token_count", "token_begin and token_count must name tokens of x");
     SVG2__CHECK(d->iterations >= (d->start ? 0 : 1), SVG2_ERR_RANGE, "iterations",
                 "must be at least 1, or 0 with centroids to start from");
     SVG2__TRY(svg2__check_layout(d->layout, d->batch, d->heads, d->tokens, d->head_dim, 0, "x", err));
     SVG2__TRY(svg2__check_tensor(d->x, d->layout, "x", err));
-    SVG2__CHECK(svg2__dtype_valid(d->store_dtype), SVG2_ERR_DTYPE, "store_dtype", "must be SVG2_F32, SVG2_F16 or SVG2_BF16");
+    SVG2__CHECK(svg2__dtype_valid(d->store_dtype), SVG2_ERR_DTYPE, "store_dtype",
+                "must be SVG2_F32, SVG2_F16 or SVG2_BF16");
     SVG2__NOT_NULL(d->centroid, "centroid");
     SVG2__NOT_NULL(d->mean, "mean");
     SVG2__NOT_NULL(d->label, "label");
@@ -2529,7 +2608,8 @@ static void svg2__permute_heads(void *task, int64_t begin, int64_t end, int32_t 
     }
 }
 
-static svg2_result svg2__cpu_permute(const svg2_backend *backend, const svg2_permute_desc *d, void *workspace, svg2_error *err)
+static svg2_result svg2__cpu_permute(const svg2_backend *backend, const svg2_permute_desc *d, void *workspace,
+                                     svg2_error *err)
 {
     svg2__permute_task t;
     int64_t head;
@@ -2601,7 +2681,9 @@ static void svg2__summarize_clusters(void *task, int64_t begin, int64_t end, int
         for (i = 0; i < n; i = j) { /* f32 for 256 rows, f64 above */
             memset(part, 0, 2 * (size_t)dim * sizeof(float));
             for (j = i; j < n && j < i + SVG2__CHUNK; ++j) {
-                if (j + SVG2__AHEAD < n) svg2__prefetch(svg2__row(d->v, &t->v_layout, b, h, order[j + SVG2__AHEAD]), &t->v_layout, dim);
+                if (j + SVG2__AHEAD < n)
+                    svg2__prefetch(svg2__row(d->v, &t->v_layout, b, h, order[j + SVG2__AHEAD]), &t->v_layout,
+                                   dim);
                 t->loops->load(row, svg2__row(d->v, &t->v_layout, b, h, order[j]), t->v_layout.dtype, 0, dim);
                 t->loops->moments(part, part_square, row, dim);
             }
@@ -2615,7 +2697,8 @@ static void svg2__summarize_clusters(void *task, int64_t begin, int64_t end, int
     }
 }
 
-static size_t svg2__summarize_layout(const svg2_backend *backend, const svg2_summarize_desc *d, void *base, float **scratch)
+static size_t svg2__summarize_layout(const svg2_backend *backend, const svg2_summarize_desc *d, void *base,
+                                     float **scratch)
 {
     svg2__arena a = SVG2_ZERO;
     float *rows;
@@ -2658,8 +2741,8 @@ SVG2_API svg2_result svg2_summarize(const svg2_backend *backend, const svg2_summ
 }
 
 /* ==== >>score ============================================================================
-   Keys relative to their own centroid keep the exponents small and the sums accurate; the running maximum of the softmax
-   loop takes care of the rest. One item = one key cluster against all query centroids, 64 at a time. */
+   Keys relative to their own centroid keep the exponents small and the sums accurate; the running maximum of the
+   softmax loop takes care of the rest. One item = one key cluster against all query centroids, 64 at a time. */
 typedef struct svg2__score_ws {
     float *query;   /* [BH, units, D, 64]  log2(e) * scale * query centroids, transposed */
     float *scratch; /* [workers, scratch_floats] */
@@ -2674,7 +2757,8 @@ typedef struct svg2__score_task {
     int32_t units;
 } svg2__score_task;
 
-static size_t svg2__score_layout(const svg2_backend *backend, const svg2_score_desc *d, void *base, svg2__score_ws *ws)
+static size_t svg2__score_layout(const svg2_backend *backend, const svg2_score_desc *d, void *base,
+                                 svg2__score_ws *ws)
 {
     svg2__arena a = SVG2_ZERO;
     const int64_t units = ((int64_t)d->query_clusters + SVG2__LANES - 1) / SVG2__LANES;
@@ -2701,7 +2785,8 @@ static void svg2__score_pack(void *task, int64_t begin, int64_t end, int32_t wor
         const int64_t bh = begin / t->units;
         float *query = t->ws.query + (size_t)begin * (size_t)dim * SVG2__LANES;
         int32_t i;
-        svg2__pack_panel(t->loops, query, rows, d->query_centroid + (size_t)bh * (size_t)d->query_clusters * (size_t)dim, 0,
+        svg2__pack_panel(t->loops, query, rows,
+                         d->query_centroid + (size_t)bh * (size_t)d->query_clusters * (size_t)dim, 0,
                          (int32_t)(begin % t->units) * SVG2__LANES, d->query_clusters, dim);
         for (i = 0; i < dim * SVG2__LANES; ++i) query[i] *= scale;
     }
@@ -2714,14 +2799,16 @@ static void svg2__score_clusters(void *task, int64_t begin, int64_t end, int32_t
     const svg2_score_desc *d = t->d;
     const int32_t dim = d->head_dim;
     float *rows = t->ws.scratch + (size_t)worker * t->ws.scratch_floats, *keys = rows + 4 * dim;
-    float *p = keys + (size_t)SVG2__KEYS * (size_t)dim, *alpha = p + SVG2__KEYS * SVG2__LANES, *m = alpha + SVG2__LANES;
+    float *p = keys + (size_t)SVG2__KEYS * (size_t)dim, *alpha = p + SVG2__KEYS * SVG2__LANES,
+          *m = alpha + SVG2__LANES;
     float *l = m + (size_t)t->units * SVG2__LANES;
     for (; begin < end; ++begin) {
         const int64_t bh = begin / d->key_clusters, kv = svg2__kv_head(bh, d->heads, d->heads_kv);
         const int64_t j = begin % d->key_clusters;
         const int32_t *offset = d->key_offset + kv * ((int64_t)d->key_blocks + 1) + j;
         const int32_t *order = d->key_order + kv * d->tokens_kv;
-        const float *centroid = d->key_centroid + ((size_t)kv * (size_t)d->key_clusters + (size_t)j) * (size_t)dim;
+        const float *centroid = d->key_centroid
+                                + ((size_t)kv * (size_t)d->key_clusters + (size_t)j) * (size_t)dim;
         float *out = d->log_mass + (size_t)bh * (size_t)d->query_clusters * (size_t)d->key_clusters + (size_t)j;
         int32_t at, key, i, unit;
         for (i = 0; i < t->units * SVG2__LANES; ++i) m[i] = -INFINITY, l[i] = 0.0f;
@@ -2731,19 +2818,22 @@ static void svg2__score_clusters(void *task, int64_t begin, int64_t end, int32_t
                 for (i = 0; i < 4; ++i) {
                     const int32_t ahead = at + key + i + SVG2__AHEAD;
                     if (ahead < d->tokens_kv)
-                        svg2__prefetch(svg2__row(d->k, &t->k, kv / d->heads_kv, kv % d->heads_kv, order[ahead]), &t->k, dim);
+                        svg2__prefetch(svg2__row(d->k, &t->k, kv / d->heads_kv, kv % d->heads_kv, order[ahead]),
+                                       &t->k, dim);
                     t->loops->load(rows + i * dim,
-                                   svg2__row(d->k, &t->k, kv / d->heads_kv, kv % d->heads_kv, order[at + svg2__min32(key + i, n - 1)]),
+                                   svg2__row(d->k, &t->k, kv / d->heads_kv, kv % d->heads_kv,
+                                             order[at + svg2__min32(key + i, n - 1)]),
                                    t->k.dtype, centroid, dim);
                 }
                 t->loops->pack4(keys + (size_t)key * (size_t)dim, 4, rows, dim, dim);
             }
             for (unit = 0; unit < t->units; ++unit) {
                 const int nv = (svg2__min32(SVG2__LANES, d->query_clusters - unit * SVG2__LANES) + 15) / 16;
-                const float *query = t->ws.query + ((size_t)bh * (size_t)t->units + (size_t)unit) * (size_t)dim * SVG2__LANES;
+                const float *query = t->ws.query
+                                     + ((size_t)bh * (size_t)t->units + (size_t)unit) * (size_t)dim * SVG2__LANES;
                 for (key = 0; key < n; key += 4)
-                    t->loops->mk(nv, dim, keys + (size_t)key * (size_t)dim, 4, query, SVG2__LANES, p + key * SVG2__LANES,
-                                 SVG2__LANES, 0);
+                    t->loops->mk(nv, dim, keys + (size_t)key * (size_t)dim, 4, query, SVG2__LANES,
+                                 p + key * SVG2__LANES, SVG2__LANES, 0);
                 (void)t->loops->softmax(p, n, nv, 0, m + unit * SVG2__LANES, l + unit * SVG2__LANES, alpha);
             }
         }
@@ -2753,7 +2843,8 @@ static void svg2__score_clusters(void *task, int64_t begin, int64_t end, int32_t
     }
 }
 
-static svg2_result svg2__cpu_score(const svg2_backend *backend, const svg2_score_desc *d, void *workspace, svg2_error *err)
+static svg2_result svg2__cpu_score(const svg2_backend *backend, const svg2_score_desc *d, void *workspace,
+                                   svg2_error *err)
 {
     svg2__score_task t;
     t.loops = svg2__loops_of(backend);
@@ -2791,9 +2882,9 @@ SVG2_API svg2_result svg2_score(const svg2_backend *backend, const svg2_score_de
 }
 
 /* ==== >>select ===========================================================================
-   Per head: centroid logits of all pairs of clusters by the micro-kernel, one strip of four query clusters at a time; then
-   each query cluster's own decision; then, where the budget belongs to the head, one threshold for all pairs, found by
-   counting instead of sorting (three digits of the score's bits). */
+   Per head: centroid logits of all pairs of clusters by the micro-kernel, one strip of four query clusters at a
+   time; then each query cluster's own decision; then, where the budget belongs to the head, one threshold for
+   all pairs, found by counting instead of sorting (three digits of the score's bits). */
 typedef struct svg2__select_ws {
     float    *key_panel;   /* [panels, D, 64]  key centroids relative to the mean                    */
     float    *value;       /* [Ck, D16]        value means, rows padded to full registers            */
@@ -2847,7 +2938,8 @@ static size_t svg2__select_scratch_layout(const svg2_select_desc *d, void *base,
     return a.used;
 }
 
-static size_t svg2__select_layout(const svg2_backend *backend, const svg2_select_desc *d, void *base, svg2__select_ws *ws)
+static size_t svg2__select_layout(const svg2_backend *backend, const svg2_select_desc *d, void *base,
+                                  svg2__select_ws *ws)
 {
     svg2__arena a = SVG2_ZERO;
     const int64_t panels = ((int64_t)d->key_clusters + 63) / 64;
@@ -2866,8 +2958,8 @@ static size_t svg2__select_layout(const svg2_backend *backend, const svg2_select
     return a.used;
 }
 
-/* Indices 0..n-1 in order of falling score >= 0, ties to the lower index: stable radix sort of the inverted bits. Returns the
-   sorted indices (one of s->index). */
+/* Indices 0..n-1 in order of falling score >= 0, ties to the lower index: stable radix sort of the inverted
+   bits. Returns the sorted indices (one of s->index). */
 static const int32_t *svg2__sort_falling(svg2__select_scratch *s, const float *score, int32_t n)
 {
     int32_t i, count[256], at = 0;
@@ -2892,11 +2984,11 @@ static const int32_t *svg2__sort_falling(svg2__select_scratch *s, const float *s
     return s->index[0];
 }
 
-/* What skipping a block costs, per query row, from its share of the mass P, the variance of its logits (spread), its mean
-   value and the variance of its values, and the row's output.
-     no tail   the block's mean value is missing. Dropped blocks err together: the rest is scaled up. Amplitudes add.
-     order 0   values that follow the key inside the block: first order. Blocks err independently: squares add.
-     order 1   second order, of the values and of the weight. Squares add. */
+/* What skipping a block costs, per query row, from its share of the mass P, the variance of its logits (spread),
+   its mean value and the variance of its values, and the row's output.
+     no tail   the block's mean value is missing. Dropped blocks err together: the rest is scaled up. Amplitudes
+     add. order 0   values that follow the key inside the block: first order. Blocks err independently: squares
+     add. order 1   second order, of the values and of the weight. Squares add. */
 static float svg2__block_loss(svg2_tail_kind tail, float mass, float spread, float value_square, float value_var,
                               float output_square)
 {
@@ -2920,7 +3012,8 @@ static void svg2__select_row(const svg2__select_task *t, svg2__select_scratch *s
     const int32_t ck = d->key_clusters, *key_offset, *query_offset;
     const int64_t bh = t->bh, kv = svg2__kv_head(bh, d->heads, d->heads_kv);
     float *logit = s->logit + (size_t)lane * (size_t)t->panels * SVG2__LANES;
-    const float *log_mass = d->log_mass ? d->log_mass + ((size_t)bh * (size_t)d->query_clusters + (size_t)row) * (size_t)ck : 0;
+    const float *log_mass =
+        d->log_mass ? d->log_mass + ((size_t)bh * (size_t)d->query_clusters + (size_t)row) * (size_t)ck : 0;
     uint8_t *map = d->map + ((size_t)bh * (size_t)t->query_blocks + (size_t)row) * (size_t)t->key_blocks;
     float *score = t->ws.score + (size_t)row * (size_t)ck, *mass = s->row_score;
     const int32_t *sorted;
@@ -2972,7 +3065,8 @@ static void svg2__select_row(const svg2__select_task *t, svg2__select_scratch *s
     for (j = 0; j < ck; ++j) {
         const int32_t n = key_offset[j + 1] - key_offset[j];
         if (map[j] || n == 0 || query_offset[row + 1] == query_offset[row]) score[j] = -1.0f;
-        else score[j] = mass[j] / (float)n * (d->route == SVG2_ROUTE_SPREAD ? svg2__spread(log_mass[j], n) : 1.0f);
+        else
+            score[j] = mass[j] / (float)n * (d->route == SVG2_ROUTE_SPREAD ? svg2__spread(log_mass[j], n) : 1.0f);
     }
     if (d->budget != SVG2_BUDGET_ROW || d->target_error > 0.0f) return;
     budget = d->density > 0.0f ? (int64_t)((double)d->density * (double)total_keys + 0.5) : area;
@@ -2993,7 +3087,8 @@ static void svg2__select_strip(void *task, int64_t begin, int64_t end, int32_t w
 {
     const svg2__select_task *t = (const svg2__select_task *)task;
     const svg2_select_desc *d = t->d;
-    const int32_t dim = d->head_dim, dim16 = svg2__round_up(dim, 16), ck = d->key_clusters, ck64 = t->panels * SVG2__LANES;
+    const int32_t dim = d->head_dim, dim16 = svg2__round_up(dim, 16), ck = d->key_clusters,
+                  ck64 = t->panels * SVG2__LANES;
     const int64_t kv = svg2__kv_head(t->bh, d->heads, d->heads_kv);
     const int32_t *query_offset = d->query_offset + t->bh * ((int64_t)t->query_blocks + 1);
     const int32_t *key_offset = d->key_offset + kv * ((int64_t)t->key_blocks + 1);
@@ -3005,41 +3100,48 @@ static void svg2__select_strip(void *task, int64_t begin, int64_t end, int32_t w
         float *row = s.pack + 4 * dim;
         int32_t panel, i, e, j;
         for (i = 0; i < 4; ++i) {
-            const float *q = d->query_centroid + ((size_t)t->bh * (size_t)d->query_clusters
-                                                  + (size_t)svg2__min32(first + i, d->query_clusters - 1)) * (size_t)dim;
+            const float *q = d->query_centroid
+                             + ((size_t)t->bh * (size_t)d->query_clusters
+                                + (size_t)svg2__min32(first + i, d->query_clusters - 1))
+                                   * (size_t)dim;
             for (e = 0; e < dim; ++e) row[i * dim + e] = q[e] * d->scale;
         }
         t->loops->pack4(s.pack, 4, row, dim, dim);
         for (panel = 0; panel < t->panels; ++panel)
-            t->loops->mk(4, dim, s.pack, 4, t->ws.key_panel + (size_t)panel * (size_t)dim * SVG2__LANES, SVG2__LANES,
-                         s.logit + panel * SVG2__LANES, ck64, 0);
+            t->loops->mk(4, dim, s.pack, 4, t->ws.key_panel + (size_t)panel * (size_t)dim * SVG2__LANES,
+                         SVG2__LANES, s.logit + panel * SVG2__LANES, ck64, 0);
         for (i = 0; i < rows; ++i) svg2__select_row(t, &s, first + i, i);
         if (!t->need_loss) continue;
         for (i = rows; i < 4; ++i)
             for (j = 0; j < ck; ++j) s.mass[4 * j + i] = 0.0f;
         for (e = 0; e < dim16; e += SVG2__LANES) /* the outputs, as the centroids see them */
-            t->loops->mk(svg2__min32(SVG2__LANES, dim16 - e) / 16, ck, s.mass, 4, t->ws.value + e, dim16, s.output + e, dim16, 0);
+            t->loops->mk(svg2__min32(SVG2__LANES, dim16 - e) / 16, ck, s.mass, 4, t->ws.value + e, dim16,
+                         s.output + e, dim16, 0);
         for (i = 0; i < rows; ++i) {
             const float output_square = t->loops->dot(s.output + i * dim16, s.output + i * dim16, dim);
             const int32_t n = query_offset[first + i + 1] - query_offset[first + i];
-            const float *log_mass = d->log_mass + ((size_t)t->bh * (size_t)d->query_clusters + (size_t)(first + i)) * (size_t)ck;
+            const float *log_mass =
+                d->log_mass + ((size_t)t->bh * (size_t)d->query_clusters + (size_t)(first + i)) * (size_t)ck;
             float *loss = t->ws.loss + (size_t)(first + i) * (size_t)ck;
-            t->ws.row_signal[first + i] = (double)n * (d->tail == SVG2_TAIL_NONE ? sqrt((double)output_square) : (double)output_square);
+            t->ws.row_signal[first + i] =
+                (double)n * (d->tail == SVG2_TAIL_NONE ? sqrt((double)output_square) : (double)output_square);
             for (j = 0; j < ck; ++j) {
                 const float *v = t->ws.value + (size_t)j * (size_t)dim16;
                 const int32_t keys = key_offset[j + 1] - key_offset[j];
-                loss[j] = keys ? (float)n * svg2__block_loss(d->tail, s.mass[4 * j + i], svg2__spread(log_mass[j], keys),
-                                                             t->loops->dot(v, v, dim), d->value_var[kv * ck + j], output_square)
+                loss[j] = keys ? (float)n
+                                     * svg2__block_loss(d->tail, s.mass[4 * j + i],
+                                                        svg2__spread(log_mass[j], keys), t->loops->dot(v, v, dim),
+                                                        d->value_var[kv * ck + j], output_square)
                                : 0.0f;
             }
         }
     }
 }
 
-/* Mark blocks by falling score (ties in index order) until their weights reach the budget. weight(I, j) is the area, or
-   the loss in fixed point, so that sums are exact in any order. */
-static int64_t svg2__select_weight(const svg2__select_task *t, int32_t row, int32_t j, const int32_t *query_offset,
-                                   const int32_t *key_offset, double loss_unit)
+/* Mark blocks by falling score (ties in index order) until their weights reach the budget. weight(I, j) is the
+   area, or the loss in fixed point, so that sums are exact in any order. */
+static int64_t svg2__select_weight(const svg2__select_task *t, int32_t row, int32_t j,
+                                   const int32_t *query_offset, const int32_t *key_offset, double loss_unit)
 {
     if (loss_unit > 0.0) {
         const double w = (double)t->ws.loss[(size_t)row * (size_t)t->d->key_clusters + (size_t)j] * loss_unit;
@@ -3048,8 +3150,8 @@ static int64_t svg2__select_weight(const svg2__select_task *t, int32_t row, int3
     return (int64_t)(query_offset[row + 1] - query_offset[row]) * (key_offset[j + 1] - key_offset[j]);
 }
 
-static void svg2__select_threshold(const svg2__select_task *t, const int32_t *query_offset, const int32_t *key_offset,
-                                   int64_t budget, double loss_unit)
+static void svg2__select_threshold(const svg2__select_task *t, const int32_t *query_offset,
+                                   const int32_t *key_offset, int64_t budget, double loss_unit)
 {
     static const int shifts[3] = {21, 10, 0}, widths[3] = {11, 11, 10};
     const svg2_select_desc *d = t->d;
@@ -3122,7 +3224,8 @@ static void svg2__select_head(const svg2__select_task *t)
                     for (j = 0; j < ck; ++j)
                         if (t->ws.score[(size_t)row * (size_t)ck + (size_t)j] >= 0.0f)
                             exact += (double)svg2__select_weight(t, row, j, query_offset, key_offset, unit);
-                svg2__select_threshold(t, query_offset, key_offset, (int64_t)((exact - allowed * unit) * (1.0 + 1e-12)) + 1, unit);
+                svg2__select_threshold(t, query_offset, key_offset,
+                                       (int64_t)((exact - allowed * unit) * (1.0 + 1e-12)) + 1, unit);
             }
         }
     } else if (!t->is_literal && d->budget == SVG2_BUDGET_HEAD) {
@@ -3132,14 +3235,16 @@ static void svg2__select_head(const svg2__select_task *t)
             const int64_t n = query_offset[row + 1] - query_offset[row];
             if (!(d->density > 0.0f)) budget += n * t->ws.row_area[row];
             for (j = 0; j < ck; ++j)
-                if (map[(size_t)row * (size_t)t->key_blocks + (size_t)j]) budget -= n * (key_offset[j + 1] - key_offset[j]);
+                if (map[(size_t)row * (size_t)t->key_blocks + (size_t)j])
+                    budget -= n * (key_offset[j + 1] - key_offset[j]);
         }
         svg2__select_threshold(t, query_offset, key_offset, budget, 0.0);
     }
     for (row = 0; row < cq; ++row)
         for (j = 0; j < ck; ++j)
             if (map[(size_t)row * (size_t)t->key_blocks + (size_t)j])
-                pairs += (int64_t)(query_offset[row + 1] - query_offset[row]) * (key_offset[j + 1] - key_offset[j]);
+                pairs += (int64_t)(query_offset[row + 1] - query_offset[row])
+                         * (key_offset[j + 1] - key_offset[j]);
             else if (t->need_loss && t->ws.score[(size_t)row * (size_t)ck + (size_t)j] >= 0.0f)
                 lost += (double)t->ws.loss[(size_t)row * (size_t)ck + (size_t)j];
     if (t->need_loss && (double)pairs > (double)d->dense_above * (double)video_pairs) { /* sparse would not pay */
@@ -3157,7 +3262,8 @@ static void svg2__select_head(const svg2__select_task *t)
         if (d->has_padding) line[t->key_blocks - 1] = 0;
     }
     if (d->has_text) {
-        const int64_t text_q = query_offset[cq + 1] - query_offset[cq], text_k = key_offset[ck + 1] - key_offset[ck];
+        const int64_t text_q = query_offset[cq + 1] - query_offset[cq],
+                      text_k = key_offset[ck + 1] - key_offset[ck];
         const int64_t more = text_q * key_offset[ck] + text_k * query_offset[cq] + text_q * text_k;
         pairs += more;
         total += more;
@@ -3170,12 +3276,14 @@ static void svg2__select_head(const svg2__select_task *t)
     d->stats[t->bh].density = total ? (float)((double)pairs / (double)total) : 0.0f;
     if (!t->need_loss) d->stats[t->bh].error_estimate = -1.0f;
     else if (is_dense || !(signal > 0.0)) d->stats[t->bh].error_estimate = 0.0f;
-    else d->stats[t->bh].error_estimate = (float)(d->tail == SVG2_TAIL_NONE ? lost / signal : sqrt(lost / signal));
+    else
+        d->stats[t->bh].error_estimate = (float)(d->tail == SVG2_TAIL_NONE ? lost / signal : sqrt(lost / signal));
     d->stats[t->bh].is_dense = is_dense;
     d->stats[t->bh].empty_clusters = empty;
 }
 
-static svg2_result svg2__cpu_select(const svg2_backend *backend, const svg2_select_desc *d, void *workspace, svg2_error *err)
+static svg2_result svg2__cpu_select(const svg2_backend *backend, const svg2_select_desc *d, void *workspace,
+                                    svg2_error *err)
 {
     svg2__select_task t;
     const int32_t dim = d->head_dim, dim16 = svg2__round_up(dim, 16), ck = d->key_clusters;
@@ -3190,7 +3298,8 @@ static svg2_result svg2__cpu_select(const svg2_backend *backend, const svg2_sele
     /* 1e-4: 0.7f * 10 must be 7 */
     t.floor = d->min_keep > 0.0f ? (int32_t)floor((double)d->min_keep * (double)ck + 1e-4) : 0;
     t.need_loss = d->target_error > 0.0f;
-    t.is_literal = d->route == SVG2_ROUTE_MASS && d->budget == SVG2_BUDGET_ROW && !(d->density > 0.0f) && !t.need_loss;
+    t.is_literal = d->route == SVG2_ROUTE_MASS && d->budget == SVG2_BUDGET_ROW && !(d->density > 0.0f)
+                   && !t.need_loss;
     for (t.bh = 0; t.bh < (int64_t)d->batch * d->heads; ++t.bh) {
         const int64_t kv = svg2__kv_head(t.bh, d->heads, d->heads_kv);
         float *rows = (float *)(void *)t.ws.scratch; /* worker 0's, not in use yet */
@@ -3198,12 +3307,14 @@ static svg2_result svg2__cpu_select(const svg2_backend *backend, const svg2_sele
         if (t.bh == 0 || kv != svg2__kv_head(t.bh - 1, d->heads, d->heads_kv)) { /* grouped queries share the keys */
             for (panel = 0; panel < t.panels; ++panel) {
                 const size_t at = (size_t)panel * (size_t)dim * SVG2__LANES;
-                svg2__pack_panel(t.loops, t.ws.key_panel + at, rows, d->key_centroid + (size_t)kv * (size_t)ck * (size_t)dim,
-                                 d->key_mean + kv * dim, panel * SVG2__LANES, ck, dim);
+                svg2__pack_panel(t.loops, t.ws.key_panel + at, rows,
+                                 d->key_centroid + (size_t)kv * (size_t)ck * (size_t)dim, d->key_mean + kv * dim,
+                                 panel * SVG2__LANES, ck, dim);
             }
             for (j = 0; j < ck && t.need_loss; ++j) {
                 float *value = t.ws.value + (size_t)j * (size_t)dim16;
-                memcpy(value, d->value_mean + ((size_t)kv * (size_t)ck + (size_t)j) * (size_t)dim, (size_t)dim * sizeof(float));
+                memcpy(value, d->value_mean + ((size_t)kv * (size_t)ck + (size_t)j) * (size_t)dim,
+                       (size_t)dim * sizeof(float));
                 memset(value + dim, 0, (size_t)(dim16 - dim) * sizeof(float));
             }
         }
@@ -3224,16 +3335,19 @@ SVG2_API svg2_result svg2_select(const svg2_backend *backend, const svg2_select_
     SVG2__TRY(svg2__check_clusters(d->query_clusters, "query_clusters", err));
     SVG2__TRY(svg2__check_clusters(d->key_clusters, "key_clusters", err));
     SVG2__CHECK(fabsf(d->scale) <= 3.0e38f, SVG2_ERR_RANGE, "scale", "must be finite");
-    SVG2__CHECK(d->route == SVG2_ROUTE_MASS || d->route == SVG2_ROUTE_SPREAD, SVG2_ERR_RANGE, "route", "must be mass or spread");
-    SVG2__CHECK(d->budget == SVG2_BUDGET_ROW || d->budget == SVG2_BUDGET_HEAD, SVG2_ERR_RANGE, "budget", "must be row or head");
+    SVG2__CHECK(d->route == SVG2_ROUTE_MASS || d->route == SVG2_ROUTE_SPREAD, SVG2_ERR_RANGE, "route",
+                "must be mass or spread");
+    SVG2__CHECK(d->budget == SVG2_BUDGET_ROW || d->budget == SVG2_BUDGET_HEAD, SVG2_ERR_RANGE, "budget",
+                "must be row or head");
     SVG2__CHECK(d->tail >= SVG2_TAIL_NONE && d->tail <= SVG2_TAIL_ORDER1, SVG2_ERR_RANGE, "tail",
                 "must be none, order 0 or order 1");
     SVG2__CHECK(d->top_p > 0.0f && d->top_p <= 1.0f, SVG2_ERR_RANGE, "top_p", "must be in (0, 1]");
     SVG2__CHECK(d->min_keep <= 1.0f, SVG2_ERR_RANGE, "min_keep", "must be at most 1");
     SVG2__CHECK(d->density >= 0.0f && d->density <= 1.0f, SVG2_ERR_RANGE, "density", "must be in [0, 1]");
-    SVG2__CHECK(d->target_error >= 0.0f && d->target_error <= 3.0e38f, SVG2_ERR_RANGE, "target_error", "must not be negative");
-    SVG2__CHECK(!(d->target_error > 0.0f) || (d->dense_above > 0.0f && d->dense_above <= 1.0f), SVG2_ERR_RANGE, "dense_above",
-                "must be in (0, 1]");
+    SVG2__CHECK(d->target_error >= 0.0f && d->target_error <= 3.0e38f, SVG2_ERR_RANGE, "target_error",
+                "must not be negative");
+    SVG2__CHECK(!(d->target_error > 0.0f) || (d->dense_above > 0.0f && d->dense_above <= 1.0f), SVG2_ERR_RANGE,
+                "dense_above", "must be in (0, 1]");
     SVG2__NOT_NULL(d->query_centroid, "query_centroid");
     SVG2__NOT_NULL(d->key_centroid, "key_centroid");
     SVG2__NOT_NULL(d->key_mean, "key_mean");
@@ -3250,9 +3364,10 @@ SVG2_API svg2_result svg2_select(const svg2_backend *backend, const svg2_select_
 }
 
 /* ==== >>attention ========================================================================
-   One work item = up to 256 rows of one query block. Keys come in tiles of 128, packed from the block's list of key tokens
-   across cluster borders (no padding of clusters), loaded, converted and transposed once for four units of 64 rows. Rows of a
-   cluster lie anywhere in memory; the next tile's are asked for while this one is computed (measured: 10 % of a sparse call).
+   One work item = up to 256 rows of one query block. Keys come in tiles of 128, packed from the block's list of
+   key tokens across cluster borders (no padding of clusters), loaded, converted and transposed once for four
+   units of 64 rows. Rows of a cluster lie anywhere in memory; the next tile's are asked for while this one is
+   computed (measured: 10 % of a sparse call).
 
        K tile [keys/4][D][4]  x  Q unit [D][64 rows]   ->  P [keys][64]      (mk: k = D)
        softmax over keys, per lane; running maximum m and sum l
@@ -3334,8 +3449,8 @@ static int64_t svg2__attention_most_items(const svg2_attention_desc *d)
     return svg2__attention_heads(d) * (((int64_t)d->tokens + SVG2__ROWS - 1) / SVG2__ROWS + blocks);
 }
 
-static size_t svg2__attention_layout(const svg2_backend *backend, const svg2_attention_desc *d, int is_mass, void *base,
-                                     svg2__attention_task *t)
+static size_t svg2__attention_layout(const svg2_backend *backend, const svg2_attention_desc *d, int is_mass,
+                                     void *base, svg2__attention_task *t)
 {
     svg2__arena a = SVG2_ZERO;
     const int64_t items = svg2__attention_most_items(d);
@@ -3398,17 +3513,18 @@ static void svg2__attention_load_queries(const svg2__attention_task *t, const sv
                 memset(row, 0, (size_t)dim * sizeof(float));
                 continue;
             }
-            t->loops->load(row, svg2__row(t->d->q, &t->q, b, h, svg2__query_token(t, item, r + i)), t->q.dtype, 0, dim);
+            t->loops->load(row, svg2__row(t->d->q, &t->q, b, h, svg2__query_token(t, item, r + i)), t->q.dtype, 0,
+                           dim);
             for (d = 0; d < dim; ++d) row[d] *= scale;
         }
-        t->loops->pack4(s->query + (size_t)(r / SVG2__LANES) * (size_t)dim * SVG2__LANES + r % SVG2__LANES, SVG2__LANES,
-                        s->rows, dim, dim);
+        t->loops->pack4(s->query + (size_t)(r / SVG2__LANES) * (size_t)dim * SVG2__LANES + r % SVG2__LANES,
+                        SVG2__LANES, s->rows, dim, dim);
     }
 }
 
 /* Pack n keys (4-rounded with zeros) from rows given by index: tokens of k, or rows of a table of centroids. */
-static void svg2__attention_load_keys(const svg2__attention_task *t, int64_t kv, const float *table, const int32_t *index,
-                                      int32_t n, svg2__attention_scratch *s)
+static void svg2__attention_load_keys(const svg2__attention_task *t, int64_t kv, const float *table,
+                                      const int32_t *index, int32_t n, svg2__attention_scratch *s)
 {
     const int32_t dim = t->d->head_dim;
     const int64_t b = kv / t->d->heads_kv, h = kv % t->d->heads_kv;
@@ -3418,22 +3534,24 @@ static void svg2__attention_load_keys(const svg2__attention_task *t, int64_t kv,
         for (i = 0; i < 4; ++i) {
             float *row = s->rows + i * dim;
             if (key + i >= n) memset(row, 0, (size_t)dim * sizeof(float));
-            else if (table) t->loops->load(row, table + (size_t)index[key + i] * (size_t)dim, SVG2_F32, shift, dim);
+            else if (table)
+                t->loops->load(row, table + (size_t)index[key + i] * (size_t)dim, SVG2_F32, shift, dim);
             else t->loops->load(row, svg2__row(t->d->k, &t->k, b, h, index[key + i]), t->k.dtype, shift, dim);
         }
         t->loops->pack4(s->key + (size_t)key * (size_t)dim, 4, s->rows, dim, dim);
     }
 }
 
-/* Rows of the next tile, asked for bit by bit between the products of this one: waiting for them one by one costs more than
-   loading them. */
+/* Rows of the next tile, asked for bit by bit between the products of this one: waiting for them one by one
+   costs more than loading them. */
 typedef struct svg2__attention_ahead {
     const int32_t *index;
     int32_t rows, done; /* rows: keys, then values */
     int32_t calls, call; /* products of this tile  */
 } svg2__attention_ahead;
 
-SVG2__INLINE void svg2__attention_prefetch(const svg2__attention_task *t, int64_t kv, svg2__attention_ahead *ahead)
+SVG2__INLINE void svg2__attention_prefetch(const svg2__attention_task *t, int64_t kv,
+                                           svg2__attention_ahead *ahead)
 {
     const int32_t until = (int32_t)((int64_t)ahead->rows * ++ahead->call / ahead->calls);
     for (; ahead->done < until; ++ahead->done) {
@@ -3445,14 +3563,18 @@ SVG2__INLINE void svg2__attention_prefetch(const svg2__attention_task *t, int64_
     }
 }
 
-/* One tile of n keys (index: tokens, or clusters of virtual keys) against all units of the item; nexts tokens follow. */
-static void svg2__attention_tile(const svg2__attention_task *t, const svg2__attention_item *item, int64_t kv, int is_tail,
-                                 const int32_t *index, int32_t n, int32_t nexts, svg2__attention_scratch *s)
+/* One tile of n keys (index: tokens, or clusters of virtual keys) against all units of the item; nexts tokens
+   follow. */
+static void svg2__attention_tile(const svg2__attention_task *t, const svg2__attention_item *item, int64_t kv,
+                                 int is_tail, const int32_t *index, int32_t n, int32_t nexts,
+                                 svg2__attention_scratch *s)
 {
     const int32_t dim = t->d->head_dim, ld = dim + 16;
     const int64_t b = kv / t->d->heads_kv, h = kv % t->d->heads_kv;
-    const float *centroids = is_tail ? t->d->key_centroid + (size_t)kv * (size_t)t->d->tail_key_blocks * (size_t)dim : 0;
-    const float *values = is_tail ? t->d->value_mean + (size_t)kv * (size_t)t->d->tail_key_blocks * (size_t)dim : 0;
+    const float *centroids =
+        is_tail ? t->d->key_centroid + (size_t)kv * (size_t)t->d->tail_key_blocks * (size_t)dim : 0;
+    const float *values = is_tail ? t->d->value_mean + (size_t)kv * (size_t)t->d->tail_key_blocks * (size_t)dim
+                                  : 0;
     int32_t key, d, unit;
     svg2__attention_ahead ahead;
     ahead.index = index + n;
@@ -3468,19 +3590,21 @@ static void svg2__attention_tile(const svg2__attention_task *t, const svg2__atte
     for (unit = 0; unit * SVG2__LANES < item->count; ++unit) {
         const int nv = (svg2__min32(SVG2__LANES, item->count - unit * SVG2__LANES) + 15) / 16;
         const float *query = s->query + (size_t)unit * (size_t)dim * SVG2__LANES;
-        float *output = s->output + (size_t)unit * (size_t)dim * SVG2__LANES, *tail = s->tail + unit * SVG2__LANES;
+        float *output = s->output + (size_t)unit * (size_t)dim * SVG2__LANES,
+              *tail = s->tail + unit * SVG2__LANES;
         float *l = s->l + unit * SVG2__LANES, before[SVG2__LANES];
         int lane, changed;
         for (key = 0; key < n; key += 4) {
             svg2__attention_prefetch(t, kv, &ahead);
-            t->loops->mk(nv, dim, s->key + (size_t)key * (size_t)dim, 4, query, SVG2__LANES, s->p + key * SVG2__LANES,
-                         SVG2__LANES, 0);
+            t->loops->mk(nv, dim, s->key + (size_t)key * (size_t)dim, 4, query, SVG2__LANES,
+                         s->p + key * SVG2__LANES, SVG2__LANES, 0);
         }
         memcpy(before, l, sizeof before);
         changed = t->loops->softmax(s->p, n, nv, is_tail ? s->bias : 0, s->m + unit * SVG2__LANES, l, s->alpha);
         if (changed) t->loops->rescale(output, dim, nv, s->alpha);
         if (is_tail) /* what this tile added to l is the tail's */
-            for (lane = 0; lane < 16 * nv; ++lane) tail[lane] = tail[lane] * s->alpha[lane] + (l[lane] - before[lane] * s->alpha[lane]);
+            for (lane = 0; lane < 16 * nv; ++lane)
+                tail[lane] = tail[lane] * s->alpha[lane] + (l[lane] - before[lane] * s->alpha[lane]);
         for (d = 0; d < dim; d += 4) {
             svg2__attention_prefetch(t, kv, &ahead);
             t->loops->mk(nv, n, s->value + d, ld, s->p, SVG2__LANES, output + d * SVG2__LANES, SVG2__LANES, 1);
@@ -3489,8 +3613,8 @@ static void svg2__attention_tile(const svg2__attention_task *t, const svg2__atte
 }
 
 /* o += (tail weight) * s * A^T q, before the division by l */
-static void svg2__attention_first_order(const svg2__attention_task *t, const svg2__attention_item *item, const float *matrix,
-                                        svg2__attention_scratch *s)
+static void svg2__attention_first_order(const svg2__attention_task *t, const svg2__attention_item *item,
+                                        const float *matrix, svg2__attention_scratch *s)
 {
     const int32_t dim = t->d->head_dim;
     int32_t unit, e, d;
@@ -3514,10 +3638,12 @@ static void svg2__attention_store(const svg2__attention_task *t, const svg2__att
     const int64_t b = item->bh / t->d->heads, h = item->bh % t->d->heads;
     int32_t unit, r, d;
     for (unit = 0; unit * SVG2__LANES < item->count; ++unit) {
-        const int32_t count = svg2__min32(SVG2__LANES, item->count - unit * SVG2__LANES), lanes = svg2__round_up(count, 16);
+        const int32_t count = svg2__min32(SVG2__LANES, item->count - unit * SVG2__LANES),
+                      lanes = svg2__round_up(count, 16);
         float *rows = s->key; /* [64][D]: the key tile is not needed any more */
         for (d = 0; d < dim; d += 4)
-            t->loops->pack4(rows + d, dim, s->output + ((size_t)unit * (size_t)dim + (size_t)d) * SVG2__LANES, SVG2__LANES, lanes);
+            t->loops->pack4(rows + d, dim, s->output + ((size_t)unit * (size_t)dim + (size_t)d) * SVG2__LANES,
+                            SVG2__LANES, lanes);
         for (r = 0; r < count; ++r) {
             const int32_t at = unit * SVG2__LANES + r, token = svg2__query_token(t, item, at);
             const float l = s->l[at], inverse = l == 0.0f ? 0.0f : 1.0f / l;
@@ -3562,17 +3688,25 @@ static void svg2__attention_items(void *task, int64_t begin, int64_t end, int32_
         const int64_t kv = svg2__kv_head(item->bh, d->heads, d->heads_kv);
         const int32_t *key_offset = d->key_offset ? d->key_offset + kv * ((int64_t)t->key_blocks + 1) : 0;
         const int32_t *key_order = d->key_order ? d->key_order + kv * d->tokens_kv : 0;
-        const uint8_t *map = d->map ? d->map + ((size_t)item->bh * (size_t)t->query_blocks + (size_t)item->block) * (size_t)t->key_blocks : 0;
-        const float *log_mass = d->log_mass ? d->log_mass + ((size_t)item->bh * (size_t)d->tail_query_blocks + (size_t)item->block)
-                                                                * (size_t)d->tail_key_blocks : 0;
+        const uint8_t *map = d->map ? d->map
+                                          + ((size_t)item->bh * (size_t)t->query_blocks + (size_t)item->block)
+                                                * (size_t)t->key_blocks
+                                    : 0;
+        const float *log_mass =
+            d->log_mass ? d->log_mass
+                              + ((size_t)item->bh * (size_t)d->tail_query_blocks + (size_t)item->block)
+                                    * (size_t)d->tail_key_blocks
+                        : 0;
         int32_t j, n = 0, at, had_tail = 0;
         int r;
         svg2__attention_load_queries(t, item, &s);
         svg2__attention_shift(t, item, kv, &s, shift_logit);
-        memset(s.output, 0, (size_t)svg2__round_up(item->count, SVG2__LANES) * (size_t)d->head_dim * sizeof(float));
+        memset(s.output, 0,
+               (size_t)svg2__round_up(item->count, SVG2__LANES) * (size_t)d->head_dim * sizeof(float));
         for (r = 0; r < SVG2__ROWS; ++r) s.m[r] = -INFINITY, s.l[r] = s.tail[r] = 0.0f;
         for (j = 0; j < t->key_blocks; ++j) { /* the block's keys, one list */
-            const int32_t first = key_offset ? key_offset[j] : 0, count = (key_offset ? key_offset[j + 1] : d->tokens_kv) - first;
+            const int32_t first = key_offset ? key_offset[j] : 0,
+                          count = (key_offset ? key_offset[j + 1] : d->tokens_kv) - first;
             if (map && !map[j]) continue;
             if (key_order) memcpy(s.token + n, key_order + first, (size_t)count * sizeof(int32_t));
             else for (at = 0; at < count; ++at) s.token[n + at] = first + at;
@@ -3586,23 +3720,27 @@ static void svg2__attention_items(void *task, int64_t begin, int64_t end, int32_
             for (j = n = 0; j < d->tail_key_blocks; ++j) {
                 if (map[j] || key_offset[j + 1] == key_offset[j]) continue;
                 had_tail = 1;
-                s.bias[n] = log_mass ? log_mass[j] * 1.44269504f : (float)log2((double)(key_offset[j + 1] - key_offset[j]));
+                s.bias[n] = log_mass ? log_mass[j] * 1.44269504f
+                                     : (float)log2((double)(key_offset[j + 1] - key_offset[j]));
                 s.cluster[n++] = j;
                 if (n == SVG2__KEYS) svg2__attention_tile(t, item, kv, 1, s.cluster, n, 0, &s), n = 0;
             }
             if (n) svg2__attention_tile(t, item, kv, 1, s.cluster, n, 0, &s);
             if (had_tail && d->tail_matrix)
-                svg2__attention_first_order(t, item,
-                                            d->tail_matrix + ((size_t)(item->bh - d->head_begin) * (size_t)d->tail_query_blocks
-                                                              + (size_t)item->block) * (size_t)d->head_dim * (size_t)d->head_dim,
-                                            &s);
+                svg2__attention_first_order(
+                    t, item,
+                    d->tail_matrix
+                        + ((size_t)(item->bh - d->head_begin) * (size_t)d->tail_query_blocks
+                           + (size_t)item->block)
+                              * (size_t)d->head_dim * (size_t)d->head_dim,
+                    &s);
         }
         svg2__attention_store(t, item, &s, shift_logit);
     }
 }
 
-static void svg2__attention_task_init(svg2__attention_task *t, const svg2_backend *backend, const svg2_attention_desc *d,
-                                      int is_mass, void *workspace)
+static void svg2__attention_task_init(svg2__attention_task *t, const svg2_backend *backend,
+                                      const svg2_attention_desc *d, int is_mass, void *workspace)
 {
     memset(t, 0, sizeof *t);
     t->backend = backend;
@@ -3632,12 +3770,14 @@ static svg2_result svg2__check_attention(const svg2_attention_desc *d, int is_ma
     SVG2__TRY(svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, err));
     SVG2__TRY(svg2__check_heads_kv(d->heads, d->heads_kv, err));
     SVG2__CHECK(d->tokens_kv >= 1, SVG2_ERR_RANGE, "tokens_kv", "must be at least 1");
-    SVG2__CHECK(d->head_begin >= 0 && d->head_count >= 0 && d->head_begin <= (int64_t)d->batch * d->heads - svg2__attention_heads(d),
+    SVG2__CHECK(d->head_begin >= 0 && d->head_count >= 0
+                    && d->head_begin <= (int64_t)d->batch * d->heads - svg2__attention_heads(d),
                 SVG2_ERR_RANGE, "head_count", "head_begin and head_count must name heads in [0, batch*heads)");
     SVG2__CHECK(fabsf(d->scale) <= 3.0e38f, SVG2_ERR_RANGE, "scale", "must be finite");
     SVG2__CHECK(d->query_blocks >= 0, SVG2_ERR_RANGE, "query_blocks", "must not be negative");
     SVG2__CHECK(d->key_blocks >= 0, SVG2_ERR_RANGE, "key_blocks", "must not be negative");
-    SVG2__CHECK(d->query_blocks <= 1 || d->query_offset, SVG2_ERR_NULL, "query_offset", "is needed for several blocks");
+    SVG2__CHECK(d->query_blocks <= 1 || d->query_offset, SVG2_ERR_NULL, "query_offset",
+                "is needed for several blocks");
     SVG2__CHECK(d->key_blocks <= 1 || d->key_offset, SVG2_ERR_NULL, "key_offset", "is needed for several blocks");
     SVG2__TRY(svg2__check_layout(d->q_layout, d->batch, d->heads, d->tokens, d->head_dim, 0, "q", err));
     SVG2__TRY(svg2__check_layout(d->k_layout, d->batch, d->heads_kv, d->tokens_kv, d->head_dim, 0, "k", err));
@@ -3648,11 +3788,12 @@ static svg2_result svg2__check_attention(const svg2_attention_desc *d, int is_ma
     SVG2__TRY(svg2__check_layout(d->out_layout, d->batch, d->heads, d->tokens, d->head_dim, 1, "out", err));
     SVG2__TRY(svg2__check_tensor(d->v, d->v_layout, "v", err));
     SVG2__TRY(svg2__check_tensor(d->out, d->out_layout, "out", err));
-    SVG2__CHECK(d->out != d->q && d->out != d->k && d->out != d->v, SVG2_ERR_SHAPE, "out", "must not overlap an input");
-    SVG2__CHECK(d->tail_query_blocks >= 0 && d->tail_query_blocks <= (d->query_blocks ? d->query_blocks : 1), SVG2_ERR_RANGE,
-                "tail_query_blocks", "must be between 0 and query_blocks");
-    SVG2__CHECK(d->tail_key_blocks >= 0 && d->tail_key_blocks <= (d->key_blocks ? d->key_blocks : 1), SVG2_ERR_RANGE,
-                "tail_key_blocks", "must be between 0 and key_blocks");
+    SVG2__CHECK(d->out != d->q && d->out != d->k && d->out != d->v, SVG2_ERR_SHAPE, "out",
+                "must not overlap an input");
+    SVG2__CHECK(d->tail_query_blocks >= 0 && d->tail_query_blocks <= (d->query_blocks ? d->query_blocks : 1),
+                SVG2_ERR_RANGE, "tail_query_blocks", "must be between 0 and query_blocks");
+    SVG2__CHECK(d->tail_key_blocks >= 0 && d->tail_key_blocks <= (d->key_blocks ? d->key_blocks : 1),
+                SVG2_ERR_RANGE, "tail_key_blocks", "must be between 0 and key_blocks");
     if (d->tail_query_blocks > 0 && d->tail_key_blocks > 0) {
         SVG2__NOT_NULL(d->map, "map");
         SVG2__NOT_NULL(d->key_offset, "key_offset");
@@ -3672,8 +3813,9 @@ SVG2_API svg2_result svg2_attention(const svg2_backend *backend, const svg2_atte
 }
 
 /* ---- matrices of the order-1 tail ----
-   A_I = sum_j W_Ij C'_j with C'_j = n_j C_j and W_Ij = w_Ij / (n_j sum_j w_Ij): one product [Cq, Ck] x [Ck, D*D], made in
-   panels of 16 rows (key dimensions) of the C'_j, which keeps the C'_j of a panel in the cache and the workspace small. */
+   A_I = sum_j W_Ij C'_j with C'_j = n_j C_j and W_Ij = w_Ij / (n_j sum_j w_Ij): one product [Cq, Ck] x [Ck,
+   D*D], made in panels of 16 rows (key dimensions) of the C'_j, which keeps the C'_j of a panel in the cache and
+   the workspace small. */
 typedef struct svg2__tail_ws {
     float   *key_panel; /* [head_count, panels, D, 64]                                             */
     float   *weight;    /* [head_count, Cq4/4, Ck, 4]  W, columns of active clusters only          */
@@ -3684,11 +3826,11 @@ typedef struct svg2__tail_ws {
 } svg2__tail_ws;
 
 typedef struct svg2__tail_scratch {
-    float *moment; /* [16 * chunks, Ck, 64]  C' of a panel: (key dimension, chunk of 64 value dimensions), cluster      */
-    float *key;    /* [128, 16]                                                                                         */
-    float *value;  /* [128, D16]                                                                                        */
-    float *strip;  /* [4, Ck64] logits; also [4, 64] results                                                            */
-    float *pack;   /* [8, D]                                                                                            */
+    float *moment; /* [16 * chunks, Ck, 64]  C' of a panel: (key dimension, 64 value dimensions), cluster */
+    float *key;    /* [128, 16]                                                                           */
+    float *value;  /* [128, D16]                                                                          */
+    float *strip;  /* [4, Ck64] logits; also [4, 64] results                                              */
+    float *pack;   /* [8, D]                                                                              */
 } svg2__tail_scratch;
 
 typedef struct svg2__tail_task {
@@ -3714,7 +3856,8 @@ static size_t svg2__tail_scratch_layout(const svg2_tail_desc *d, void *base, svg
     return a.used;
 }
 
-static size_t svg2__tail_layout(const svg2_backend *backend, const svg2_tail_desc *d, void *base, svg2__tail_ws *ws)
+static size_t svg2__tail_layout(const svg2_backend *backend, const svg2_tail_desc *d, void *base,
+                                svg2__tail_ws *ws)
 {
     svg2__arena a = SVG2_ZERO;
     const int64_t panels = ((int64_t)d->key_clusters + 63) / 64, strips = ((int64_t)d->query_clusters + 3) / 4;
@@ -3745,15 +3888,17 @@ static void svg2__tail_prepare(void *task, int64_t begin, int64_t end, int32_t w
         int32_t *active = t->ws.active + begin * ck, n = 0, j, row, panel;
         for (j = 0; j < ck; ++j) {
             if (key_offset[j + 1] - key_offset[j] < 2) continue; /* one token has no spread */
-            for (row = 0; row < d->query_clusters && map[(size_t)row * (size_t)d->key_blocks + (size_t)j]; ++row) {}
+            for (row = 0; row < d->query_clusters && map[(size_t)row * (size_t)d->key_blocks + (size_t)j];
+                 ++row) {}
             if (row < d->query_clusters) active[n++] = j;
         }
         t->ws.actives[begin] = n;
         for (panel = 0; panel < t->panels; ++panel)
-            svg2__pack_panel(t->loops,
-                             t->ws.key_panel + ((size_t)begin * (size_t)t->panels + (size_t)panel) * (size_t)dim * SVG2__LANES,
-                             s.pack, d->key_centroid + (size_t)kv * (size_t)ck * (size_t)dim, d->key_mean + kv * dim,
-                             panel * SVG2__LANES, ck, dim);
+            svg2__pack_panel(
+                t->loops,
+                t->ws.key_panel + ((size_t)begin * (size_t)t->panels + (size_t)panel) * (size_t)dim * SVG2__LANES,
+                s.pack, d->key_centroid + (size_t)kv * (size_t)ck * (size_t)dim, d->key_mean + kv * dim,
+                panel * SVG2__LANES, ck, dim);
     }
 }
 
@@ -3766,25 +3911,33 @@ static void svg2__tail_weights(void *task, int64_t begin, int64_t end, int32_t w
     svg2__tail_scratch s;
     (void)svg2__tail_scratch_layout(d, t->ws.scratch + (size_t)worker * t->ws.scratch_bytes, &s);
     for (; begin < end; ++begin) {
-        const int64_t head = begin / t->strips, bh = d->head_begin + head, kv = svg2__kv_head(bh, d->heads, d->heads_kv);
+        const int64_t head = begin / t->strips, bh = d->head_begin + head,
+                      kv = svg2__kv_head(bh, d->heads, d->heads_kv);
         const int32_t first = (int32_t)(begin % t->strips) * 4;
-        const int32_t *key_offset = d->key_offset + kv * ((int64_t)d->key_blocks + 1), *active = t->ws.active + head * ck;
+        const int32_t *key_offset = d->key_offset + kv * ((int64_t)d->key_blocks + 1),
+                      *active = t->ws.active + head * ck;
         float *weight = t->ws.weight + (size_t)begin * (size_t)ck * 4;
         int32_t i, e, j, a, panel;
         for (i = 0; i < 4; ++i) {
-            const float *q = d->query_centroid + ((size_t)bh * (size_t)d->query_clusters
-                                                  + (size_t)svg2__min32(first + i, d->query_clusters - 1)) * (size_t)dim;
+            const float *q =
+                d->query_centroid
+                + ((size_t)bh * (size_t)d->query_clusters + (size_t)svg2__min32(first + i, d->query_clusters - 1))
+                      * (size_t)dim;
             for (e = 0; e < dim; ++e) s.pack[(4 + i) * dim + e] = q[e] * d->scale;
         }
         t->loops->pack4(s.pack, 4, s.pack + 4 * dim, dim, dim);
         for (panel = 0; panel < t->panels; ++panel)
             t->loops->mk(4, dim, s.pack, 4,
-                         t->ws.key_panel + ((size_t)head * (size_t)t->panels + (size_t)panel) * (size_t)dim * SVG2__LANES,
+                         t->ws.key_panel
+                             + ((size_t)head * (size_t)t->panels + (size_t)panel) * (size_t)dim * SVG2__LANES,
                          SVG2__LANES, s.strip + panel * SVG2__LANES, ck64, 0);
         for (i = 0; i < 4; ++i) {
             const int32_t row = svg2__min32(first + i, d->query_clusters - 1);
-            const uint8_t *map = d->map + ((size_t)bh * (size_t)d->query_blocks + (size_t)row) * (size_t)d->key_blocks;
-            const float *log_mass = d->log_mass ? d->log_mass + ((size_t)bh * (size_t)d->query_clusters + (size_t)row) * (size_t)ck : 0;
+            const uint8_t *map = d->map
+                                 + ((size_t)bh * (size_t)d->query_blocks + (size_t)row) * (size_t)d->key_blocks;
+            const float *log_mass =
+                d->log_mass ? d->log_mass + ((size_t)bh * (size_t)d->query_clusters + (size_t)row) * (size_t)ck
+                            : 0;
             float *logit = s.strip + i * ck64, top = -INFINITY;
             double sum = 0.0;
             for (j = 0; j < ck; ++j) {
@@ -3794,7 +3947,8 @@ static void svg2__tail_weights(void *task, int64_t begin, int64_t end, int32_t w
                 if (logit[j] > top) top = logit[j];
             }
             for (j = 0; j < ck; ++j) /* single tokens count in the sum, with C = 0 */
-                if (!map[j] && key_offset[j + 1] > key_offset[j]) sum += (double)(logit[j] = expf(logit[j] - top));
+                if (!map[j] && key_offset[j + 1] > key_offset[j])
+                    sum += (double)(logit[j] = expf(logit[j] - top));
             for (a = 0; a < t->ws.actives[head]; ++a) {
                 j = active[a];
                 weight[4 * a + i] = map[j] || !(sum > 0.0)
@@ -3804,7 +3958,8 @@ static void svg2__tail_weights(void *task, int64_t begin, int64_t end, int32_t w
     }
 }
 
-/* item = (head of the group, panel of 16 key dimensions): C' of the panel for all active clusters, then its product with W */
+/* item = (head of the group, panel of 16 key dimensions): C' of the panel for all active clusters, then its
+   product with W */
 static void svg2__tail_product(void *task, int64_t begin, int64_t end, int32_t worker)
 {
     const svg2__tail_task *t = (const svg2__tail_task *)task;
@@ -3815,9 +3970,11 @@ static void svg2__tail_product(void *task, int64_t begin, int64_t end, int32_t w
     svg2__tail_scratch s;
     (void)svg2__tail_scratch_layout(d, t->ws.scratch + (size_t)worker * t->ws.scratch_bytes, &s);
     for (; begin < end; ++begin) {
-        const int64_t head = begin / panels, bh = d->head_begin + head, kv = svg2__kv_head(bh, d->heads, d->heads_kv);
+        const int64_t head = begin / panels, bh = d->head_begin + head,
+                      kv = svg2__kv_head(bh, d->heads, d->heads_kv);
         const int64_t b = kv / d->heads_kv, h = kv % d->heads_kv;
-        const int32_t first = (int32_t)(begin % panels) * SVG2__PANEL, wide = svg2__min32(SVG2__PANEL, dim - first);
+        const int32_t first = (int32_t)(begin % panels) * SVG2__PANEL,
+                      wide = svg2__min32(SVG2__PANEL, dim - first);
         const int32_t *key_offset = d->key_offset + kv * ((int64_t)d->key_blocks + 1);
         const int32_t *order = d->key_order + kv * d->tokens_kv, *active = t->ws.active + head * ck;
         const int32_t actives = t->ws.actives[head];
@@ -3825,7 +3982,8 @@ static void svg2__tail_product(void *task, int64_t begin, int64_t end, int32_t w
         int32_t a, i, e, chunk, strip, at;
         for (a = 0; a < actives; ++a) {
             const int32_t j = active[a];
-            const float *key_shift = d->key_centroid + ((size_t)kv * (size_t)ck + (size_t)j) * (size_t)dim + first;
+            const float *key_shift = d->key_centroid + ((size_t)kv * (size_t)ck + (size_t)j) * (size_t)dim
+                                     + first;
             const float *value_shift = d->value_mean + ((size_t)kv * (size_t)ck + (size_t)j) * (size_t)dim;
             for (at = key_offset[j]; at < key_offset[j + 1]; at += SVG2__KEYS) {
                 const int32_t n = svg2__min32(SVG2__KEYS, key_offset[j + 1] - at);
@@ -3833,18 +3991,22 @@ static void svg2__tail_product(void *task, int64_t begin, int64_t end, int32_t w
                     if (at + i + SVG2__AHEAD < d->tokens_kv) {
                         const int32_t ahead = order[at + i + SVG2__AHEAD];
                         svg2__prefetch(svg2__row(d->v, &t->v, b, h, ahead), &t->v, dim);
-                        svg2__prefetch(svg2__row(d->k, &t->k, b, h, ahead) + (size_t)first * svg2__dtype_bytes(t->k.dtype), &t->k, wide);
+                        svg2__prefetch(svg2__row(d->k, &t->k, b, h, ahead)
+                                           + (size_t)first * svg2__dtype_bytes(t->k.dtype),
+                                       &t->k, wide);
                     }
                     t->loops->load(s.key + i * SVG2__PANEL,
-                                   svg2__row(d->k, &t->k, b, h, order[at + i]) + (size_t)first * svg2__dtype_bytes(t->k.dtype),
+                                   svg2__row(d->k, &t->k, b, h, order[at + i])
+                                       + (size_t)first * svg2__dtype_bytes(t->k.dtype),
                                    t->k.dtype, key_shift, wide);
-                    t->loops->load(s.value + i * dim16, svg2__row(d->v, &t->v, b, h, order[at + i]), t->v.dtype, value_shift, dim);
+                    t->loops->load(s.value + i * dim16, svg2__row(d->v, &t->v, b, h, order[at + i]), t->v.dtype,
+                                   value_shift, dim);
                     memset(s.value + i * dim16 + dim, 0, (size_t)(dim16 - dim) * sizeof(float));
                 }
                 for (e = 0; e < wide; e += 4)
                     for (chunk = 0; chunk < chunks; ++chunk)
-                        t->loops->mk(svg2__min32(SVG2__LANES, dim16 - chunk * SVG2__LANES) / 16, n, s.key + e, SVG2__PANEL,
-                                     s.value + chunk * SVG2__LANES, dim16,
+                        t->loops->mk(svg2__min32(SVG2__LANES, dim16 - chunk * SVG2__LANES) / 16, n, s.key + e,
+                                     SVG2__PANEL, s.value + chunk * SVG2__LANES, dim16,
                                      s.moment + (size_t)(e * chunks + chunk) * stride + (size_t)a * SVG2__LANES,
                                      (int64_t)((size_t)chunks * stride), at > key_offset[j]);
             }
@@ -3853,11 +4015,13 @@ static void svg2__tail_product(void *task, int64_t begin, int64_t end, int32_t w
             for (chunk = 0; chunk < chunks; ++chunk) {
                 const int32_t lanes = svg2__min32(SVG2__LANES, dim - chunk * SVG2__LANES);
                 for (strip = 0; strip < t->strips; ++strip) {
-                    t->loops->mk((lanes + 15) / 16, actives,
-                                 t->ws.weight + ((size_t)head * (size_t)t->strips + (size_t)strip) * (size_t)ck * 4, 4,
-                                 s.moment + (size_t)(e * chunks + chunk) * stride, SVG2__LANES, s.strip, SVG2__LANES, 0);
+                    t->loops->mk(
+                        (lanes + 15) / 16, actives,
+                        t->ws.weight + ((size_t)head * (size_t)t->strips + (size_t)strip) * (size_t)ck * 4, 4,
+                        s.moment + (size_t)(e * chunks + chunk) * stride, SVG2__LANES, s.strip, SVG2__LANES, 0);
                     for (i = 0; i < svg2__min32(4, d->query_clusters - 4 * strip); ++i)
-                        memcpy(matrix + ((size_t)(4 * strip + i) * (size_t)dim + (size_t)(first + e)) * (size_t)dim
+                        memcpy(matrix
+                                   + ((size_t)(4 * strip + i) * (size_t)dim + (size_t)(first + e)) * (size_t)dim
                                    + (size_t)chunk * SVG2__LANES,
                                s.strip + i * SVG2__LANES, (size_t)lanes * sizeof(float));
                 }
@@ -3865,7 +4029,8 @@ static void svg2__tail_product(void *task, int64_t begin, int64_t end, int32_t w
     }
 }
 
-static svg2_result svg2__cpu_tail(const svg2_backend *backend, const svg2_tail_desc *d, void *workspace, svg2_error *err)
+static svg2_result svg2__cpu_tail(const svg2_backend *backend, const svg2_tail_desc *d, void *workspace,
+                                  svg2_error *err)
 {
     svg2__tail_task t;
     memset(&t, 0, sizeof t);
@@ -3878,7 +4043,8 @@ static svg2_result svg2__cpu_tail(const svg2_backend *backend, const svg2_tail_d
     t.strips = (d->query_clusters + 3) / 4;
     svg2__run(backend, svg2__tail_prepare, &t, d->head_count, 1);
     svg2__run(backend, svg2__tail_weights, &t, (int64_t)d->head_count * t.strips, 4);
-    svg2__run(backend, svg2__tail_product, &t, (int64_t)d->head_count * ((d->head_dim + SVG2__PANEL - 1) / SVG2__PANEL), 1);
+    svg2__run(backend, svg2__tail_product, &t,
+              (int64_t)d->head_count * ((d->head_dim + SVG2__PANEL - 1) / SVG2__PANEL), 1);
     return svg2__ok(err);
 }
 
@@ -3893,9 +4059,11 @@ SVG2_API svg2_result svg2_tail(const svg2_backend *backend, const svg2_tail_desc
     SVG2__CHECK(d->tokens_kv >= 1, SVG2_ERR_RANGE, "tokens_kv", "must be at least 1");
     SVG2__TRY(svg2__check_clusters(d->query_clusters, "query_clusters", err));
     SVG2__TRY(svg2__check_clusters(d->key_clusters, "key_clusters", err));
-    SVG2__CHECK(d->query_blocks >= d->query_clusters, SVG2_ERR_RANGE, "query_blocks", "must be at least query_clusters");
+    SVG2__CHECK(d->query_blocks >= d->query_clusters, SVG2_ERR_RANGE, "query_blocks",
+                "must be at least query_clusters");
     SVG2__CHECK(d->key_blocks >= d->key_clusters, SVG2_ERR_RANGE, "key_blocks", "must be at least key_clusters");
-    SVG2__CHECK(d->head_begin >= 0 && d->head_count >= 1 && d->head_begin <= (int64_t)d->batch * d->heads - d->head_count,
+    SVG2__CHECK(d->head_begin >= 0 && d->head_count >= 1
+                    && d->head_begin <= (int64_t)d->batch * d->heads - d->head_count,
                 SVG2_ERR_RANGE, "head_count", "head_begin and head_count must name heads in [0, batch*heads)");
     SVG2__CHECK(fabsf(d->scale) <= 3.0e38f, SVG2_ERR_RANGE, "scale", "must be finite");
     SVG2__TRY(svg2__check_layout(d->k_layout, d->batch, d->heads_kv, d->tokens_kv, d->head_dim, 0, "k", err));
@@ -3915,8 +4083,8 @@ SVG2_API svg2_result svg2_tail(const svg2_backend *backend, const svg2_tail_desc
 }
 
 /* ---- joining partial results ---- */
-SVG2_API svg2_result svg2_merge(const float *out_a, const float *lse_a, const float *out_b, const float *lse_b, float *out,
-                                float *lse, int64_t rows, int32_t dim, svg2_error *err)
+SVG2_API svg2_result svg2_merge(const float *out_a, const float *lse_a, const float *out_b, const float *lse_b,
+                                float *out, float *lse, int64_t rows, int32_t dim, svg2_error *err)
 {
     int64_t r;
     int32_t d;
@@ -3930,7 +4098,8 @@ SVG2_API svg2_result svg2_merge(const float *out_a, const float *lse_a, const fl
     SVG2__CHECK(dim >= 1, SVG2_ERR_RANGE, "dim", "must be at least 1");
     for (r = 0; r < rows; ++r) {
         const float a = lse_a[r], b = lse_b[r], top = a > b || b != b ? (b != b ? b : a) : b;
-        /* weights relative to the larger side; an empty side weighs 0 even when both are empty (-Inf - -Inf is NaN) */
+        /* weights relative to the larger side; an empty side weighs 0 even when both are empty (-Inf - -Inf is
+           NaN) */
         const double wa = a == -INFINITY ? 0.0 : exp((double)a - (double)top);
         const double wb = b == -INFINITY ? 0.0 : exp((double)b - (double)top);
         const double sum = wa + wb, fa = sum == 0.0 ? 0.0 : wa / sum, fb = sum == 0.0 ? 0.0 : wb / sum;
@@ -3945,8 +4114,8 @@ SVG2_API svg2_result svg2_merge(const float *out_a, const float *lse_a, const fl
 }
 
 /* ==== >>mass ============================================================================= */
-static void svg2__mass_tile(const svg2__attention_task *t, const svg2__attention_item *item, int64_t kv, int32_t n,
-                            const float *lse2, svg2__attention_scratch *s)
+static void svg2__mass_tile(const svg2__attention_task *t, const svg2__attention_item *item, int64_t kv,
+                            int32_t n, const float *lse2, svg2__attention_scratch *s)
 {
     const int32_t dim = t->d->head_dim;
     float key_mass[SVG2__KEYS], kept[SVG2__LANES];
@@ -3957,7 +4126,8 @@ static void svg2__mass_tile(const svg2__attention_task *t, const svg2__attention
         int lane;
         for (key = 0; key < n; key += 4)
             t->loops->mk(nv, dim, s->key + (size_t)key * (size_t)dim, 4,
-                         s->query + (size_t)unit * (size_t)dim * SVG2__LANES, SVG2__LANES, s->p + key * SVG2__LANES, SVG2__LANES, 0);
+                         s->query + (size_t)unit * (size_t)dim * SVG2__LANES, SVG2__LANES,
+                         s->p + key * SVG2__LANES, SVG2__LANES, 0);
         memset(kept, 0, sizeof kept);
         t->loops->mass(s->p, n, nv, lse2 + unit * SVG2__LANES, s->bias, key_mass, kept);
         for (key = 0; key < n; ++key) s->mass[s->block[key]] += (double)key_mass[key];
@@ -3978,18 +4148,23 @@ static void svg2__mass_items(void *task, int64_t begin, int64_t end, int32_t wor
         const int64_t kv = svg2__kv_head(item->bh, d->heads, d->heads_kv);
         const int32_t *key_offset = d->key_offset ? d->key_offset + kv * ((int64_t)t->key_blocks + 1) : 0;
         const int32_t *key_order = d->key_order ? d->key_order + kv * d->tokens_kv : 0;
-        const uint8_t *map = d->map ? d->map + ((size_t)item->bh * (size_t)t->query_blocks + (size_t)item->block) * (size_t)t->key_blocks : 0;
+        const uint8_t *map = d->map ? d->map
+                                          + ((size_t)item->bh * (size_t)t->query_blocks + (size_t)item->block)
+                                                * (size_t)t->key_blocks
+                                    : 0;
         int32_t j, n = 0, at, r;
         svg2__attention_load_queries(t, item, &s);
         svg2__attention_shift(t, item, kv, &s, shift_logit);
         for (r = 0; r < SVG2__ROWS; ++r) {
-            float lse = r < item->count ? d->lse[item->bh * d->tokens + svg2__query_token(t, item, r)] : -INFINITY;
+            float lse = r < item->count ? d->lse[item->bh * d->tokens + svg2__query_token(t, item, r)]
+                                        : -INFINITY;
             s.row_mass[r] = 0.0;
             lse2[r] = lse == -INFINITY ? INFINITY : (float)(((double)lse - shift_logit[r]) * 1.4426950408889634);
         }
         for (j = 0; j < t->key_blocks; ++j) s.mass[j] = 0.0;
         for (j = 0; j < t->key_blocks; ++j)
-            for (at = key_offset ? key_offset[j] : 0; at < (key_offset ? key_offset[j + 1] : d->tokens_kv); ++at) {
+            for (at = key_offset ? key_offset[j] : 0; at < (key_offset ? key_offset[j + 1] : d->tokens_kv);
+                 ++at) {
                 s.token[n] = key_order ? key_order[at] : at;
                 s.block[n] = j;
                 s.bias[n++] = !map || map[j] ? 1.0f : 0.0f;
@@ -4000,11 +4175,13 @@ static void svg2__mass_items(void *task, int64_t begin, int64_t end, int32_t wor
             for (r = 0; r < item->count; ++r)
                 t->recall[item->bh * d->tokens + svg2__query_token(t, item, r)] = (float)s.row_mass[r];
         if (t->need_mass)
-            for (j = 0; j < t->key_blocks; ++j) t->partial[(size_t)begin * (size_t)t->key_blocks + (size_t)j] = (float)s.mass[j];
+            for (j = 0; j < t->key_blocks; ++j)
+                t->partial[(size_t)begin * (size_t)t->key_blocks + (size_t)j] = (float)s.mass[j];
     }
 }
 
-static svg2_result svg2__cpu_mass(const svg2_backend *backend, const svg2_mass_desc *desc, void *workspace, svg2_error *err)
+static svg2_result svg2__cpu_mass(const svg2_backend *backend, const svg2_mass_desc *desc, void *workspace,
+                                  svg2_error *err)
 {
     const svg2_attention_desc *d = &desc->attention;
     svg2__attention_task t;
@@ -4018,7 +4195,9 @@ static svg2_result svg2__cpu_mass(const svg2_backend *backend, const svg2_mass_d
                (size_t)svg2__attention_heads(d) * (size_t)t.query_blocks * (size_t)t.key_blocks * sizeof(float));
     svg2__run(backend, svg2__mass_items, &t, items, 1);
     for (i = 0; desc->mass && i < items; ++i) { /* a block's items in order, so that the sum does not depend on threads */
-        float *row = desc->mass + ((size_t)t.items[i].bh * (size_t)t.query_blocks + (size_t)t.items[i].block) * (size_t)t.key_blocks;
+        float *row = desc->mass
+                     + ((size_t)t.items[i].bh * (size_t)t.query_blocks + (size_t)t.items[i].block)
+                           * (size_t)t.key_blocks;
         for (j = 0; j < t.key_blocks; ++j) row[j] += t.partial[(size_t)i * (size_t)t.key_blocks + (size_t)j];
     }
     return svg2__ok(err);
@@ -4045,22 +4224,29 @@ SVG2_API svg2_action svg2_schedule(const svg2_desc *desc, int32_t step)
     return desc->init_on_dense && desc->layer >= desc->dense_layers ? SVG2_ACTION_DENSE_INIT : SVG2_ACTION_DENSE;
 }
 
-/* The authors' scripts (Sparse-VideoGen 5ce7b01, scripts/ *_sap.sh): dense steps and layers are their ratios of the schedule,
-   rounded down as their code does. Rows marked "shape" have no published SVG2 settings: clusters and schedule are those of
-   the nearest published row, or the library's defaults (0). */
+/* The authors' scripts (Sparse-VideoGen 5ce7b01, scripts/ *_sap.sh): dense steps and layers are their ratios of
+   the schedule, rounded down as their code does. Rows marked "shape" have no published SVG2 settings: clusters
+   and schedule are those of the nearest published row, or the library's defaults (0). */
 static const svg2_preset svg2__presets[] = {
-    /* name                       H   D   layers F  tokens text  Cq   Ck    top_p  keep  init step steps dense layers init */
-    {"wan2.1-t2v-14b-720p",       40, 128, 40, 21, 3600,   0, 300, 1000, 0.9f, 0.10f, 50, 2, 50, 10, 1, 0, "published"},
-    {"wan2.1-i2v-14b-720p",       40, 128, 40, 21, 3600,   0, 300, 1000, 0.9f, 0.10f, 50, 2, 40, 14, 1, 0, "published"},
-    {"wan2.1-i2v-14b-480p",       40, 128, 40, 21, 1560,   0, 200, 1000, 0.9f, 0.10f, 50, 2, 40,  8, 1, 1, "published"},
-    {"wan2.1-t2v-14b-480p",       40, 128, 40, 21, 1560,   0, 200, 1000, 0.9f, 0.10f, 50, 2, 50, 10, 1, 1, "shape; clusters of wan2.1-i2v-14b-480p"},
-    {"wan2.2-t2v-a14b-720p",      40, 128, 40, 21, 3600,   0, 300, 1000, 0.9f, 0.10f, 50, 2, 40,  8, 1, 0, "shape; clusters of wan2.1-t2v-14b-720p"},
-    {"wan2.2-i2v-a14b-720p",      40, 128, 40, 21, 3600,   0, 300, 1000, 0.9f, 0.10f, 50, 2, 40, 14, 1, 0, "shape; clusters of wan2.1-i2v-14b-720p"},
-    {"wan2.2-t2v-a14b-480p",      40, 128, 40, 21, 1560,   0, 200, 1000, 0.9f, 0.10f, 50, 2, 40,  8, 1, 1, "shape; clusters of wan2.1-i2v-14b-480p"},
-    {"hunyuanvideo-720p",         24, 128, 60, 33, 3600, 256, 400, 1000, 0.9f, 0.10f, 50, 2, 50,  5, 1, 1, "published"},
-    {"hunyuanvideo-480p",         24, 128, 60, 33, 1350, 256, 200, 1000, 0.9f, 0.10f, 50, 2, 50,  2, 0, 1, "published"},
-    {"cosmos-predict2-14b-720p",  40, 128, 36, 16, 3520,   0, 400, 1000, 0.9f, 0.10f, 50, 2, 35, 10, 1, 0, "published"},
-    {"cogvideox1.5-5b-768p",      48,  64, 42, 11, 4080, 226,   0,    0, 0.9f, 0.10f,  0, 0, 50, 10, 1, 0, "shape; default clusters"},
+    /* name                       H   D   layers F  tokens text  Cq   Ck    top_p  keep  init step steps dense
+       layers init */
+    {"wan2.1-t2v-14b-720p", 40, 128, 40, 21, 3600, 0, 300, 1000, 0.9f, 0.10f, 50, 2, 50, 10, 1, 0, "published"},
+    {"wan2.1-i2v-14b-720p", 40, 128, 40, 21, 3600, 0, 300, 1000, 0.9f, 0.10f, 50, 2, 40, 14, 1, 0, "published"},
+    {"wan2.1-i2v-14b-480p", 40, 128, 40, 21, 1560, 0, 200, 1000, 0.9f, 0.10f, 50, 2, 40, 8, 1, 1, "published"},
+    {"wan2.1-t2v-14b-480p", 40, 128, 40, 21, 1560, 0, 200, 1000, 0.9f, 0.10f, 50, 2, 50, 10, 1, 1,
+     "shape; clusters of wan2.1-i2v-14b-480p"},
+    {"wan2.2-t2v-a14b-720p", 40, 128, 40, 21, 3600, 0, 300, 1000, 0.9f, 0.10f, 50, 2, 40, 8, 1, 0,
+     "shape; clusters of wan2.1-t2v-14b-720p"},
+    {"wan2.2-i2v-a14b-720p", 40, 128, 40, 21, 3600, 0, 300, 1000, 0.9f, 0.10f, 50, 2, 40, 14, 1, 0,
+     "shape; clusters of wan2.1-i2v-14b-720p"},
+    {"wan2.2-t2v-a14b-480p", 40, 128, 40, 21, 1560, 0, 200, 1000, 0.9f, 0.10f, 50, 2, 40, 8, 1, 1,
+     "shape; clusters of wan2.1-i2v-14b-480p"},
+    {"hunyuanvideo-720p", 24, 128, 60, 33, 3600, 256, 400, 1000, 0.9f, 0.10f, 50, 2, 50, 5, 1, 1, "published"},
+    {"hunyuanvideo-480p", 24, 128, 60, 33, 1350, 256, 200, 1000, 0.9f, 0.10f, 50, 2, 50, 2, 0, 1, "published"},
+    {"cosmos-predict2-14b-720p", 40, 128, 36, 16, 3520, 0, 400, 1000, 0.9f, 0.10f, 50, 2, 35, 10, 1, 0,
+     "published"},
+    {"cogvideox1.5-5b-768p", 48, 64, 42, 11, 4080, 226, 0, 0, 0.9f, 0.10f, 0, 0, 50, 10, 1, 0,
+     "shape; default clusters"},
 };
 enum { SVG2__PRESETS = sizeof svg2__presets / sizeof svg2__presets[0] };
 
@@ -4109,7 +4295,8 @@ SVG2_API svg2_result svg2_preset_apply(const svg2_preset *preset, svg2_desc *des
     return svg2__ok(err);
 }
 
-SVG2_API svg2_result svg2_cost_estimate(const svg2_desc *desc, double density, int32_t is_warm, svg2_cost *cost, svg2_error *err)
+SVG2_API svg2_result svg2_cost_estimate(const svg2_desc *desc, double density, int32_t is_warm, svg2_cost *cost,
+                                        svg2_error *err)
 {
     svg2_desc d;
     double heads, heads_kv, dim, sq, sk, cq, ck, iterations;
@@ -4135,17 +4322,20 @@ SVG2_API svg2_result svg2_cost_estimate(const svg2_desc *desc, double density, i
         cost->select_flops += 2.0 * heads * cq * sk * dim;
     if (d.tail != SVG2_TAIL_NONE) cost->tail_flops = 4.0 * heads * sq * ck * (1.0 - density) * dim;
     if (d.tail == SVG2_TAIL_ORDER1) cost->tail_flops += heads * 2.0 * dim * dim * (sk + cq * ck + sq);
-    cost->ratio = (cost->kmeans_flops + cost->select_flops + cost->tail_flops + cost->attention_flops) / cost->dense_flops;
+    cost->ratio = (cost->kmeans_flops + cost->select_flops + cost->tail_flops + cost->attention_flops)
+                  / cost->dense_flops;
     return svg2__ok(err);
 }
 
 /* ==== >>pipeline ========================================================================= */
 SVG2_API void svg2_default_clusters(int32_t video_tokens, int32_t *query_clusters, int32_t *key_clusters)
 {
-    /* The published 300/1000 at 75,600 tokens, scaled with the root of the token count: then the cost of clustering and of
-       virtual keys falls, relative to dense attention, as sequences grow, and short ones keep enough clusters. */
+    /* The published 300/1000 at 75,600 tokens, scaled with the root of the token count: then the cost of
+       clustering and of virtual keys falls, relative to dense attention, as sequences grow, and short ones keep
+       enough clusters. */
     const double root = sqrt((double)(video_tokens < 1 ? 1 : video_tokens));
-    int32_t q = svg2__round_up((int32_t)(1.1 * root + 0.5), 4), k = svg2__round_up((int32_t)(3.6 * root + 0.5), 4);
+    int32_t q = svg2__round_up((int32_t)(1.1 * root + 0.5), 4),
+            k = svg2__round_up((int32_t)(3.6 * root + 0.5), 4);
     if (query_clusters) *query_clusters = q;
     if (key_clusters) *key_clusters = k;
 }
@@ -4196,7 +4386,8 @@ SVG2_API svg2_result svg2_resolve(svg2_desc *desc, svg2_error *err)
     if (d.key_clusters == 0) d.key_clusters = ck;
     SVG2__CHECK(d.query_clusters >= 1 && d.query_clusters <= 65536, SVG2_ERR_RANGE, "query_clusters",
                 "must be between 1 and 65536");
-    SVG2__CHECK(d.key_clusters >= 1 && d.key_clusters <= 65536, SVG2_ERR_RANGE, "key_clusters", "must be between 1 and 65536");
+    SVG2__CHECK(d.key_clusters >= 1 && d.key_clusters <= 65536, SVG2_ERR_RANGE, "key_clusters",
+                "must be between 1 and 65536");
     if (d.init_iterations == 0) d.init_iterations = 10;
     if (d.step_iterations == 0) d.step_iterations = 2;
     SVG2__CHECK(d.init_iterations >= 1 && d.init_iterations <= 10000, SVG2_ERR_RANGE, "init_iterations",
@@ -4210,25 +4401,32 @@ SVG2_API svg2_result svg2_resolve(svg2_desc *desc, svg2_error *err)
                 "must be none, order 0 or order 1");
     if (d.route == SVG2_ROUTE_DEFAULT) d.route = d.tail == SVG2_TAIL_NONE ? SVG2_ROUTE_MASS : SVG2_ROUTE_SPREAD;
     if (d.budget == SVG2_BUDGET_DEFAULT) d.budget = d.tail == SVG2_TAIL_NONE ? SVG2_BUDGET_ROW : SVG2_BUDGET_HEAD;
-    SVG2__CHECK(d.route == SVG2_ROUTE_MASS || d.route == SVG2_ROUTE_SPREAD, SVG2_ERR_RANGE, "route", "must be mass or spread");
-    SVG2__CHECK(d.budget == SVG2_BUDGET_ROW || d.budget == SVG2_BUDGET_HEAD, SVG2_ERR_RANGE, "budget", "must be row or head");
-    if (d.tail != SVG2_TAIL_NONE && d.top_p == 0.0f && d.density == 0.0f && d.target_error == 0.0f) d.density = 0.1f;
+    SVG2__CHECK(d.route == SVG2_ROUTE_MASS || d.route == SVG2_ROUTE_SPREAD, SVG2_ERR_RANGE, "route",
+                "must be mass or spread");
+    SVG2__CHECK(d.budget == SVG2_BUDGET_ROW || d.budget == SVG2_BUDGET_HEAD, SVG2_ERR_RANGE, "budget",
+                "must be row or head");
+    if (d.tail != SVG2_TAIL_NONE && d.top_p == 0.0f && d.density == 0.0f && d.target_error == 0.0f)
+        d.density = 0.1f;
     if (d.top_p == 0.0f) d.top_p = 0.9f;
-    if (d.min_keep == 0.0f) d.min_keep = d.budget == SVG2_BUDGET_ROW && d.density == 0.0f && d.target_error == 0.0f ? 0.1f : -1.0f;
+    if (d.min_keep == 0.0f)
+        d.min_keep = d.budget == SVG2_BUDGET_ROW && d.density == 0.0f && d.target_error == 0.0f ? 0.1f : -1.0f;
     if (d.dense_above == 0.0f) d.dense_above = 0.8f;
     SVG2__CHECK(d.top_p > 0.0f && d.top_p <= 1.0f, SVG2_ERR_RANGE, "top_p", "must be in (0, 1]");
     SVG2__CHECK((d.min_keep > 0.0f && d.min_keep <= 1.0f) || d.min_keep == -1.0f, SVG2_ERR_RANGE, "min_keep",
                 "must be in (0, 1], or -1 for none");
     SVG2__CHECK(d.density >= 0.0f && d.density <= 1.0f, SVG2_ERR_RANGE, "density", "must be in [0, 1]");
-    SVG2__CHECK(d.target_error >= 0.0f && d.target_error <= 3.0e38f, SVG2_ERR_RANGE, "target_error", "must not be negative");
+    SVG2__CHECK(d.target_error >= 0.0f && d.target_error <= 3.0e38f, SVG2_ERR_RANGE, "target_error",
+                "must not be negative");
     SVG2__CHECK(d.density == 0.0f || d.target_error == 0.0f, SVG2_ERR_SHAPE, "target_error", "excludes density");
-    SVG2__CHECK(d.dense_above > 0.0f && d.dense_above <= 1.0f, SVG2_ERR_RANGE, "dense_above", "must be in (0, 1]");
+    SVG2__CHECK(d.dense_above > 0.0f && d.dense_above <= 1.0f, SVG2_ERR_RANGE, "dense_above",
+                "must be in (0, 1]");
 
     SVG2__CHECK(d.layer >= 0, SVG2_ERR_RANGE, "layer", "must not be negative");
     SVG2__CHECK(d.dense_layers >= 0, SVG2_ERR_RANGE, "dense_layers", "must not be negative");
     SVG2__CHECK(d.dense_steps >= 0, SVG2_ERR_RANGE, "dense_steps", "must not be negative");
     SVG2__CHECK(d.init_on_dense == 0 || d.init_on_dense == 1, SVG2_ERR_RANGE, "init_on_dense", "must be 0 or 1");
-    SVG2__CHECK(svg2__dtype_valid(d.state_dtype), SVG2_ERR_DTYPE, "state_dtype", "must be SVG2_F32, SVG2_F16 or SVG2_BF16");
+    SVG2__CHECK(svg2__dtype_valid(d.state_dtype), SVG2_ERR_DTYPE, "state_dtype",
+                "must be SVG2_F32, SVG2_F16 or SVG2_BF16");
     *desc = d;
     return svg2__ok(err);
 }
@@ -4236,7 +4434,8 @@ SVG2_API svg2_result svg2_resolve(svg2_desc *desc, svg2_error *err)
 /* ---- state ---- */
 #define SVG2__STATE_MAGIC 0x32677673u /* "svg2" */
 
-static size_t svg2__state_elements(int32_t batch, int32_t heads, int32_t heads_kv, int32_t dim, int32_t cq, int32_t ck)
+static size_t svg2__state_elements(int32_t batch, int32_t heads, int32_t heads_kv, int32_t dim, int32_t cq,
+                                   int32_t ck)
 {
     return svg2__add(svg2__count(batch, heads, cq, dim), svg2__count(batch, heads_kv, ck, dim));
 }
@@ -4248,8 +4447,9 @@ SVG2_API size_t svg2_state_bytes(const svg2_desc *desc)
     d = *desc;
     if (svg2_resolve(&d, 0) != SVG2_OK) return SIZE_MAX;
     if (d.method == SVG2_METHOD_DENSE) return 0;
-    return svg2__mul(svg2__state_elements(d.batch, d.heads, d.heads_kv, d.head_dim, d.query_clusters, d.key_clusters),
-                     svg2__dtype_bytes(d.state_dtype));
+    return svg2__mul(
+        svg2__state_elements(d.batch, d.heads, d.heads_kv, d.head_dim, d.query_clusters, d.key_clusters),
+        svg2__dtype_bytes(d.state_dtype));
 }
 
 SVG2_API svg2_result svg2_state_init(svg2_state *state, const svg2_desc *desc, void *memory, size_t memory_bytes,
@@ -4295,7 +4495,8 @@ static svg2_result svg2__check_state(const svg2_state *state, const svg2_desc *d
     return SVG2_OK;
 }
 
-/* Saved form, in the machine's byte order (a foreign one fails the magic): header, centroids, FNV-1a of all that. */
+/* Saved form, in the machine's byte order (a foreign one fails the magic): header, centroids, FNV-1a of all
+   that. */
 typedef struct svg2__state_header {
     uint32_t magic, version;
     int32_t  batch, heads, heads_kv, head_dim, query_clusters, key_clusters, dtype, is_warm, calls, unused;
@@ -4334,8 +4535,8 @@ static svg2__state_header svg2__state_header_of(const svg2_state *state)
     return h;
 }
 
-SVG2_API svg2_result svg2_state_save(const svg2_backend *backend, const svg2_state *state, void *bytes, size_t count,
-                                     svg2_error *err)
+SVG2_API svg2_result svg2_state_save(const svg2_backend *backend, const svg2_state *state, void *bytes,
+                                     size_t count, svg2_error *err)
 {
     svg2__state_header h;
     uint64_t hash;
@@ -4344,18 +4545,20 @@ SVG2_API svg2_result svg2_state_save(const svg2_backend *backend, const svg2_sta
     SVG2__NOT_NULL(state, "state");
     SVG2__CHECK(state->magic == SVG2__STATE_MAGIC, SVG2_ERR_STATE, "state", "was never initialised");
     SVG2__NOT_NULL(bytes, "bytes");
-    SVG2__CHECK(count >= svg2_state_save_bytes(state), SVG2_ERR_WORKSPACE, "bytes", "is smaller than svg2_state_save_bytes()");
+    SVG2__CHECK(count >= svg2_state_save_bytes(state), SVG2_ERR_WORKSPACE, "bytes",
+                "is smaller than svg2_state_save_bytes()");
     h = svg2__state_header_of(state);
     memcpy(out, &h, sizeof h);
-    if (state->is_warm) SVG2__TRY(backend->copy_out(backend, out + sizeof h, state->memory, state->memory_bytes, err));
+    if (state->is_warm)
+        SVG2__TRY(backend->copy_out(backend, out + sizeof h, state->memory, state->memory_bytes, err));
     else memset(out + sizeof h, 0, state->memory_bytes);
     hash = svg2__fnv1a(out, sizeof h + state->memory_bytes);
     memcpy(out + sizeof h + state->memory_bytes, &hash, sizeof hash);
     return svg2__ok(err);
 }
 
-SVG2_API svg2_result svg2_state_load(const svg2_backend *backend, svg2_state *state, const void *bytes, size_t count,
-                                     svg2_error *err)
+SVG2_API svg2_result svg2_state_load(const svg2_backend *backend, svg2_state *state, const void *bytes,
+                                     size_t count, svg2_error *err)
 {
     svg2__state_header have, want;
     uint64_t hash;
@@ -4371,13 +4574,15 @@ SVG2_API svg2_result svg2_state_load(const svg2_backend *backend, svg2_state *st
                 "are not a saved state of this version and byte order");
     want.is_warm = have.is_warm;
     want.calls = have.calls;
-    SVG2__CHECK(memcmp(&have, &want, sizeof have) == 0, SVG2_ERR_STATE, "bytes", "were saved from a state of another shape");
+    SVG2__CHECK(memcmp(&have, &want, sizeof have) == 0, SVG2_ERR_STATE, "bytes",
+                "were saved from a state of another shape");
     SVG2__CHECK(count == svg2_state_save_bytes(state), SVG2_ERR_DATA, "bytes", "have the wrong length");
     memcpy(&hash, in + sizeof have + state->memory_bytes, sizeof hash);
-    SVG2__CHECK(hash == svg2__fnv1a(in, sizeof have + state->memory_bytes) && (have.is_warm == 0 || have.is_warm == 1)
-                    && have.calls >= 0,
+    SVG2__CHECK(hash == svg2__fnv1a(in, sizeof have + state->memory_bytes)
+                    && (have.is_warm == 0 || have.is_warm == 1) && have.calls >= 0,
                 SVG2_ERR_DATA, "bytes", "are damaged (checksum)");
-    if (have.is_warm) SVG2__TRY(backend->copy_in(backend, state->memory, in + sizeof have, state->memory_bytes, err));
+    if (have.is_warm)
+        SVG2__TRY(backend->copy_in(backend, state->memory, in + sizeof have, state->memory_bytes, err));
     state->is_warm = have.is_warm;
     state->calls = have.calls;
     return svg2__ok(err);
@@ -4404,7 +4609,8 @@ typedef struct svg2__call {
     int need_summary;
 } svg2__call;
 
-static void svg2__call_init(svg2__call *c, const svg2_backend *backend, const svg2_desc *resolved, svg2_action action)
+static void svg2__call_init(svg2__call *c, const svg2_backend *backend, const svg2_desc *resolved,
+                            svg2_action action)
 {
     int i;
     memset(c, 0, sizeof *c);
@@ -4432,8 +4638,8 @@ static void svg2__call_init(svg2__call *c, const svg2_backend *backend, const sv
     c->need_summary = c->d.tail != SVG2_TAIL_NONE || c->d.route == SVG2_ROUTE_SPREAD || c->d.target_error > 0.0f;
 }
 
-static svg2_kmeans_desc svg2__call_kmeans(const svg2__call *c, const svg2__work *w, int side, const svg2_state *state,
-                                          const void *x)
+static svg2_kmeans_desc svg2__call_kmeans(const svg2__call *c, const svg2__work *w, int side,
+                                          const svg2_state *state, const void *x)
 {
     const svg2_desc *d = &c->d;
     svg2_kmeans_desc k;
@@ -4560,8 +4766,8 @@ static svg2_select_desc svg2__call_select(const svg2__call *c, const svg2__work 
     return s;
 }
 
-static svg2_attention_desc svg2__call_attention(const svg2__call *c, const svg2__work *w, const void *q, const void *k,
-                                                const void *v, void *out, float *lse)
+static svg2_attention_desc svg2__call_attention(const svg2__call *c, const svg2__work *w, const void *q,
+                                                const void *k, const void *v, void *out, float *lse)
 {
     const svg2_desc *d = &c->d;
     svg2_attention_desc a;
@@ -4602,7 +4808,8 @@ static svg2_attention_desc svg2__call_attention(const svg2__call *c, const svg2_
 
 static int32_t svg2__call_tail_heads(const svg2__call *c)
 {
-    const int64_t all = (int64_t)c->d.batch * c->d.heads, group = c->backend->tail_heads < 1 ? 1 : c->backend->tail_heads;
+    const int64_t all = (int64_t)c->d.batch * c->d.heads,
+                  group = c->backend->tail_heads < 1 ? 1 : c->backend->tail_heads;
     return (int32_t)svg2__min64(all, group);
 }
 
@@ -4665,7 +4872,8 @@ static size_t svg2__call_layout(const svg2__call *c, void *base, svg2__work *wor
         w.centroid[side] = svg2__take_f32(&a, svg2__count(heads, c->clusters[side], d->head_dim, 1));
         w.mean[side] = svg2__take_f32(&a, svg2__count(heads, d->head_dim, 1, 1));
     }
-    w.map = (uint8_t *)svg2__take(&a, 1, svg2__count((int64_t)d->batch * d->heads, c->blocks[0], c->blocks[1], 1));
+    w.map =
+        (uint8_t *)svg2__take(&a, 1, svg2__count((int64_t)d->batch * d->heads, c->blocks[0], c->blocks[1], 1));
     if (c->need_summary) {
         const size_t clusters = svg2__count(d->batch, d->heads_kv, c->clusters[1], 1);
         w.value_mean = svg2__take_f32(&a, svg2__mul(clusters, (size_t)d->head_dim));
@@ -4673,7 +4881,8 @@ static size_t svg2__call_layout(const svg2__call *c, void *base, svg2__work *wor
         w.log_mass = svg2__take_f32(&a, svg2__count(d->batch, d->heads, c->clusters[0], c->clusters[1]));
     }
     if (d->tail == SVG2_TAIL_ORDER1)
-        w.matrix = svg2__take_f32(&a, svg2__count(svg2__call_tail_heads(c), c->clusters[0], d->head_dim, d->head_dim));
+        w.matrix =
+            svg2__take_f32(&a, svg2__count(svg2__call_tail_heads(c), c->clusters[0], d->head_dim, d->head_dim));
     for (side = 0; side < 2; ++side) {
         const svg2_kmeans_desc k = svg2__call_kmeans(c, &w, side, 0, 0);
         const svg2_permute_desc p = svg2__call_permute(c, &w, side);
@@ -4685,8 +4894,10 @@ static size_t svg2__call_layout(const svg2__call *c, void *base, svg2__work *wor
         const svg2_score_desc l = svg2__call_score(c, &w, 0);
         const svg2_select_desc m = svg2__call_select(c, &w, 0);
         const svg2_attention_desc t = svg2__call_attention(c, &w, 0, 0, 0, 0, 0);
-        if (c->need_summary) most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_SUMMARIZE, &s));
-        if (c->need_summary) most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_SCORE, &l));
+        if (c->need_summary)
+            most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_SUMMARIZE, &s));
+        if (c->need_summary)
+            most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_SCORE, &l));
         most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_SELECT, &m));
         most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_ATTENTION, &t));
     }
@@ -4717,7 +4928,8 @@ SVG2_API size_t svg2_workspace_bytes(const svg2_backend *backend, const svg2_des
     return svg2__max_size(dense, sparse);
 }
 
-SVG2_API svg2_plan svg2_plan_view(const svg2_backend *backend, const svg2_desc *desc, int32_t step, const void *workspace)
+SVG2_API svg2_plan svg2_plan_view(const svg2_backend *backend, const svg2_desc *desc, int32_t step,
+                                  const void *workspace)
 {
     svg2_plan p = SVG2_ZERO;
     svg2_desc d;
@@ -4746,8 +4958,8 @@ SVG2_API svg2_plan svg2_plan_view(const svg2_backend *backend, const svg2_desc *
     return p;
 }
 
-SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *desc, svg2_state *state, int32_t step,
-                                 const void *q, const void *k, const void *v, void *out, float *lse,
+SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *desc, svg2_state *state,
+                                 int32_t step, const void *q, const void *k, const void *v, void *out, float *lse,
                                  svg2_head_stats *stats, void *workspace, size_t workspace_bytes, svg2_error *err)
 {
     svg2_desc d;
@@ -4764,11 +4976,13 @@ SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *d
     SVG2__TRY(svg2__check_tensor(v, d.v, "v", err));
     SVG2__TRY(svg2__check_tensor(out, d.out, "out", err));
     SVG2__CHECK(out != q && out != k && out != v, SVG2_ERR_SHAPE, "out", "must not overlap an input");
-    SVG2__CHECK((uintptr_t)lse % sizeof(float) == 0, SVG2_ERR_ALIGN, "lse", "must be aligned to the size of its elements");
+    SVG2__CHECK((uintptr_t)lse % sizeof(float) == 0, SVG2_ERR_ALIGN, "lse",
+                "must be aligned to the size of its elements");
     SVG2__CHECK((uintptr_t)stats % sizeof(int64_t) == 0, SVG2_ERR_ALIGN, "stats", "must be aligned to 8 bytes");
     svg2__call_init(&c, backend, &d, svg2_schedule(&d, step));
     if (c.action != SVG2_ACTION_DENSE) SVG2__TRY(svg2__check_state(state, &d, err));
-    SVG2__TRY(svg2__check_memory(workspace, workspace_bytes, svg2_workspace_bytes(backend, &d), backend->align, "workspace", err));
+    SVG2__TRY(svg2__check_memory(workspace, workspace_bytes, svg2_workspace_bytes(backend, &d), backend->align,
+                                 "workspace", err));
     (void)svg2__call_layout(&c, workspace, &w);
 
     for (side = 0; side < 2; ++side) {
@@ -4821,20 +5035,23 @@ static size_t svg2__cpu_workspace_bytes(const svg2_backend *backend, svg2_stage 
     case SVG2_STAGE_SELECT: return svg2__select_layout(backend, (const svg2_select_desc *)desc, 0, 0);
     case SVG2_STAGE_TAIL: return svg2__tail_layout(backend, (const svg2_tail_desc *)desc, 0, 0);
     case SVG2_STAGE_ATTENTION: return svg2__attention_layout(backend, (const svg2_attention_desc *)desc, 0, 0, 0);
-    case SVG2_STAGE_MASS: return svg2__attention_layout(backend, &((const svg2_mass_desc *)desc)->attention, 1, 0, 0);
+    case SVG2_STAGE_MASS:
+        return svg2__attention_layout(backend, &((const svg2_mass_desc *)desc)->attention, 1, 0, 0);
     case SVG2_STAGE_COUNT: break;
     }
     return SIZE_MAX;
 }
 
-static svg2_result svg2__cpu_copy_out(const svg2_backend *backend, void *host, const void *memory, size_t bytes, svg2_error *err)
+static svg2_result svg2__cpu_copy_out(const svg2_backend *backend, void *host, const void *memory, size_t bytes,
+                                      svg2_error *err)
 {
     (void)backend;
     memcpy(host, memory, bytes);
     return svg2__ok(err);
 }
 
-static svg2_result svg2__cpu_copy_in(const svg2_backend *backend, void *memory, const void *host, size_t bytes, svg2_error *err)
+static svg2_result svg2__cpu_copy_in(const svg2_backend *backend, void *memory, const void *host, size_t bytes,
+                                     svg2_error *err)
 {
     return svg2__cpu_copy_out(backend, memory, host, bytes, err);
 }
@@ -4870,10 +5087,11 @@ SVG2_API svg2_backend svg2_cpu_backend(const svg2_parallel *parallel)
 }
 
 /* ==== >>stats ============================================================================ */
-SVG2_API svg2_result svg2_compare(const float *x, const float *y, size_t count, double peak, svg2_metrics *metrics,
-                                  svg2_error *err)
+SVG2_API svg2_result svg2_compare(const float *x, const float *y, size_t count, double peak,
+                                  svg2_metrics *metrics, svg2_error *err)
 {
-    double difference = 0.0, square = 0.0, xx = 0.0, yy = 0.0, xy = 0.0, absolute = 0.0, top = 0.0, low = 0.0, high = 0.0;
+    double difference = 0.0, square = 0.0, xx = 0.0, yy = 0.0, xy = 0.0, absolute = 0.0, top = 0.0, low = 0.0,
+           high = 0.0;
     size_t i;
     SVG2__NOT_NULL(metrics, "metrics");
     SVG2__CHECK(count == 0 || x, SVG2_ERR_NULL, "x", "must not be NULL");
@@ -4915,14 +5133,16 @@ SVG2_API svg2_result svg2_compare(const float *x, const float *y, size_t count, 
    Copyright (c) 2026 svg2 authors
 
    Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-   documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
-   rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
-   persons to whom the Software is furnished to do so, subject to the following conditions:
+   documentation files (the "Software"), to deal in the Software without restriction, including without
+   limitation the rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the
+   Software, and to permit persons to whom the Software is furnished to do so, subject to the following
+   conditions:
 
-   The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
-   Software.
+   The above copyright notice and this permission notice shall be included in all copies or substantial portions
+   of the Software.
 
-   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-   WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-   COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
-   OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE. */
+   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED
+   TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL
+   THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF
+   CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER
+   DEALINGS IN THE SOFTWARE. */
