@@ -260,26 +260,26 @@ static void attend_fail(const svg2_error *err)
 {
     static const struct {
         const char *field, *option;
-    } known[] = {{"frames", "--frames: "},
-                 {"frame_tokens", "--frame-tokens: "},
-                 {"text_tokens", "--text-first or --text-last: "},
-                 {"text_valid", "--text-valid: "},
-                 {"query_clusters", "--query-clusters: "},
-                 {"key_clusters", "--key-clusters: "},
-                 {"init_iterations", "--init-iters: "},
-                 {"step_iterations", "--step-iters: "},
-                 {"top_p", "--top-p: "},
-                 {"min_keep", "--min-keep: "},
-                 {"density", "--density: "},
-                 {"target_error", "--target-error: "},
-                 {"dense_above", "--dense-above: "},
-                 {"scale", "--scale: "},
-                 {"head_dim", "the last extent of q, "},
-                 {"tokens", "tokens of q, "},
-                 {"tokens_kv", "tokens of k, "}};
+    } known[] = {{"frames", "--frames:"},
+                 {"frame_tokens", "--frame-tokens:"},
+                 {"text_tokens", "--text-first or --text-last:"},
+                 {"text_valid", "--text-valid:"},
+                 {"query_clusters", "--query-clusters:"},
+                 {"key_clusters", "--key-clusters:"},
+                 {"init_iterations", "--init-iters:"},
+                 {"step_iterations", "--step-iters:"},
+                 {"top_p", "--top-p:"},
+                 {"min_keep", "--min-keep:"},
+                 {"density", "--density:"},
+                 {"target_error", "--target-error:"},
+                 {"dense_above", "--dense-above:"},
+                 {"scale", "--scale:"},
+                 {"head_dim", "the last extent of q"},
+                 {"tokens", "q: tokens"},
+                 {"tokens_kv", "k: tokens"}};
     size_t i;
     for (i = 0; i < sizeof known / sizeof *known; ++i) {
-        if (!strcmp(err->field, known[i].field)) tool_fail(TOOL_FAILURE, "%s%s %s", known[i].option, err->field, err->text);
+        if (!strcmp(err->field, known[i].field)) tool_fail(TOOL_FAILURE, "%s %s", known[i].option, err->text);
     }
     tool_fail(TOOL_FAILURE, "%s %s", err->field, err->text);
 }
@@ -358,6 +358,12 @@ typedef struct attend_result {
     float           *mass; /* [B, H, Qb, Kb], NULL without plan */
 } attend_result;
 
+static int has_text(const svg2_desc *desc) { return desc->text_tokens > 0 && desc->text_valid > 0; }
+static int has_padding(const svg2_desc *desc)
+{
+    return desc->text_tokens > 0 && (desc->text_valid > 0 ? desc->text_valid : 0) < desc->text_tokens;
+}
+
 /* The stages as the report groups them. */
 static double seconds_permute(const double *s) { return s[SVG2_STAGE_PERMUTE] + s[SVG2_STAGE_SUMMARIZE]; }
 static double seconds_select(const double *s) { return s[SVG2_STAGE_SCORE] + s[SVG2_STAGE_SELECT]; }
@@ -376,9 +382,7 @@ static svg2_layout attend_layout_as(const svg2_layout *like, svg2_dtype dtype)
 static void attend_clear_padding(attend_result *r)
 {
     size_t rows = (size_t)r->desc.batch * (size_t)r->desc.heads * (size_t)r->plan.query_blocks, i;
-    int    has_padding = r->plan.key_blocks > r->plan.key_clusters && r->desc.text_tokens > 0 &&
-                      (r->desc.text_valid < 0 || r->desc.text_valid < r->desc.text_tokens);
-    for (i = 0; has_padding && i < rows; ++i) r->mass[(i + 1) * (size_t)r->plan.key_blocks - 1] = 0;
+    for (i = 0; has_padding(&r->desc) && i < rows; ++i) r->mass[(i + 1) * (size_t)r->plan.key_blocks - 1] = 0;
 }
 
 static void attend_check(attend_result *r, const void *q, const void *k, const void *v)
@@ -622,8 +626,7 @@ static void attend_print(const attend_result *r, const attend_arguments *a)
     printf("\n");
     if (r->plan.map) {
         printf("blocks    %d x %d clusters (%d empty)%s%s\n", r->plan.query_clusters, r->plan.key_clusters, empty,
-               r->plan.query_blocks > r->plan.query_clusters ? " + text" : "",
-               r->plan.query_blocks > r->plan.query_clusters + 1 ? " + padding" : "");
+               has_text(&r->desc) ? " + text" : "", has_padding(&r->desc) ? " + padding" : "");
         printf("exact     %s, route %s, budget per %s, tail %s\n", selection_text(&r->desc, text), route_name(r->desc.route),
                budget_name(r->desc.budget), tail_name(r->desc.tail));
     }
@@ -775,7 +778,7 @@ static void attend_write_picture(FILE *file, const attend_result *r, const atten
     desc.key_blocks = r->plan.key_blocks;
     desc.query_clusters = r->plan.query_clusters;
     desc.key_clusters = r->plan.key_clusters;
-    desc.has_text = r->desc.text_tokens > 0 && r->desc.text_valid != -1;
+    desc.has_text = has_text(&r->desc);
     desc.has_frames = r->desc.frames > 1;
     desc.text_begin = r->desc.text_place == SVG2_TEXT_FIRST ? r->desc.text_tokens : 0;
     desc.query_label = r->plan.query_label;
@@ -901,9 +904,13 @@ static int command_attend(int argc, char **argv, int is_help)
     if (a.dump) dump_write(dump_files, dump_paths, &r, &q, &k);
 #ifndef SVG2_TOOL_NO_CJSON
     if (report_file) attend_write_report(report_file, &r, &a);
+#else
+    (void)report_file;
 #endif
 #ifndef SVG2_TOOL_NO_PNG
     if (picture_file) attend_write_picture(picture_file, &r, &a);
+#else
+    (void)picture_file;
 #endif
     tool_commit_outputs();
     attend_print(&r, &a);

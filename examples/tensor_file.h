@@ -591,6 +591,8 @@ TF_API int tf_open_memory(tf_file *file, const void *bytes, size_t count, const 
         result = tf__open_npy(file, first, count, &reader);
     } else if (count >= 9 && first[8] == '{') { /* the format wants the JSON to start without white space */
         result = tf__open_safetensors(file, first, count, &reader);
+    } else if (count >= 9 && tf_is_safetensors_path(name_for_messages)) {
+        result = tf__fail(&reader, TF_ERR_FORMAT, "the safetensors header is not a JSON object");
     } else {
         result = tf__fail(&reader, TF_ERR_FORMAT, "%s",
                           count == 0 ? "the file is empty" : "neither a .npy nor a .safetensors file (or truncated)");
