@@ -10,7 +10,7 @@ WARNINGS := -Wall -Wextra -pedantic -Wshadow -Wconversion -Wsign-conversion -Wca
 ASSERTS := '-DSVG2_ASSERT(x)=((x) ? (void)0 : __builtin_trap())'
 FLAGS_release := -O2
 FLAGS_debug := -O0 -g $(ASSERTS)
-FLAGS_asan := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all $(ASSERTS)
+FLAGS_asan := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -DSVG2_DEBUG_WORKSPACE $(ASSERTS)
 FLAGS_tsan := -O1 -g -fsanitize=thread
 FLAGS_scalar := -O2 -DSVG2_NO_SIMD
 ifeq ($(FLAGS_$(config)),)
@@ -19,7 +19,7 @@ endif
 FLAGS := -std=c99 -ffp-contract=off $(WARNINGS) $(FLAGS_$(config)) -MMD -MP $(CFLAGS)
 OPENMP := $(if $(filter tsan,$(config)),,-fopenmp)
 
-TESTS := base dtype kmeans permute score select attention mass schedule parallel pipeline stats
+TESTS := base dtype dispatch kmeans permute score select attention mass schedule parallel pipeline stats
 PROGRAMS := $(TESTS:%=$B/tests/test_%)
 
 all: $B/svg2 $B/minimal
@@ -35,7 +35,7 @@ $B/tests/%.o: tests/%.c | $B/tests
 	$(CC) $(FLAGS) -c $< -o $@
 $B/tests/test_%: $B/tests/test_%.o $B/tests/impl.o
 	$(CC) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lpthread -lm -o $@
-$B/tests/test_tool: $B/tests/test_tool.o
+$B/tests/test_tool $B/tests/test_dispatch: $B/tests/test_%: $B/tests/test_%.o
 	$(CC) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lm -o $@
 $B/tests/fuzz_desc $B/tests/fuzz_file: $B/tests/fuzz_%: $B/tests/fuzz_%.o $B/tests/fuzz_main.o
 	$(CC) $(FLAGS_$(config)) $^ $(LDFLAGS) $$(CC="$(CC)" tests/deps.sh tool-flags | grep -o -e -lcjson) -lm -o $@

@@ -17,7 +17,7 @@ if ! tests/deps.sh has cmocka.h; then
     exit 1
 fi
 
-base="base dtype kmeans permute score select attention mass schedule parallel pipeline stats"
+base="base dtype dispatch kmeans permute score select attention mass schedule parallel pipeline stats"
 list=$logs/list
 : >"$list"
 build() { # config, targets: compiler output is shown only when there is any
@@ -40,7 +40,7 @@ echo "building (gcc warnings are errors of this test)"
     if [ "${1:-}" != quick ]; then
         build asan build/asan/svg2 $(targets asan $base tool) build/asan/tests/fuzz_desc build/asan/tests/fuzz_file
         build tsan $(targets tsan parallel)
-        build scalar $(targets scalar dtype kmeans attention mass score select pipeline)
+        build scalar $(targets scalar dtype dispatch kmeans attention mass score select pipeline)
     fi
 }
 # the long ones first
@@ -51,14 +51,14 @@ if [ "${1:-}" != quick ]; then
 fi
 add release attention pipeline
 if [ "${1:-}" != quick ]; then
-    add scalar attention pipeline kmeans select mass score dtype
-    add asan mass score permute base dtype schedule stats
+    add scalar attention pipeline kmeans select mass score dtype dispatch
+    add asan mass score permute base dtype dispatch schedule stats
     echo "asan-tool env ASAN_OPTIONS=detect_leaks=0 build/asan/tests/test_tool build/asan/svg2" >>"$list" # a tool ends
     echo "fuzz tests/fuzz.sh 20" >>"$list"
 fi
 echo "header tests/test_header.sh" >>"$list"
 echo "release-tool build/tests/test_tool build/svg2" >>"$list"
-add release parallel kmeans select mass score permute base dtype schedule stats
+add release parallel kmeans select mass score permute base dtype dispatch schedule stats
 
 # One program: its log, its exit code, its numbers.
 cat >"$logs/one.sh" <<'ONE'

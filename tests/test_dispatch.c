@@ -1,0 +1,240 @@
+/* >>dispatch: every inner loop of every instruction set against its scalar truth, at all lane counts and odd lengths.
+   Includes the implementation: these functions are private. */
+#define SVG2_IMPLEMENTATION
+#include "test.h"
+
+typedef struct level { const char *name; const svg2__loops *loops; } level;
+static level levels[4];
+static int level_count;
+
+static void find_levels(void)
+{
+    level_count = 0;
+    levels[level_count].name = "scalar";
+    levels[level_count++].loops = &svg2__loops_scalar;
+#if SVG2__X86
+    if (svg2_cpu_backend_simd(0, SVG2_SIMD_AVX2).simd == SVG2_SIMD_AVX2) {
+        levels[level_count].name = "avx2";
+        levels[level_count++].loops = &svg2__loops_avx2;
+    }
+    if (svg2_cpu_backend_simd(0, SVG2_SIMD_AVX512).simd == SVG2_SIMD_AVX512) {
+        levels[level_count].name = "avx512";
+        levels[level_count++].loops = &svg2__loops_avx512;
+        if (svg2__loops_of(&(svg2_backend){.simd = SVG2_SIMD_AVX512}) != &svg2__loops_avx512) {
+            levels[level_count].name = "avx512 with bf16";
+            levels[level_count++].loops = svg2__loops_of(&(svg2_backend){.simd = SVG2_SIMD_AVX512});
+        }
+    }
+#endif
+}
+static float *random_floats(int n, uint64_t seed, double amplitude)
+{
+    float *x = (float *)mem_new((size_t)n * 4);
+    for (int i = 0; i < n; ++i) x[i] = (float)(amplitude * rnd_normal(&seed));
+    return x;
+}
+static float *copy_floats(const float *x, int n)
+{
+    float *y = (float *)mem_new((size_t)n * 4);
+    memcpy(y, x, (size_t)n * 4);
+    return y;
+}
+
+static void test_mk(void **state)
+{
+    (void)state;
+    static const int lengths[] = {1, 2, 3, 7, 8, 40, 64, 127, 128, 256};
+    for (int v = 0; v < level_count; ++v)
+        for (int nv = 1; nv <= 4; ++nv)
+            for (int i = 0; i < COUNT(lengths); ++i)
+                for (int accumulate = 0; accumulate < 2; ++accumulate) {
+                    int kc = lengths[i], lda = i % 2 ? 4 : 20, ldb = 64, ldc = 64;
+                    float *a = random_floats((kc - 1) * lda + 4, 1, 1), *b = random_floats((kc - 1) * ldb + 16 * nv, 2, 1);
+                    float *c = random_floats(3 * ldc + 16 * nv, 3, 1), *before = copy_floats(c, 3 * ldc + 16 * nv);
+                    levels[v].loops->mk(nv, kc, a, lda, b, ldb, c, ldc, accumulate);
+                    for (int r = 0; r < 4; ++r)
+                        for (int l = 0; l < (r < 3 ? ldc : 16 * nv); ++l) {
+                            double want = accumulate ? (double)before[r * ldc + l] : 0, size = fabs(want);
+                            if (l >= 16 * nv) { assert_true(c[r * ldc + l] == before[r * ldc + l]); continue; }
+                            for (int k = 0; k < kc; ++k) {
+                                double p = (double)a[k * lda + r] * (double)b[k * ldb + l];
+                                want += p;
+                                size += fabs(p);
+                            }
+                            assert_at_most(fabs((double)c[r * ldc + l] - want), 6e-8 * sqrt(kc + 4) * size);
+                        }
+                    mem_done();
+                }
+}
+
+static void test_load_and_pack(void **state)
+{
+    (void)state;
+    for (int v = 0; v < level_count; ++v)
+        for (int dtype = 0; dtype < 3; ++dtype)
+            for (int dim = 8; dim <= 256; dim += 8) {
+                tensor x = tensor_new(1, 1, 4, dim, (svg2_dtype)dtype, BHSD);
+                float *shift = random_floats(dim, 5, 2), *row = (float *)mem_new((size_t)dim * 4), *rows = random_floats(4 * dim, 6, 1);
+                tensor_fill_normal(&x, 4, 1, 1);
+                for (int with = 0; with < 2; ++with) {
+                    levels[v].loops->load(row, x.data, (svg2_dtype)dtype, with ? shift : 0, dim);
+                    for (int d = 0; d < dim; ++d) assert_true(row[d] == (float)tensor_get(&x, d) - (with ? shift[d] : 0));
+                }
+                float *packed = (float *)mem_new((size_t)((dim - 1) * 5 + 4) * 4);
+                levels[v].loops->pack4(packed, 5, rows, dim, dim);
+                for (int d = 0; d < dim; ++d)
+                    for (int i = 0; i < 4; ++i) assert_true(packed[d * 5 + i] == rows[i * dim + d]);
+                for (int d = 0; d + 1 < dim; ++d) assert_untouched(&packed[d * 5 + 4], 4);
+                mem_done();
+            }
+}
+
+static void test_softmax(void **state)
+{
+    (void)state;
+    static const int keys[] = {1, 3, 4, 64, 127, 128};
+    for (int v = 0; v < level_count; ++v)
+        for (int nv = 1; nv <= 4; ++nv)
+            for (int i = 0; i < COUNT(keys); ++i)
+                for (int mode = 0; mode < 6; ++mode) {
+                    int n = keys[i] * 64;
+                    float *p = random_floats(n, 7, mode == 2 ? 300 : 4), *bias = random_floats(keys[i], 8, 3);
+                    float *m = random_floats(64, 9, 3), *l = random_floats(64, 10, 1), *alpha = random_floats(64, 11, 1);
+                    for (int k = 0; k < 64; ++k) l[k] = fabsf(l[k]) + 0.5f;
+                    if (mode == 3) for (int k = 0; k < 64; ++k) { m[k] = -INFINITY; l[k] = 0; } /* first tile */
+                    if (mode == 4) for (int k = 0; k < 64; ++k) m[k] = 1000; /* nothing new matters */
+                    if (mode == 5) bias[0] = -INFINITY;
+                    float *in = copy_floats(p, n), *m0 = copy_floats(m, 64), *l0 = copy_floats(l, 64);
+                    int changed = levels[v].loops->softmax(p, keys[i], nv, mode ? bias : 0, m, l, alpha), any = 0;
+                    for (int lane = 0; lane < 16 * nv; ++lane) {
+                        double top = (double)m0[lane], sum;
+                        for (int k = 0; k < keys[i]; ++k) top = fmax(top, (double)(in[k * 64 + lane] + (mode ? bias[k] : 0)));
+                        any |= m[lane] != m0[lane] && l0[lane] != 0;
+                        assert_at_most(fabs((double)m[lane] - top), 1e-6 * (1 + fabs(top)));
+                        double shrink = isinf(m0[lane]) ? 0 : exp2((double)m0[lane] - (double)m[lane]);
+                        assert_at_most(fabs((double)alpha[lane] - shrink), (mode == 2 ? 4e-4 : 1e-5) * shrink + 2e-38 + (l0[lane] == 0 ? 1 : 0));
+                        sum = (double)l0[lane] * shrink;
+                        for (int k = 0; k < keys[i]; ++k) {
+                            double w = exp2((double)in[k * 64 + lane] + (mode ? (double)bias[k] : 0) - (double)m[lane]);
+                            /* 2^x of a rounded x: 300 * eps at most */
+                            assert_at_most(fabs((double)p[k * 64 + lane] - w), w * (mode == 2 ? 4e-4 : 4e-6) + 2e-38);
+                            sum += w;
+                        }
+                        assert_at_most(fabs((double)l[lane] - sum), sum * (mode == 2 ? 4e-4 : 4e-6));
+                    }
+                    if (any) assert_int_equal(changed, 1);
+                    mem_done();
+                }
+}
+
+static void test_argmax_rescale_dot_moments(void **state)
+{
+    (void)state;
+    for (int v = 0; v < level_count; ++v) {
+        const svg2__loops *f = levels[v].loops;
+        for (int nv = 1; nv <= 4; ++nv) {
+            float *score = random_floats(4 * 64, 1, 1), bias[4] = {0.1f, -0.2f, 0, -INFINITY}, *best = random_floats(64, 2, 1);
+            int32_t index[64];
+            float want[64];
+            int32_t at[64];
+            for (int l = 0; l < 64; ++l) {
+                index[l] = 1000 + l;
+                if (l % 3 == 0) score[l] = score[64 + l] = score[128 + l]; /* with bias -0.2 .. 0.1 */
+                if (l % 5 == 0) { score[128 + l] = best[l]; score[l] = score[64 + l] = -9; } /* a tie keeps the old one */
+                want[l] = best[l];
+                at[l] = index[l];
+                for (int i = 0; i < 4; ++i)
+                    if (score[i * 64 + l] + bias[i] > want[l]) { want[l] = score[i * 64 + l] + bias[i]; at[l] = 40 + i; }
+            }
+            f->argmax(score, nv, bias, 40, best, index);
+            for (int l = 0; l < 16 * nv; ++l) assert_true(best[l] == want[l] && index[l] == at[l]);
+            float *o = random_floats(24 * 64, 3, 1), *before = copy_floats(o, 24 * 64), *alpha = random_floats(64, 4, 1);
+            f->rescale(o, 24, nv, alpha);
+            for (int i = 0; i < 24 * 64; ++i) assert_true(o[i] == (i % 64 < 16 * nv ? before[i] * alpha[i % 64] : before[i]));
+            mem_done();
+        }
+        for (int dim = 8; dim <= 256; dim += 8) {
+            float *a = random_floats(dim, 1, 1), *b = random_floats(dim, 2, 1), *sum = random_floats(dim, 3, 1), *square = random_floats(dim, 4, 1);
+            float *s0 = copy_floats(sum, dim), *q0 = copy_floats(square, dim);
+            double want = 0, size = 0;
+            for (int d = 0; d < dim; ++d) { want += (double)a[d] * (double)b[d]; size += fabs((double)a[d] * (double)b[d]); }
+            assert_at_most(fabs((double)f->dot(a, b, dim) - want), 1e-6 * size);
+            f->moments(sum, square, a, dim);
+            for (int d = 0; d < dim; ++d) {
+                assert_true(sum[d] == s0[d] + a[d]);
+                assert_at_most(fabs((double)square[d] - ((double)q0[d] + (double)a[d] * (double)a[d])), 4e-7 * (1 + (double)a[d] * (double)a[d]));
+            }
+            mem_done();
+        }
+    }
+}
+
+static void test_mass_loop(void **state)
+{
+    (void)state;
+    for (int v = 0; v < level_count; ++v)
+        for (int nv = 1; nv <= 4; ++nv)
+            for (int keys = 1; keys <= 128; keys += keys < 5 ? 1 : 41) {
+                float *p = random_floats(keys * 64, 1, 4), *lse = random_floats(64, 2, 2), *weight = random_floats(keys, 3, 1);
+                float *mass = random_floats(keys, 4, 1), *recall = random_floats(64, 5, 1), *r0 = copy_floats(recall, 64), *in = copy_floats(p, keys * 64);
+                for (int k = 0; k < keys; ++k) weight[k] = k % 3 == 0;
+                for (int l = 0; l < 64; ++l) lse[l] += 12;
+                levels[v].loops->mass(p, keys, nv, lse, weight, mass, recall);
+                for (int k = 0; k < keys; ++k) {
+                    double want = 0;
+                    for (int l = 0; l < 16 * nv; ++l) want += exp2((double)in[k * 64 + l] - (double)lse[l]);
+                    assert_at_most(fabs((double)mass[k] - want), 4e-6 * want);
+                }
+                for (int l = 0; l < 16 * nv; ++l) {
+                    double want = (double)r0[l];
+                    for (int k = 0; k < keys; ++k) want += (double)weight[k] * exp2((double)in[k * 64 + l] - (double)lse[l]);
+                    assert_at_most(fabs((double)recall[l] - want), 4e-6 * (1 + fabs(want)));
+                }
+                mem_done();
+            }
+}
+
+/* The bf16 loops only find candidates; their errors must stay inside the bound that >>kmeans computes. */
+static void test_bf16_candidates(void **state)
+{
+    (void)state;
+    for (int v = 0; v < level_count; ++v) {
+        const svg2__loops *f = levels[v].loops;
+        if (!f->mk16) continue;
+        for (int dim = 8; dim <= 256; dim += 56)
+            for (int nv = 1; nv <= 4; ++nv) {
+                float *x = random_floats(dim * 64, 1, 1), *length = random_floats(64, 2, 1), *rounded = random_floats(64, 3, 1), *residual = random_floats(64, 4, 1);
+                uint32_t *xb = (uint32_t *)mem_new((size_t)(dim / 2 * 64) * 4);
+                float *threshold = random_floats(64, 5, 1), *score = random_floats(64, 6, 1);
+                f->pairs(xb, x, dim, nv, length, rounded, residual);
+                for (int l = 0; l < 16 * nv; ++l) {
+                    double n = 0, r = 0, e = 0;
+                    for (int d = 0; d < dim; ++d) {
+                        uint32_t pair = xb[d / 2 * 64 + l];
+                        double got = bf16_value((uint16_t)(d & 1 ? pair >> 16 : pair)), want = (double)x[d * 64 + l];
+                        assert_true(got == bf16_value(bf16_bits(want)));
+                        n += want * want; r += got * got; e += (want - got) * (want - got);
+                    }
+                    assert_at_most(fabs((double)length[l] - sqrt(n)), 2e-6 * sqrt(n));
+                    assert_at_most(fabs((double)rounded[l] - sqrt(r)), 2e-6 * sqrt(r));
+                    assert_at_most(fabs((double)residual[l] - sqrt(e)), 2e-6 * sqrt(e) + 1e-12);
+                }
+                score[3] = NAN;
+                threshold[5] = NAN;
+                score[7] = threshold[7];
+                uint64_t want = 0, got = f->reach(score, nv, threshold);
+                for (int l = 0; l < 16 * nv; ++l)
+                    if (!(score[l] < threshold[l])) want |= (uint64_t)1 << l;
+                assert_true(got == want);
+                mem_done();
+            }
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {TEST(test_mk), TEST(test_load_and_pack), TEST(test_softmax), TEST(test_argmax_rescale_dot_moments),
+                                       TEST(test_mass_loop), TEST(test_bf16_candidates)};
+    find_levels();
+    return cmocka_run_group_tests_name("dispatch", tests, 0, 0);
+}
