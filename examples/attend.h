@@ -22,7 +22,8 @@ typedef struct attend_arguments {
 static size_t attend_options(attend_arguments *a, tool_option *options)
 {
     const tool_option table[] = {
-        {TOOL_HEADING, "", "", NULL, 0, 0, 0, "files: F is x.npy or x.safetensors:name; [B,H,S,D] or [H,S,D]; f32, f16 or bf16"},
+        {TOOL_HEADING, "", "", NULL, 0, 0, 0, 
+         "files: F is x.npy or x.safetensors:name; [B,H,S,D] or [H,S,D]; f32, f16 or bf16"},
         {TOOL_TEXT, "q", "F", &a->q, 0, 0, 0, "queries; required"},
         {TOOL_TEXT, "k", "F", &a->k, 0, 0, 0, "keys; required; fewer heads than q = grouped queries"},
         {TOOL_TEXT, "v", "F", &a->v, 0, 0, 0, "values; required"},
@@ -43,12 +44,12 @@ static size_t attend_options(attend_arguments *a, tool_option *options)
         {TOOL_SEED, "seed", "N", &a->seed, 0, 0, 0, "of the clustering (0)"},
         {TOOL_REAL, "top-p", "P", &a->top_p, 0, 1, 0, "compute this much of the estimated mass exactly (0.9)"},
         {TOOL_REAL, "min-keep", "R", &a->min_keep, 0, 1, 1, "least fraction of key clusters per query cluster"},
-        {TOOL_REAL, "density", "X", &a->density, 0, 1, 0, "or this fraction of all pairs (0.1, if --compensate is not 0)"},
+        {TOOL_REAL, "density", "X", &a->density, 0, 1, 0, "or this fraction of all pairs (0.1 unless --compensate 0)"},
         {TOOL_REAL, "target-error", "E", &a->target_error, 0, 1, 0, "or as much as this relative L2 error needs"},
         {TOOL_REAL, "dense-above", "X", &a->dense_above, 0, 1, 0, "with it: a head that needs more goes dense (0.8)"},
-        {TOOL_CHOICE, "route", "mass|spread", &a->route, 0, 0, 0, "what makes a block worth computing (with tail: spread)"},
-        {TOOL_CHOICE, "budget", "row|head", &a->budget, 0, 0, 0, "who shares the budget (with tail: head)"},
-        {TOOL_CHOICE, "compensate", "0|1|2", &a->tail, 0, 0, 0, "skipped blocks: 0 dropped, 1 mean, 2 first order (2)"},
+        {TOOL_CHOICE, "route", "mass|spread", &a->route, 0, 0, 0, "what makes a block worth computing (spread)"},
+        {TOOL_CHOICE, "budget", "row|head", &a->budget, 0, 0, 0, "who shares the budget (head)"},
+        {TOOL_CHOICE, "compensate", "0|1|2", &a->tail, 0, 0, 0, "skipped blocks: 0 dropped (route mass, budget row), 1 mean, 2 first order (2)"},
         {TOOL_REAL, "scale", "X", &a->scale, 0, 1e6, 0, "factor of q.k (1/sqrt(D))"},
 
         {TOOL_HEADING, "", "", NULL, 0, 0, 0, "what the tokens are"},
@@ -59,7 +60,7 @@ static size_t attend_options(attend_arguments *a, tool_option *options)
         {TOOL_INT, "text-valid", "N", &a->text_valid, 0, INT32_MAX, 0, "so many of them; the rest is padding (all)"},
 
         {TOOL_HEADING, "", "", NULL, 0, 0, 0, "how"},
-        {TOOL_INT, "repeat", "N", &a->repeat, 1, 100000, 0, "denoising steps on the same input: shows the warm start (1)"},
+        {TOOL_INT, "repeat", "N", &a->repeat, 1, 100000, 0, "denoising steps on the same input, to see the warm start (1)"},
         {TOOL_FLAG, "check", "", &a->is_check, 0, 0, 0, "also dense attention and the exact oracle: errors, recall"},
         {TOOL_TEXT, "backend", "cpu", &a->backend_name, 0, 0, 0, "(cpu)"},
         {TOOL_CHOICE, "simd", "scalar|avx2|avx512", &a->simd, 0, 0, 0, "(the best there is)"},
@@ -86,7 +87,8 @@ static void attend_check_arguments(attend_arguments *a)
     if (!a->q || !a->k || !a->v) tool_fail(TOOL_USAGE, "attend needs --q, --k and --v");
     a->method = a->method_name ? tool_parse_choice("svg2|dense", a->method_name) : 0;
     if (a->method < 0) tool_fail(TOOL_USAGE, "--method: unknown method '%s'; known are svg2, dense", a->method_name);
-    if (a->backend_name && !strcmp(a->backend_name, "cuda")) tool_fail(TOOL_USAGE, "--backend: this build has no CUDA backend");
+    if (a->backend_name && !strcmp(a->backend_name, "cuda"))
+        tool_fail(TOOL_USAGE, "--backend: this build has no CUDA backend");
     if (a->backend_name && strcmp(a->backend_name, "cpu") != 0) {
         tool_fail(TOOL_USAGE, "--backend: unknown backend '%s'; known is cpu", a->backend_name);
     }
@@ -130,7 +132,8 @@ static void attend_open(attend_tensor *tensor, const char *where, const char *na
         tool_fail(TOOL_FAILURE, "%s: dtype %s, but q, k and v are F32, F16 or BF16", where, tf_dtype_name(t->dtype));
     }
     if (t->rank != 3 && t->rank != 4) {
-        tool_fail(TOOL_FAILURE, "%s: shape %s is neither [B,H,S,D] nor [H,S,D]", where, shape_text(t->rank, t->shape, text));
+        tool_fail(TOOL_FAILURE, "%s: shape %s is neither [B,H,S,D] nor [H,S,D]", where,
+                  shape_text(t->rank, t->shape, text));
     }
     for (i = 0; i < t->rank; ++i) {
         if (t->shape[i] < 1 || t->shape[i] > INT32_MAX) {
@@ -211,8 +214,8 @@ static void attend_fill_desc(svg2_desc *desc, const attend_arguments *a, const a
         desc->tail = published.tail;
     }
     if (k->batch != v->batch || k->heads != v->heads || k->tokens != v->tokens || k->dim != v->dim) {
-        tool_fail(TOOL_FAILURE, "k [%d,%d,%d,%d] and v [%d,%d,%d,%d] differ in shape (B,H,S,D)", k->batch, k->heads, k->tokens,
-                  k->dim, v->batch, v->heads, v->tokens, v->dim);
+        tool_fail(TOOL_FAILURE, "k [%d,%d,%d,%d] and v [%d,%d,%d,%d] differ in shape (B,H,S,D)", k->batch, k->heads,
+                  k->tokens, k->dim, v->batch, v->heads, v->tokens, v->dim);
     }
     if (q->batch != k->batch || q->dim != k->dim || q->heads % k->heads) {
         tool_fail(TOOL_FAILURE, "q [%d,%d,%d,%d] and k [%d,%d,%d,%d] do not fit together (B,H,S,D)", q->batch, q->heads,
@@ -233,7 +236,8 @@ static void attend_fill_desc(svg2_desc *desc, const attend_arguments *a, const a
     desc->frames = a->frames > 0 ? a->frames : 0;
     desc->frame_tokens = a->frame_tokens > 0 ? a->frame_tokens : 0;
     video = (int64_t)k->tokens - desc->text_tokens; /* one of the two is enough */
-    if (desc->frames && !desc->frame_tokens && video % desc->frames == 0) desc->frame_tokens = (int32_t)(video / desc->frames);
+    if (desc->frames && !desc->frame_tokens && video % desc->frames == 0)
+        desc->frame_tokens = (int32_t)(video / desc->frames);
     if (!desc->frames && desc->frame_tokens && video % desc->frame_tokens == 0) {
         desc->frames = (int32_t)(video / desc->frame_tokens);
     }
@@ -320,7 +324,8 @@ static svg2_backend attend_backend(const attend_arguments *a)
     svg2_parallel          parallel = start_threads(a->threads);
     svg2_backend           backend = svg2_cpu_backend_simd(&parallel, a->simd < 0 ? SVG2_SIMD_BEST : choices[a->simd]);
 
-    if (a->simd >= 0 && backend.simd != choices[a->simd]) tool_fail(TOOL_FAILURE, "--simd: this machine or build lacks it");
+    if (a->simd >= 0 && backend.simd != choices[a->simd])
+        tool_fail(TOOL_FAILURE, "--simd: this machine or build lacks it");
     stage_timing.inner = backend;
     stage_timing.prefix = "";
     backend.kmeans = timed_kmeans;
@@ -336,7 +341,10 @@ static svg2_backend attend_backend(const attend_arguments *a)
 
 static const char *simd_name(svg2_simd simd)
 {
-    return simd == SVG2_SIMD_SCALAR ? "scalar" : simd == SVG2_SIMD_AVX2 ? "avx2" : simd == SVG2_SIMD_AVX512 ? "avx512" : "best";
+    return simd == SVG2_SIMD_SCALAR   ? "scalar"
+           : simd == SVG2_SIMD_AVX2   ? "avx2"
+           : simd == SVG2_SIMD_AVX512 ? "avx512"
+                                      : "best";
 }
 
 /* Everything that the last step left, and what --check found. */
@@ -499,7 +507,8 @@ static void dump_open(const char *directory, int is_dense, FILE *files[DUMP_COUN
     }
 }
 
-static void dump_header(FILE *file, const char *path, tf_dtype dtype, int rank, int64_t a, int64_t b, int64_t c, int64_t d)
+static void dump_header(FILE *file, const char *path, tf_dtype dtype, int rank, int64_t a, int64_t b, int64_t c,
+                        int64_t d)
 {
     int64_t shape[4];
     shape[0] = a, shape[1] = b, shape[2] = c, shape[3] = d;
@@ -507,8 +516,9 @@ static void dump_header(FILE *file, const char *path, tf_dtype dtype, int rank, 
 }
 
 /* Labels, sizes and centroids of one side. Blocks behind the clusters (text, padding) get the mean of their tokens. */
-static void dump_side(FILE *const *files, char *const *paths, const attend_tensor *tensor, int32_t blocks, int32_t clusters,
-                      const int32_t *label, const int32_t *order, const int32_t *offset, const float *centroid, int is_key)
+static void dump_side(FILE *const *files, char *const *paths, const attend_tensor *tensor, int32_t blocks,
+                      int32_t clusters, const int32_t *label, const int32_t *order, const int32_t *offset,
+                      const float *centroid, int is_key)
 {
     int      labels = is_key ? DUMP_LABELS_K : DUMP_LABELS_Q, centroids = is_key ? DUMP_CENTROIDS_K : DUMP_CENTROIDS_Q;
     int      sizes = is_key ? DUMP_SIZES_K : DUMP_SIZES_Q;
@@ -539,7 +549,8 @@ static void dump_side(FILE *const *files, char *const *paths, const attend_tenso
                 for (d = 0; d < dim; ++d) sum[d] = 0;
                 for (i = begin[block]; i < begin[block + 1]; ++i) {
                     svg2_convert(row, SVG2_F32,
-                                 rows + (size_t)(tokens[i] * tensor->layout.stride_token) * dtype_bytes(tensor->layout.dtype),
+                                 rows + (size_t)(tokens[i] * tensor->layout.stride_token) *
+                                            dtype_bytes(tensor->layout.dtype),
                                  tensor->layout.dtype, (size_t)dim);
                     for (d = 0; d < dim; ++d) sum[d] += (double)row[d];
                 }
@@ -627,8 +638,8 @@ static void attend_print(const attend_result *r, const attend_arguments *a)
     if (r->plan.map) {
         printf("blocks    %d x %d clusters (%d empty)%s%s\n", r->plan.query_clusters, r->plan.key_clusters, empty,
                has_text(&r->desc) ? " + text" : "", has_padding(&r->desc) ? " + padding" : "");
-        printf("exact     %s, route %s, budget per %s, tail %s\n", selection_text(&r->desc, text), route_name(r->desc.route),
-               budget_name(r->desc.budget), tail_name(r->desc.tail));
+        printf("exact     %s, route %s, budget per %s, tail %s\n", selection_text(&r->desc, text),
+               route_name(r->desc.route), budget_name(r->desc.budget), tail_name(r->desc.tail));
     }
     printf("density   %.2f %%  (heads: %.2f .. %.2f %%)", 100 * r->density, 100 * low, 100 * high);
     if (dense_heads) printf("  %d of %d heads dense", dense_heads, heads);
@@ -642,7 +653,8 @@ static void attend_print(const attend_result *r, const attend_arguments *a)
     }
     printf("seconds   %.3f = kmeans %.3f  permute %.3f  select %.3f  attend %.3f  other %.3f\n", total,
            seconds[SVG2_STAGE_KMEANS], seconds_permute(seconds), seconds_select(seconds), seconds_attend(seconds),
-           total - seconds[SVG2_STAGE_KMEANS] - seconds_permute(seconds) - seconds_select(seconds) - seconds_attend(seconds));
+           total - seconds[SVG2_STAGE_KMEANS] - seconds_permute(seconds) - seconds_select(seconds) -
+               seconds_attend(seconds));
     if (a->repeat > 1) printf("steps     first %.3f s, last %.3f s\n", r->step_seconds[0], total);
     if (r->is_checked) printf("dense     %.3f s: %.2f times as long\n", r->dense_seconds, r->dense_seconds / total);
     printf("memory    workspace %.1f MiB, state %.1f MiB\n", (double)r->workspace_bytes / 1048576,
@@ -757,8 +769,8 @@ static void attend_write_picture(FILE *file, const attend_result *r, const atten
     int32_t      head, heads = r->desc.batch * r->desc.heads;
 
     memset(&desc, 0, sizeof desc);
-    snprintf(title, sizeof title, "svg2   %d head%s x %d tokens x %d dims   density %.1f %%", heads, heads == 1 ? "" : "s",
-             r->desc.tokens, r->desc.head_dim, 100 * r->density);
+    snprintf(title, sizeof title, "svg2   %d head%s x %d tokens x %d dims   density %.1f %%", heads,
+             heads == 1 ? "" : "s", r->desc.tokens, r->desc.head_dim, 100 * r->density);
     snprintf(settings, sizeof settings, "%d x %d clusters, %s, route %s, budget per %s, tail %s", r->plan.query_clusters,
              r->plan.key_clusters, selection_text(&r->desc, selection), route_name(r->desc.route),
              budget_name(r->desc.budget), tail_name(r->desc.tail));
@@ -812,8 +824,8 @@ static void attend_run(attend_result *r, const attend_arguments *a, const attend
         if (a->repeat > 1) snprintf(prefix, sizeof prefix, "step %d/%d", step + 1, a->repeat);
         else snprintf(prefix, sizeof prefix, "attend");
         stage_timing.prefix = prefix;
-        if (svg2_attend(&r->backend, &r->desc, &state, step, q->data, k->data, v->data, r->out, r->lse, r->stats, workspace,
-                        r->workspace_bytes, &err) != SVG2_OK) {
+        if (svg2_attend(&r->backend, &r->desc, &state, step, q->data, k->data, v->data, r->out, r->lse, r->stats,
+                        workspace, r->workspace_bytes, &err) != SVG2_OK) {
             attend_fail(&err);
         }
         r->step_seconds[step] = now() - start;
@@ -845,8 +857,8 @@ static int command_attend(int argc, char **argv, int is_help)
     attend_defaults(&a);
     option_count = attend_options(&a, options);
     if (is_help) {
-        printf("svg2 attend --q F --k F --v F [--out F] [options]\n\nOne attention call on files; prints what it computed, what it cost and, with\n"
-               "--check, what it lost.\n");
+        printf("svg2 attend --q F --k F --v F [--out F] [options]\n\n"
+               "One attention call on files; prints what it computed, what it cost and, with --check, what it lost.\n");
         tool_print_options(options, option_count);
         return 0;
     }
@@ -895,8 +907,9 @@ static int command_attend(int argc, char **argv, int is_help)
         int       result;
         header.dtype = dtype_in_file(r.desc.out.dtype);
         header.name = tool_format("%s%s", out_name[0] ? out_name : "out", "");
-        result = tf_is_safetensors_path(out_path) ? tf_write_safetensors_header(out_file, &header, 1)
-                                                  : tf_write_npy_header(out_file, header.dtype, header.rank, header.shape);
+        result = tf_is_safetensors_path(out_path)
+                     ? tf_write_safetensors_header(out_file, &header, 1)
+                     : tf_write_npy_header(out_file, header.dtype, header.rank, header.shape);
         if (result != TF_OK) tool_fail(TOOL_FAILURE, "%s: cannot be written", a.out);
         tool_write(out_file, r.out, rows * (size_t)r.desc.head_dim * dtype_bytes(r.desc.out.dtype), a.out);
         free(header.name);

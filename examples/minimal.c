@@ -30,11 +30,13 @@ int main(void)
         q[i] = k[i] = (float)(2 * sin(0.1 * channel * sin(0.02 * token)));
         v[i] = (float)cos(0.01 * token + channel);
     }
-    if (svg2_state_init(&state, &d, state_memory, state_bytes, &err)) return fprintf(stderr, "%s %s\n", err.field, err.text), 1;
+    if (svg2_state_init(&state, &d, state_memory, state_bytes, &err))
+        return fprintf(stderr, "%s %s\n", err.field, err.text), 1;
     for (int step = 0; step < 3; ++step) { /* the clusters follow from step to step */
         if (svg2_attend(&cpu, &d, &state, step, q, k, v, out, 0, stats, work, work_bytes, &err))
             return fprintf(stderr, "%s %s\n", err.field, err.text), 1;
-        printf("step %d: %.1f %% of the pairs computed, out[0] = %f\n", step, 100 * (double)stats[0].density, (double)out[0]);
+        printf("step %d: %.1f %% of the pairs computed, out[0] = %f\n", step, 100 * (double)stats[0].density,
+               (double)out[0]);
     }
     return 0;
 }

@@ -44,9 +44,11 @@ typedef struct picture_canvas {
     uint8_t *pixels; /* [height, width, 3] */
 } picture_canvas;
 
-static const picture_color picture_ink = {32, 36, 44}, picture_faint = {120, 126, 136}, picture_paper = {255, 255, 255},
-                           picture_track = {228, 231, 236}, picture_exact = {38, 84, 148}, picture_blank = {247, 248, 250},
-                           picture_text = {46, 139, 87}, picture_padding = {186, 190, 198}, picture_missed = {222, 120, 40};
+static const picture_color picture_ink = {32, 36, 44}, picture_faint = {120, 126, 136},
+                           picture_track = {228, 231, 236},
+                           picture_exact = {38, 84, 148}, picture_blank = {247, 248, 250},
+                           picture_text = {46, 139, 87}, picture_padding = {186, 190, 198},
+                           picture_missed = {222, 120, 40};
 
 static picture_color picture_mix(picture_color a, picture_color b, double share_of_b)
 {
@@ -73,7 +75,8 @@ static picture_color picture_time_color(double time)
 /* relative: mass per pair, 1 = what uniform attention would give it */
 static picture_color picture_skipped_color(double relative)
 {
-    static const picture_color stops[5] = {{250, 250, 251}, {253, 238, 214}, {250, 196, 120}, {232, 128, 50}, {168, 52, 20}};
+    static const picture_color stops[5] = {
+        {250, 250, 251}, {253, 238, 214}, {250, 196, 120}, {232, 128, 50}, {168, 52, 20}};
     return picture_ramp(stops, 5, relative > 0 ? (log10(relative) + 3) / 4 : 0);
 }
 
@@ -107,7 +110,7 @@ static void picture_rectangle(picture_canvas *canvas, double x0, double y0, doub
     }
 }
 
-/* 5 x 7 letters for ASCII 32 .. 126, a number per column, lowest bit on top; two more rows for what hangs below the line. */
+/* 5 x 7 letters for ASCII 32 .. 126, a number per column, lowest bit on top; two more rows for descenders. */
 static const uint16_t picture_font[95][5] = {
     {0x00, 0x00, 0x00, 0x00, 0x00}, {0x00, 0x00, 0x5f, 0x00, 0x00}, {0x00, 0x07, 0x00, 0x07, 0x00},
     {0x14, 0x7f, 0x14, 0x7f, 0x14}, {0x24, 0x2a, 0x7f, 0x2a, 0x12}, {0x23, 0x13, 0x08, 0x64, 0x62},
@@ -243,8 +246,8 @@ typedef struct picture_seriation {
     double       *sum[2];
 } picture_seriation;
 
-/* Power iteration of correspondence analysis within the given rows and columns: each side moves to the weighted mean of what
-   it is joined with, centred and scaled. It starts from the scores as they are, so that directions are kept. */
+/* Power iteration of correspondence analysis within the given rows and columns: each side moves to the weighted mean of
+   what it is joined with, centred and scaled. It starts from the scores as they are, so that directions are kept. */
 static void picture_correspondence(picture_seriation *s, const int32_t *rows, int32_t row_count, const int32_t *columns,
                                    int32_t column_count)
 {
@@ -297,10 +300,10 @@ static void picture_sort(int32_t *indices, int32_t count, const double *score, p
     for (i = 0; i < count; ++i) indices[i] = scratch[i].index;
 }
 
-/* Sort by the first axis. With depth > 0 split where it changes sign and order both parts by axes of their own: heads that
-   attend in groups become block diagonal, for which one axis is not enough. */
-static void picture_seriate(picture_seriation *s, int32_t *rows, int32_t row_count, int32_t *columns, int32_t column_count,
-                            int depth, picture_rank *scratch)
+/* Sort by the first axis. With depth > 0 split where it changes sign and order both parts by axes of their own: heads
+   that attend in groups become block diagonal, for which one axis is not enough. */
+static void picture_seriate(picture_seriation *s, int32_t *rows, int32_t row_count, int32_t *columns,
+                            int32_t column_count, int depth, picture_rank *scratch)
 {
     int32_t row_split = 0, column_split = 0;
     picture_correspondence(s, rows, row_count, columns, column_count);
@@ -308,10 +311,12 @@ static void picture_seriate(picture_seriation *s, int32_t *rows, int32_t row_cou
     picture_sort(columns, column_count, s->score[1], scratch);
     while (row_split < row_count && s->score[0][rows[row_split]] < 0) ++row_split;
     while (column_split < column_count && s->score[1][columns[column_split]] < 0) ++column_split;
-    if (depth == 0 || row_split < 2 || column_split < 2 || row_count - row_split < 2 || column_count - column_split < 2) return;
+    if (depth == 0 || row_split < 2 || column_split < 2 || row_count - row_split < 2 ||
+        column_count - column_split < 2)
+        return;
     picture_seriate(s, rows, row_split, columns, column_split, depth - 1, scratch);
-    picture_seriate(s, rows + row_split, row_count - row_split, columns + column_split, column_count - column_split, depth - 1,
-                    scratch);
+    picture_seriate(s, rows + row_split, row_count - row_split, columns + column_split, column_count - column_split,
+                    depth - 1, scratch);
 }
 
 /* How far the weight is from the diagonal; it saturates, since far is far: compact groups beat a broad band. */
@@ -341,8 +346,8 @@ static double picture_stretch(const picture_panel *panel, const picture_seriatio
 /* Fill panel->order for the clusters, trying one axis and a hierarchy of axes. Returns 0 when memory is short. */
 static int picture_arrange(picture_panel *panel)
 {
-    int32_t           rows = panel->clusters[0], columns = panel->clusters[1], most = rows > columns ? rows : columns, i, j;
-    double           *weight = (double *)malloc(((size_t)rows * (size_t)columns + 1) * sizeof(double)), best = 0, slope = 0;
+    int32_t rows = panel->clusters[0], columns = panel->clusters[1], most = rows > columns ? rows : columns, i, j;
+    double *weight = (double *)malloc(((size_t)rows * (size_t)columns + 1) * sizeof(double)), best = 0, slope = 0;
     double           *numbers = (double *)malloc(2 * ((size_t)rows + (size_t)columns + 2) * sizeof(double));
     int32_t          *trial = (int32_t *)malloc(((size_t)rows + (size_t)columns + 1) * sizeof(int32_t)), *order[2];
     picture_rank     *scratch = (picture_rank *)malloc(((size_t)most + 1) * sizeof *scratch);
@@ -402,7 +407,8 @@ static int picture_panel_create(picture_panel *panel, const picture_desc *desc, 
 
     memset(panel, 0, sizeof *panel);
     panel->desc = desc;
-    panel->blocks[0] = desc->query_blocks, panel->clusters[0] = desc->query_clusters, panel->tokens[0] = desc->query_tokens;
+    panel->blocks[0] = desc->query_blocks, panel->clusters[0] = desc->query_clusters,
+    panel->tokens[0] = desc->query_tokens;
     panel->blocks[1] = desc->key_blocks, panel->clusters[1] = desc->key_clusters, panel->tokens[1] = desc->key_tokens;
     panel->label[0] = desc->query_label + query_index * (size_t)desc->query_tokens;
     panel->label[1] = desc->key_label + key_index * (size_t)desc->key_tokens;
@@ -515,10 +521,11 @@ static void picture_draw_map(picture_canvas *canvas, const picture_panel *panel,
 }
 
 /* Strip along one side: cluster sizes as bars, coloured by time; text and padding marked. */
-static void picture_draw_strip(picture_canvas *canvas, const picture_panel *panel, int side, int left, int top, int extent)
+static void picture_draw_strip(picture_canvas *canvas, const picture_panel *panel, int side, int left, int top,
+                               int extent)
 {
     const picture_desc *desc = panel->desc;
-    double             *height = (double *)calloc((size_t)extent * 2, sizeof(double)), *time = height + extent, largest = 1;
+    double *height = (double *)calloc((size_t)extent * 2, sizeof(double)), *time = height + extent, largest = 1;
     int32_t             i;
     int                 x;
 
@@ -549,7 +556,8 @@ static void picture_draw_strip(picture_canvas *canvas, const picture_panel *pane
         if (side == 1) picture_rectangle(canvas, left + at, top - PICTURE_STRIP, left + to, top - 3, color);
         else picture_rectangle(canvas, left - PICTURE_STRIP, top + at, left - 3, top + to, color);
         if (is_text) { /* where the video ends */
-            if (side == 1) picture_rectangle(canvas, left + from - 0.5, top, left + from + 0.5, top + extent, picture_text);
+            if (side == 1)
+                picture_rectangle(canvas, left + from - 0.5, top, left + from + 0.5, top + extent, picture_text);
             else picture_rectangle(canvas, left, top + from - 0.5, left + extent, top + from + 0.5, picture_text);
         } else {
             int a, b; /* hatched: nothing is computed here */
@@ -565,7 +573,8 @@ static void picture_draw_strip(picture_canvas *canvas, const picture_panel *pane
     free(height);
 }
 
-static void picture_draw_panel(picture_canvas *canvas, const picture_panel *panel, int32_t index, int left, int top, int extent)
+static void picture_draw_panel(picture_canvas *canvas, const picture_panel *panel, int32_t index, int left, int top,
+                               int extent)
 {
     const picture_desc *desc = panel->desc;
     double              density = (double)desc->density[index], unit = extent >= 400 ? 2.4 : 1.9, x = left, y;
@@ -660,7 +669,8 @@ static double picture_draw_legend(picture_canvas *canvas, const picture_desc *de
     if (desc->key_blocks - desc->key_clusters > (desc->has_text ? 1 : 0)) {
         picture_legend_entry(&legend, &picture_padding, 1, "padding");
     }
-    picture_legend_note(&legend, "down: queries   right: keys   sizes to scale, clusters ordered by correspondence analysis");
+    picture_legend_note(&legend,
+                        "down: queries   right: keys   sizes to scale, clusters ordered by correspondence analysis");
     return legend.y + 32;
 }
 
@@ -707,7 +717,8 @@ static void picture_draw_chart(picture_canvas *canvas, const picture_desc *desc,
         picture_rectangle(canvas, value, y - 0.75, value + 8 < right ? value + 8 : right, y + 0.75, picture_ink);
     }
     snprintf(text, sizeof text, "mean %.1f %%", 100 * mean);
-    picture_print(canvas, right - picture_text_width(text, 1.8), bottom - height * mean / largest - 18, 1.8, picture_ink, text);
+    picture_print(canvas, right - picture_text_width(text, 1.8), bottom - height * mean / largest - 18, 1.8,
+                  picture_ink, text);
     picture_print(canvas, first, top - 30, PICTURE_UNIT, picture_ink,
                   desc->recall ? "density of each head; orange: attention mass missed" : "density of each head");
 }
@@ -721,7 +732,8 @@ static int picture_write(FILE *file, const picture_desc *desc)
                    {25, 5, 360}, {36, 6, 320}, {1 << 30, 8, 240}};
     picture_canvas canvas;
     png_image      image;
-    int32_t        heads = desc->batch * desc->heads, panels = heads < PICTURE_MAX_PANELS ? heads : PICTURE_MAX_PANELS, index;
+    int32_t heads = desc->batch * desc->heads, panels = heads < PICTURE_MAX_PANELS ? heads : PICTURE_MAX_PANELS,
+            index;
     int            columns, extent, rows, margin = 44, gap = 30, chart = heads > 1 ? 190 : 0, x, y, i;
     double         right, unit, legend_top, panels_top, bottom;
     char           note[64];

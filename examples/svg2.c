@@ -143,7 +143,8 @@ static void open_tensor(tensor_input *input, const char *where, const char *pref
     if (!input->tensor && !name[0] && preferred) input->tensor = tf_find(&input->file, preferred);
     if (!input->tensor && name[0]) tool_fail(TOOL_FAILURE, "%s: no tensor of that name in the file", where);
     if (!input->tensor) {
-        tool_fail(TOOL_FAILURE, "%s: %zu tensors in the file: say which, as %s:name", where, input->file.tensor_count, path);
+        tool_fail(TOOL_FAILURE, "%s: %zu tensors in the file: say which, as %s:name", where, input->file.tensor_count,
+                  path);
     }
     free(path);
 }
@@ -206,8 +207,9 @@ static int command_synth(int argc, char **argv, int is_help)
     synth_projection *projection;
 
     if (is_help) {
-        printf("svg2 synth --out DIR [options]\n\nWrites Q, K and V with the structure of video attention: a procedural scene\n"
-               "(textures, moving objects, a panning camera) seen through heads of several kinds, with QK norm and 3-D RoPE.\n\n");
+        printf("svg2 synth --out DIR [options]\n\n"
+               "Writes Q, K and V with the structure of video attention: a procedural scene (textures, moving objects, a\n"
+               "panning camera) seen through heads of several kinds, with QK norm and 3-D RoPE.\n\n");
         tool_print_options(options, option_count);
         return 0;
     }
@@ -258,7 +260,8 @@ static int command_synth(int argc, char **argv, int is_help)
     job.dtype = dtype;
     job.rows = (unsigned char *)tool_allocate((size_t)tokens, (size_t)dim * dtype_bytes(dtype));
     for (part = 0; part < 3; ++part) {
-        if (dtype != SVG2_BF16 && tf_write_npy_header(files[part], headers[part].dtype, 4, headers[part].shape) != TF_OK) {
+        if (dtype != SVG2_BF16 &&
+            tf_write_npy_header(files[part], headers[part].dtype, 4, headers[part].shape) != TF_OK) {
             tool_fail(TOOL_FAILURE, "%s: cannot be written", paths[part]);
         }
         for (entry = 0; entry < batch; ++entry) {
@@ -275,8 +278,8 @@ static int command_synth(int argc, char **argv, int is_help)
     tool_clear_progress();
     tool_commit_outputs();
     printf("%s  q [%d, %d, %lld, %d]  k, v [%d, %d, %lld, %d]  %s  %d frames x %d tokens%s\n",
-           dtype == SVG2_BF16 ? paths[0] : directory, batch, heads, (long long)tokens, dim, batch, heads_kv, (long long)tokens,
-           dim, dtype_name(dtype), frames, height * width, text ? " + text" : "");
+           dtype == SVG2_BF16 ? paths[0] : directory, batch, heads, (long long)tokens, dim, batch, heads_kv,
+           (long long)tokens, dim, dtype_name(dtype), frames, height * width, text ? " + text" : "");
     for (entry = 0; entry < batch; ++entry) synth_scene_destroy(&scenes[entry]);
     free(scenes);
     free(projection);
@@ -356,8 +359,8 @@ static void compare_clips(const char *left_path, const char *right_path)
     }
     if (clips[0].width != clips[1].width || clips[0].height != clips[1].height ||
         clips[0].chroma_width != clips[1].chroma_width || clips[0].chroma_height != clips[1].chroma_height) {
-        tool_fail(TOOL_FAILURE, "clips differ: %s is %dx%d C%s, %s is %dx%d C%s", left_path, clips[0].width, clips[0].height,
-                  clips[0].chroma, right_path, clips[1].width, clips[1].height, clips[1].chroma);
+        tool_fail(TOOL_FAILURE, "clips differ: %s is %dx%d C%s, %s is %dx%d C%s", left_path, clips[0].width,
+                  clips[0].height, clips[0].chroma, right_path, clips[1].width, clips[1].height, clips[1].chroma);
     }
     luma_count = (size_t)clips[0].width * (size_t)clips[0].height;
     luma = (double)luma_count;
@@ -392,8 +395,8 @@ static void compare_clips(const char *left_path, const char *right_path)
         ++count;
     }
     if (count == 0) tool_fail(TOOL_FAILURE, "%s: no frames", left_path);
-    printf("%s against %s, %dx%d C%s, %lld frames\n", left_path, right_path, clips[0].width, clips[0].height, clips[0].chroma,
-           (long long)count);
+    printf("%s against %s, %dx%d C%s, %lld frames\n", left_path, right_path, clips[0].width, clips[0].height,
+           clips[0].chroma, (long long)count);
     printf("rel_l1    %.6g\nrel_l2    %.6g\ncosine    %.9g\nmax_abs   %.6g\n", reference > 0 ? absolute / reference : 0,
            reference_squares > 0 ? sqrt(squares_total / reference_squares) : 0,
            left_squares > 0 && reference_squares > 0 ? dot / sqrt(left_squares * reference_squares) : 1, maximum);
@@ -411,7 +414,8 @@ static int command_compare(int argc, char **argv, int is_help)
 {
     const char *words[2];
     if (is_help) {
-        printf("svg2 compare A B\n\nErrors of A against the reference B: two tensors of one shape (x.npy, x.safetensors:name; any dtype),\n"
+        printf("svg2 compare A B\n\nErrors of A against the reference B: two tensors of one shape (x.npy, "
+               "x.safetensors:name; any dtype),\n"
                "or two .y4m clips (8 bit). Prints rel_l1, rel_l2, cosine, max_abs and psnr; for clips over Y.\n");
         return 0;
     }
@@ -505,8 +509,8 @@ static void info_clip(const char *path)
         ++frames;
     }
     if (got < 0) tool_fail(TOOL_FAILURE, "%s: truncated or damaged in frame %lld", path, (long long)frames);
-    printf("y4m %dx%d C%s  rate %s  %lld frames  Y:", clip.width, clip.height, clip.chroma, clip.rate[0] ? clip.rate : "?",
-           (long long)frames);
+    printf("y4m %dx%d C%s  rate %s  %lld frames  Y:", clip.width, clip.height, clip.chroma,
+           clip.rate[0] ? clip.rate : "?", (long long)frames);
     print_stats(&stats);
     free(frame);
     y4m_close(&clip);
@@ -522,7 +526,8 @@ static int command_info(int argc, char **argv, int is_help)
     int         i, count;
 
     if (is_help) {
-        printf("svg2 info F...\n\nLists dtype, shape, range, mean, standard deviation and the number of NaN and Inf of every tensor in a\n"
+        printf("svg2 info F...\n\nLists dtype, shape, range, mean, standard deviation and the number of NaN and Inf "
+               "of every tensor in a\n"
                ".npy or .safetensors file (or of one, as x.safetensors:name), and of the luma of a .y4m clip.\n");
         return 0;
     }
@@ -556,8 +561,8 @@ static int command_presets(int argc, char **argv, int is_help)
         return 0;
     }
     tool_parse(argc, argv, NULL, 0, NULL, 0);
-    printf("%-28s %5s %4s %6s %13s %5s %10s %6s %8s %10s %6s %14s\n", "name", "heads", "dim", "layers", "video tokens", "text",
-           "clusters", "top_p", "min_keep", "iterations", "steps", "dense st./lay.");
+    printf("%-28s %5s %4s %6s %13s %5s %10s %6s %8s %10s %6s %14s\n", "name", "heads", "dim", "layers",
+           "video tokens", "text", "clusters", "top_p", "min_keep", "iterations", "steps", "dense st./lay.");
     for (i = 0; i < svg2_preset_count(); ++i) {
         const svg2_preset *preset = svg2_preset_at(i);
         char               tokens[32], clusters[32], iterations[32], dense[32];
@@ -565,9 +570,9 @@ static int command_presets(int argc, char **argv, int is_help)
         snprintf(clusters, sizeof clusters, "%d/%d", preset->query_clusters, preset->key_clusters);
         snprintf(iterations, sizeof iterations, "%d/%d", preset->init_iterations, preset->step_iterations);
         snprintf(dense, sizeof dense, "%d/%d", preset->dense_steps, preset->dense_layers);
-        printf("%-28s %5d %4d %6d %13s %5d %10s %6.2g %8.2g %10s %6d %14s\n", preset->name, preset->heads, preset->head_dim,
-               preset->layers, tokens, preset->text_tokens, clusters, (double)preset->top_p, (double)preset->min_keep,
-               iterations, preset->steps, dense);
+        printf("%-28s %5d %4d %6d %13s %5d %10s %6.2g %8.2g %10s %6d %14s\n", preset->name, preset->heads,
+               preset->head_dim, preset->layers, tokens, preset->text_tokens, clusters, (double)preset->top_p,
+               (double)preset->min_keep, iterations, preset->steps, dense);
         if (preset->note && strcmp(preset->note, "published") != 0) printf("%28s %s\n", "", preset->note);
     }
     return 0;

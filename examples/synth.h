@@ -204,7 +204,8 @@ static int synth_scene_create(synth_scene *scene, const synth_desc *desc, int32_
     }
     for (k = 0; k < SYNTH_FIELDS; ++k) {
         for (m = 0; m < SYNTH_CONTENT; ++m) {
-            light[k][m] = (float)(synth_normal(desc->seed, SYNTH_STREAM_LIGHT, (uint64_t)(k * 64 + m)) / sqrt((double)SYNTH_CONTENT));
+            light[k][m] = (float)(synth_normal(desc->seed, SYNTH_STREAM_LIGHT, (uint64_t)(k * 64 + m)) /
+                                  sqrt((double)SYNTH_CONTENT));
         }
     }
     for (s = 0; s < scene->tokens; ++s) {
@@ -215,7 +216,8 @@ static int synth_scene_create(synth_scene *scene, const synth_desc *desc, int32_
             double  ys = (double)y / desc->height, xs = (double)x / desc->width, ts = (double)t / (desc->frames + 4.0);
             double  bright[SYNTH_FIELDS];
             for (k = 0; k < 4; ++k) { /* a token is a patch: at an edge it shows both sides */
-                synth_point point = synth_look(desc, key, (double)t, (double)y + 0.5 * (k >> 1), (double)x + 0.5 * (k & 1));
+                synth_point point =
+                    synth_look(desc, key, (double)t, (double)y + 0.5 * (k >> 1), (double)x + 0.5 * (k & 1));
                 synth_add_point(content, &surfaces[point.surface], point, 0.25);
             }
             for (k = 0; k < SYNTH_FIELDS; ++k) {
@@ -279,7 +281,7 @@ static void synth_projection_create(synth_projection *projection, const synth_sc
     int32_t           dim = desc->dim, sixth = dim / 6, group = desc->heads / desc->heads_kv, d, m, axis, pair = 0;
     int32_t           head_kv = part == SYNTH_Q ? head / group : head, i, k;
     synth_kind        kind = synth_head_kind(desc, head_kv);
-    uint64_t          stream = SYNTH_STREAM_MATRIX + 8 * (uint64_t)head_kv, own = (uint64_t)(head + 1) * 4 + (uint64_t)part;
+    uint64_t stream = SYNTH_STREAM_MATRIX + 8 * (uint64_t)head_kv, own = (uint64_t)(head + 1) * 4 + (uint64_t)part;
     double            basis[SYNTH_RANK][SYNTH_CONTENT], mixed[SYNTH_RANK][SYNTH_RANK];
     double            energy = 0, place_energy[3] = {0, 0, 0}, share[3];
     int64_t           s, sampled = scene->tokens < 512 ? scene->tokens : 512;
@@ -300,7 +302,8 @@ static void synth_projection_create(synth_projection *projection, const synth_sc
             basis[i][m] = interest * synth_normal(desc->seed, stream, (uint64_t)(i * SYNTH_CONTENT + m));
         }
         for (k = 0; k < SYNTH_RANK; ++k) { /* what a query looks for is not quite what it is */
-            mixed[i][k] = (i == k) + 0.2 * synth_normal(desc->seed, stream + 1, (uint64_t)(i * SYNTH_RANK + k) * 65536 + own);
+            mixed[i][k] =
+                (i == k) + 0.2 * synth_normal(desc->seed, stream + 1, (uint64_t)(i * SYNTH_RANK + k) * 65536 + own);
         }
     }
     for (d = 0; d < dim; ++d) {
@@ -344,7 +347,8 @@ static void synth_projection_create(synth_projection *projection, const synth_sc
     for (axis = 0, pair = 0; axis < 3; ++axis) {
         int32_t first = pair;
         for (; pair < first + projection->pairs[axis]; ++pair) {
-            double frequency = projection->frequency[pair], high = frequency / (frequency + 0.1) * 0.4 / (0.4 + frequency);
+            double frequency = projection->frequency[pair],
+                   high = frequency / (frequency + 0.1) * 0.4 / (0.4 + frequency);
             double angle = 6.283185307179586 * synth_uniform(desc->seed, stream + 3, (uint64_t)pair);
             projection->place[2 * pair] = high * cos(angle);
             projection->place[2 * pair + 1] = high * sin(angle);

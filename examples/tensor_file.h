@@ -388,8 +388,8 @@ static int tf__open_npy(tf_file *file, const unsigned char *bytes, size_t count,
     }
     if (!tf__measure(&tensor)) return tf__fail(reader, TF_ERR_FORMAT, "the shape overflows");
     if (tensor.bytes > count - header_begin - header_bytes) {
-        return tf__fail(reader, TF_ERR_FORMAT, "truncated: the shape needs %zu bytes of data, %zu are there", tensor.bytes,
-                        count - header_begin - header_bytes);
+        return tf__fail(reader, TF_ERR_FORMAT, "truncated: the shape needs %zu bytes of data, %zu are there",
+                        tensor.bytes, count - header_begin - header_bytes);
     }
     if (tensor.bytes < count - header_begin - header_bytes) {
         return tf__fail(reader, TF_ERR_FORMAT, "%zu bytes of data, but the shape needs only %zu",
@@ -470,7 +470,8 @@ static int tf__safetensors_entry(tf_tensor *tensor, const cJSON *entry, const un
             return tf__fail(reader, TF_ERR_UNSUPPORTED, "tensor '%s' has more than 8 dimensions", name);
         }
         if (!tf__whole_number(item, &tensor->shape[tensor->rank++])) {
-            return tf__fail(reader, TF_ERR_FORMAT, "tensor '%s': the shape has a negative, broken or huge dimension", name);
+            return tf__fail(reader, TF_ERR_FORMAT, "tensor '%s': the shape has a negative, broken or huge dimension",
+                            name);
         }
     }
     if (!tf__measure(tensor)) return tf__fail(reader, TF_ERR_FORMAT, "tensor '%s': the shape overflows", name);
@@ -796,7 +797,8 @@ TF_API int tf_write_npy_header(FILE *out, tf_dtype dtype, int rank, const int64_
     header[count++] = '\n';
     prefix[8] = (unsigned char)(count & 255);
     prefix[9] = (unsigned char)(count >> 8);
-    if (fwrite(prefix, 1, sizeof prefix, out) != sizeof prefix || fwrite(header, 1, count, out) != count) return TF_ERR_OPEN;
+    if (fwrite(prefix, 1, sizeof prefix, out) != sizeof prefix || fwrite(header, 1, count, out) != count)
+        return TF_ERR_OPEN;
     return TF_OK;
 }
 

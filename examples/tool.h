@@ -121,7 +121,8 @@ static void *tool_allocate(size_t count, size_t size)
     void  *memory = NULL;
     size_t bytes = count && size > SIZE_MAX / count ? SIZE_MAX : count * size;
     if (bytes > SIZE_MAX / 2 || posix_memalign(&memory, 64, bytes ? bytes : 64) != 0) {
-        tool_fail(TOOL_FAILURE, "out of memory: %.1f MiB are needed for one array", (double)count * (double)size / 1048576);
+        tool_fail(TOOL_FAILURE, "out of memory: %.1f MiB are needed for one array",
+                  (double)count * (double)size / 1048576);
     }
     return memory;
 }

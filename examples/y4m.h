@@ -24,7 +24,8 @@ static int y4m_is_clip(const char *path)
 {
     char  magic[10];
     FILE *file = fopen(path, "rb");
-    int   is_clip = file && fread(magic, 1, sizeof magic, file) == sizeof magic && !memcmp(magic, "YUV4MPEG2 ", sizeof magic);
+    int   is_clip =
+        file && fread(magic, 1, sizeof magic, file) == sizeof magic && !memcmp(magic, "YUV4MPEG2 ", sizeof magic);
     if (file) fclose(file);
     return is_clip;
 }
@@ -99,7 +100,8 @@ static int y4m_read(y4m_clip *clip, uint8_t *frame)
     int  c = getc(clip->file);
     if (c == EOF) return ferror(clip->file) ? -1 : 0;
     ungetc(c, clip->file);
-    if (!y4m_line(clip->file, line, sizeof line) || strncmp(line, "FRAME", 5) != 0 || (line[5] && line[5] != ' ')) return -1;
+    if (!y4m_line(clip->file, line, sizeof line) || strncmp(line, "FRAME", 5) != 0 || (line[5] && line[5] != ' '))
+        return -1;
     return fread(frame, 1, clip->frame_bytes, clip->file) == clip->frame_bytes ? 1 : -1;
 }
 
