@@ -4,13 +4,15 @@
 
        gcc -std=c99 -O2 -ffp-contract=off -fopenmp bench/bench.c -o build/bench -lm && build/bench
 
-   Every time stands beside a ceiling: the single-precision FMA rate of the same number of threads, measured just before
-   and just after it, because clocks and neighbours change from second to second. A row is the median over interleaved
-   rounds (A B C A B C ...), never the best of one. The column "busy" is the share of the machine that the process got
-   while a row ran: where it is far under 100 % somebody else was computing, and the row should be measured again.
+   Every time stands beside a ceiling: the single-precision FMA rate of the same number of threads, measured
+   just before and just after it, because clocks and neighbours change from second to second. A row is the
+   median over interleaved rounds (A B C A B C ...), never the best of one. The column "busy" is the share of
+   the machine that the process got while a row ran: where it is far under 100 % somebody else was computing,
+   and the row should be measured again.
 
-   The input is made here (synth.h: moving objects, 3-D positions, a strong common key mean), so that nothing has to be
-   downloaded; one warm call works on the next denoising step of the tensors that its clusters were made from.
+   The input is made here (synth.h: moving objects, 3-D positions, a strong common key mean), so that nothing
+   has to be downloaded; one warm call works on the next denoising step of the tensors that its clusters were
+   made from.
 
    CONTENTS
      >>options    what can be asked for
@@ -57,41 +59,42 @@ enum { MAX_ROWS = 64, MAX_REPEAT = 32, MAX_SAMPLES = 8 * MAX_REPEAT, MAX_VALUES 
 
 /* Stages of the whole call, told apart by the timing backend. Attention stands last. */
 enum { T_KMEANS_Q, T_KMEANS_K, T_PERMUTE, T_SUMMARIZE, T_SCORE, T_SELECT, T_TAIL, T_ATTENTION, T_COUNT };
-static const char *const stage_names[T_COUNT] = { "kmeans_q", "kmeans_k", "permute", "summarize",
-                                                  "score",    "select",   "tail",    "attention" };
+static const char *const stage_names[T_COUNT] = {"kmeans_q", "kmeans_k", "permute", "summarize",
+                                                 "score",    "select",   "tail",    "attention"};
 
 typedef enum row_group { GROUP_STAGE, GROUP_CALL, GROUP_SCALING, GROUP_SCALE } row_group;
-static const char *const group_names[] = { "stage", "call", "scaling", "scale" };
+static const char *const group_names[] = {"stage", "call", "scaling", "scale"};
 
 typedef struct row {
     row_group group;
-    char   name[64];
-    int    threads;
-    double flops;       /* useful multiply-adds of one run, counted as two; 0 = not the measure  */
-    double bytes;       /* compulsory traffic of one run; 0 = not the measure                    */
-    double goal;        /* least share of the FMA peak; 0 = none                                 */
-    int    count;       /* samples                                                               */
+    char name[64];
+    int threads;
+    double flops; /* useful multiply-adds of one run, counted as two; 0 = not the measure  */
+    double bytes; /* compulsory traffic of one run; 0 = not the measure                    */
+    double goal;  /* least share of the FMA peak; 0 = none                                 */
+    int count;    /* samples                                                               */
     double seconds[MAX_SAMPLES];
     double peak[MAX_SAMPLES]; /* flop/s around the sample                                         */
     double busy[MAX_SAMPLES]; /* share of threads * wall time in which the process ran            */
     double stage[T_COUNT][MAX_SAMPLES];
     double dense[MAX_SAMPLES]; /* dense seconds measured around the sample; 0 = none              */
-    int    values;      /* further numbers, for the tables and the JSON                          */
+    int values;                /* further numbers, for the tables and the JSON                          */
     const char *key[MAX_VALUES];
     double value[MAX_VALUES];
 } row;
 
 typedef struct bench {
-    int  threads, repeat, is_quick, with_scale;
+    int threads, repeat, is_quick, with_scale;
     const char *filter, *json, *commit;
+    double deadline; /* of now(): a round beyond the second does not begin after it */
     /* machine */
-    char   cpu[128], date[32];
+    char cpu[128], date[32];
     const char *fma_name;
     float (*fma)(float a, float b, int64_t rounds);
     double fma_flops_per_round, fma_rounds; /* rounds of about 8 ms */
     double peak_one, peak_all, copy_bytes_per_second;
-    int    rows;
-    row    row[MAX_ROWS];
+    int rows;
+    row row[MAX_ROWS];
 } bench;
 
 static void die(const char *format, ...)
@@ -114,20 +117,15 @@ static void check(svg2_result result, const svg2_error *err)
 static void *allocate(size_t bytes)
 {
     void *memory = 0;
-    if (bytes == SIZE_MAX || posix_memalign(&memory, SVG2_ALIGN, bytes ? bytes : SVG2_ALIGN)) die("out of memory");
+    if (bytes == SIZE_MAX || posix_memalign(&memory, SVG2_ALIGN, bytes ? bytes : SVG2_ALIGN))
+        die("out of memory");
     memset(memory, 0, bytes); /* the first touch is not what we time */
     return memory;
 }
 
-static float *allocate_floats(size_t count)
-{
-    return (float *)allocate(count * sizeof(float));
-}
+static float *allocate_floats(size_t count) { return (float *)allocate(count * sizeof(float)); }
 
-static int32_t *allocate_ints(size_t count)
-{
-    return (int32_t *)allocate(count * sizeof(int32_t));
-}
+static int32_t *allocate_ints(size_t count) { return (int32_t *)allocate(count * sizeof(int32_t)); }
 
 /* ==== >>options ========================================================================== */
 static void usage(void)
@@ -137,7 +135,7 @@ static void usage(void)
          "  --scale        also one head of 14,850 to 118,800 tokens (HunyuanVideo 720p) and its memory\n"
          "  --filter TEXT  only rows whose name contains TEXT\n"
          "  --threads N    default: all that OpenMP gives\n"
-         "  --repeat N     rounds, default 5 (quick: 3)\n"
+         "  --repeat N     rounds, default 5 (quick: 3); fewer, but at least 2, where the machine is busy\n"
          "  --json FILE    all samples, with machine, compiler, date and commit");
 }
 
@@ -145,7 +143,8 @@ static int number(const char *text, int low, int high)
 {
     char *end;
     long value = strtol(text, &end, 10);
-    if (end == text || *end || value < low || value > high) die("%s: expected a number from %d to %d", text, low, high);
+    if (end == text || *end || value < low || value > high)
+        die("%s: expected a number from %d to %d", text, low, high);
     return (int)value;
 }
 
@@ -157,8 +156,10 @@ static void parse(bench *b, int argc, char **argv)
         const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : 0;
         if (!strcmp(name, "--quick")) b->is_quick = 1;
         else if (!strcmp(name, "--scale")) b->with_scale = 1;
-        else if (!strcmp(name, "--help")) { usage(); exit(0); }
-        else {
+        else if (!strcmp(name, "--help")) {
+            usage();
+            exit(0);
+        } else {
             if (!value) die("%s: unknown option, or its value is missing (try --help)", name);
             if (!strcmp(name, "--filter")) b->filter = value;
             else if (!strcmp(name, "--json")) b->json = value;
@@ -185,10 +186,7 @@ static double clock_of(clockid_t id)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static double now(void)
-{
-    return clock_of(CLOCK_MONOTONIC);
-}
+static double now(void) { return clock_of(CLOCK_MONOTONIC); }
 
 static int compare_doubles(const void *a, const void *b)
 {
@@ -205,8 +203,9 @@ static double median(const double *values, int count)
     return count % 2 ? sorted[count / 2] : 0.5 * (sorted[count / 2 - 1] + sorted[count / 2]);
 }
 
-/* The ceiling: FMA chains that live in registers. An FMA takes 4 cycles and two start per cycle, so at least 8 chains
-   must be in flight; 12 fit the 16 registers of AVX2 beside the two factors. c = c*a + b with |a| < 1 stays finite. */
+/* The ceiling: FMA chains that live in registers. An FMA takes 4 cycles and two start per cycle, so at least 8
+   chains must be in flight; 12 fit the 16 registers of AVX2 beside the two factors. c = c*a + b with |a| < 1
+   stays finite. */
 #define BENCH_CHAINS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 
 static float fma_scalar(float a, float b, int64_t rounds)
@@ -214,8 +213,14 @@ static float fma_scalar(float a, float b, int64_t rounds)
     float c0 = a, c1 = b, c2 = a, c3 = b, c4 = a, c5 = b, c6 = a, c7 = b;
     int64_t i;
     for (i = 0; i < rounds; ++i) {
-        c0 = c0 * a + b; c1 = c1 * a + b; c2 = c2 * a + b; c3 = c3 * a + b;
-        c4 = c4 * a + b; c5 = c5 * a + b; c6 = c6 * a + b; c7 = c7 * a + b;
+        c0 = c0 * a + b;
+        c1 = c1 * a + b;
+        c2 = c2 * a + b;
+        c3 = c3 * a + b;
+        c4 = c4 * a + b;
+        c5 = c5 * a + b;
+        c6 = c6 * a + b;
+        c7 = c7 * a + b;
     }
     return c0 + c1 + c2 + c3 + c4 + c5 + c6 + c7;
 }
@@ -226,18 +231,18 @@ __attribute__((target("avx2,fma"))) static float fma_avx2(float a, float b, int6
     __m256 x = _mm256_set1_ps(a), y = _mm256_set1_ps(b);
     float lanes[8];
     int64_t i;
-#define X(n) __m256 c##n = _mm256_set1_ps((float)n);
+#  define X(n) __m256 c##n = _mm256_set1_ps((float)n);
     BENCH_CHAINS(X)
-#undef X
+#  undef X
     for (i = 0; i < rounds; ++i) {
-#define X(n) c##n = _mm256_fmadd_ps(c##n, x, y);
+#  define X(n) c##n = _mm256_fmadd_ps(c##n, x, y);
         BENCH_CHAINS(X)
-#undef X
+#  undef X
     }
     x = _mm256_setzero_ps();
-#define X(n) x = _mm256_add_ps(x, c##n);
+#  define X(n) x = _mm256_add_ps(x, c##n);
     BENCH_CHAINS(X)
-#undef X
+#  undef X
     _mm256_storeu_ps(lanes, x);
     return lanes[0];
 }
@@ -247,18 +252,18 @@ __attribute__((target("avx512f"))) static float fma_avx512(float a, float b, int
     __m512 x = _mm512_set1_ps(a), y = _mm512_set1_ps(b);
     float lanes[16];
     int64_t i;
-#define X(n) __m512 c##n = _mm512_set1_ps((float)n);
+#  define X(n) __m512 c##n = _mm512_set1_ps((float)n);
     BENCH_CHAINS(X)
-#undef X
+#  undef X
     for (i = 0; i < rounds; ++i) {
-#define X(n) c##n = _mm512_fmadd_ps(c##n, x, y);
+#  define X(n) c##n = _mm512_fmadd_ps(c##n, x, y);
         BENCH_CHAINS(X)
-#undef X
+#  undef X
     }
     x = _mm512_setzero_ps();
-#define X(n) x = _mm512_add_ps(x, c##n);
+#  define X(n) x = _mm512_add_ps(x, c##n);
     BENCH_CHAINS(X)
-#undef X
+#  undef X
     _mm512_storeu_ps(lanes, x);
     return lanes[0];
 }
@@ -266,8 +271,8 @@ __attribute__((target("avx512f"))) static float fma_avx512(float a, float b, int
 
 static volatile float fma_sink; /* keeps the chains from being optimised away */
 
-/* Flop/s of all threads together. Each thread's own rate is summed, so that one thread that waits for a core does not hide
-   what the others did. */
+/* Flop/s of all threads together. Each thread's own rate is summed, so that one thread that waits for a core
+   does not hide what the others did. */
 static double fma_rate(const bench *b, int threads)
 {
     double rate = 0;
@@ -380,15 +385,12 @@ static double peak_rss_bytes(void)
 typedef double work_fn(void *context);
 
 typedef struct work {
-    row     *row;
+    row *row;
     work_fn *fn;
-    void    *context;
+    void *context;
 } work;
 
-static int wanted(const bench *b, const char *name)
-{
-    return !b->filter || strstr(name, b->filter) != 0;
-}
+static int wanted(const bench *b, const char *name) { return !b->filter || strstr(name, b->filter) != 0; }
 
 static row *row_new(bench *b, row_group group, int threads, const char *format, ...)
 {
@@ -421,8 +423,8 @@ static double row_get(const row *r, const char *key)
     return 0;
 }
 
-/* Median over the samples of the time without the stages from first on: without all of them, what validation and planning
-   take; without attention, what must be linear in the tokens. */
+/* Median over the samples of the time without the stages from first on: without all of them, what validation
+   and planning take; without attention, what must be linear in the tokens. */
 static double row_without(const row *r, int first)
 {
     double rest[MAX_SAMPLES];
@@ -441,16 +443,17 @@ static double row_share(const row *r)
     return median(share, r->count);
 }
 
-/* Short work is repeated until the clock's grain and the threads' start do not matter. Work that lost the processor to
-   somebody else is measured again, twice at most; of the three the one that had most of the machine is kept, which says
-   nothing about how fast it was while it ran. Long work is not repeated: it saw the average anyway. stages: seconds of each
-   stage of the last run, NULL if the work has none. */
+/* Short work is repeated until the clock's grain and the threads' start do not matter. Work that lost the
+   processor to somebody else is measured again, twice at most; of the three the one that had most of the
+   machine is kept, which says nothing about how fast it was while it ran. Long work is not repeated: it saw the
+   average anyway. stages: seconds of each stage of the last run, NULL if the work has none. */
 static void sample(bench *b, row *r, work_fn *fn, void *context, const double *stages)
 {
     int n, at = r->count++;
     if (at == MAX_SAMPLES) die("too many samples");
     for (n = 0; n < 3; ++n) {
-        double before = fma_rate(b, r->threads), total = 0, wall = now(), cpu = clock_of(CLOCK_PROCESS_CPUTIME_ID);
+        double before = fma_rate(b, r->threads), total = 0, wall = now(),
+               cpu = clock_of(CLOCK_PROCESS_CPUTIME_ID);
         int runs = 0, i;
         do {
             total += fn(context);
@@ -468,14 +471,17 @@ static void sample(bench *b, row *r, work_fn *fn, void *context, const double *s
     }
 }
 
+/* Whether round n is still to be run: on a busy machine two rounds have to do. */
+static int another_round(const bench *b, int n) { return n < b->repeat && (n < 2 || now() < b->deadline); }
+
 /* One unrecorded run of each, then rounds over all of them. */
-static void run_interleaved(bench *b, work *works, int count, int repeat)
+static void run_interleaved(bench *b, work *works, int count)
 {
     int i, n;
     for (i = 0; i < count; ++i) works[i].fn(works[i].context);
-    for (n = 0; n < repeat; ++n)
+    for (n = 0; another_round(b, n); ++n)
         for (i = 0; i < count; ++i) {
-            fprintf(stderr, "\rround %d/%d  %-60.60s", n + 1, repeat, works[i].row->name);
+            fprintf(stderr, "\rround %d/%d  %-60.60s", n + 1, b->repeat, works[i].row->name);
             sample(b, works[i].row, works[i].fn, works[i].context, 0);
         }
     fprintf(stderr, "\r%-78s\r", "");
@@ -485,8 +491,8 @@ static void run_interleaved(bench *b, work *works, int count, int repeat)
 typedef struct video {
     synth_video shape;
     int32_t tokens, heads, dim;
-    size_t  count; /* elements of one tensor */
-    float  *q, *k, *v;
+    size_t count; /* elements of one tensor */
+    float *q, *k, *v;
 } video;
 
 static void video_make(video *x, int32_t frames, int32_t height, int32_t width, int32_t heads, int32_t dim)
@@ -530,20 +536,21 @@ static svg2_backend backend_of(int threads)
 /* One stage with everything that it needs, ready to be called again and again. */
 typedef struct stage_context {
     svg2_backend backend;
-    svg2_stage   stage;
+    svg2_stage stage;
     union {
-        svg2_kmeans_desc    kmeans;
-        svg2_permute_desc   permute;
+        svg2_kmeans_desc kmeans;
+        svg2_permute_desc permute;
         svg2_summarize_desc summarize;
-        svg2_score_desc     score;
-        svg2_select_desc    select;
-        svg2_tail_desc      tail;
+        svg2_score_desc score;
+        svg2_select_desc select;
+        svg2_tail_desc tail;
         svg2_attention_desc attention;
-        svg2_mass_desc      mass;
+        svg2_mass_desc mass;
     } desc;
-    void  *workspace;
+    void *workspace;
     size_t bytes;
-    int    low, high; /* k-means: iterations of the two calls whose difference is taken; low = 0: of the one call */
+    int low,
+        high; /* k-means: iterations of the two calls whose difference is taken; low = 0: of the one call */
 } stage_context;
 
 static double stage_work(void *context)
@@ -553,26 +560,36 @@ static double stage_work(void *context)
     svg2_result result = SVG2_OK;
     double begin = now();
     switch (c->stage) {
-    case SVG2_STAGE_KMEANS: result = svg2_kmeans(&c->backend, &c->desc.kmeans, c->workspace, c->bytes, &err); break;
-    case SVG2_STAGE_PERMUTE: result = svg2_permute(&c->backend, &c->desc.permute, c->workspace, c->bytes, &err); break;
+    case SVG2_STAGE_KMEANS:
+        result = svg2_kmeans(&c->backend, &c->desc.kmeans, c->workspace, c->bytes, &err);
+        break;
+    case SVG2_STAGE_PERMUTE:
+        result = svg2_permute(&c->backend, &c->desc.permute, c->workspace, c->bytes, &err);
+        break;
     case SVG2_STAGE_SUMMARIZE:
         result = svg2_summarize(&c->backend, &c->desc.summarize, c->workspace, c->bytes, &err);
         break;
-    case SVG2_STAGE_SCORE: result = svg2_score(&c->backend, &c->desc.score, c->workspace, c->bytes, &err); break;
-    case SVG2_STAGE_SELECT: result = svg2_select(&c->backend, &c->desc.select, c->workspace, c->bytes, &err); break;
+    case SVG2_STAGE_SCORE:
+        result = svg2_score(&c->backend, &c->desc.score, c->workspace, c->bytes, &err);
+        break;
+    case SVG2_STAGE_SELECT:
+        result = svg2_select(&c->backend, &c->desc.select, c->workspace, c->bytes, &err);
+        break;
     case SVG2_STAGE_TAIL: result = svg2_tail(&c->backend, &c->desc.tail, c->workspace, c->bytes, &err); break;
     case SVG2_STAGE_ATTENTION:
         result = svg2_attention(&c->backend, &c->desc.attention, c->workspace, c->bytes, &err);
         break;
-    case SVG2_STAGE_MASS: result = svg2_block_mass(&c->backend, &c->desc.mass, c->workspace, c->bytes, &err); break;
+    case SVG2_STAGE_MASS:
+        result = svg2_block_mass(&c->backend, &c->desc.mass, c->workspace, c->bytes, &err);
+        break;
     case SVG2_STAGE_COUNT: break;
     }
     check(result, &err);
     return now() - begin;
 }
 
-/* Seconds of one iteration alone, without the mean, the set-up and the last means: the difference between two iteration
-   counts. With low = 0, seconds of the whole call. */
+/* Seconds of one iteration alone, without the mean, the set-up and the last means: the difference between two
+   iteration counts. With low = 0, seconds of the whole call. */
 static double kmeans_work(void *context)
 {
     stage_context *c = (stage_context *)context;
@@ -609,7 +626,7 @@ static void stage_free(stage_context *c)
 /* Tokens of one head in clusters, ready for k-means and what follows. */
 typedef struct grouping {
     int32_t clusters;
-    float   *start, *centroid, *mean;
+    float *start, *centroid, *mean;
     int32_t *label, *size, *order, *offset;
 } grouping;
 
@@ -624,9 +641,10 @@ static void grouping_free(grouping *g)
     free(g->offset);
 }
 
-/* x [tokens, dim]. The start for the timed runs is what one iteration after seeding leaves: as far from rest as a warm start
-   ever is, so that nothing stops early. */
-static stage_context *kmeans_make(int threads, grouping *g, const float *x, int32_t tokens, int32_t dim, int32_t clusters)
+/* x [tokens, dim]. The start for the timed runs is what one iteration after seeding leaves: as far from rest as
+   a warm start ever is, so that nothing stops early. */
+static stage_context *kmeans_make(int threads, grouping *g, const float *x, int32_t tokens, int32_t dim,
+                                  int32_t clusters)
 {
     svg2_backend backend = backend_of(threads);
     stage_context *c = stage_new(&backend, SVG2_STAGE_KMEANS);
@@ -654,9 +672,14 @@ static stage_context *kmeans_make(int threads, grouping *g, const float *x, int3
 
 static void bench_kmeans(bench *b, const video *x)
 {
-    static const struct { const char *name; int32_t clusters, low, high, is_cold; double goal; } cases[] = {
-        { "kmeans iteration", 1000, 1, 4, 0, 0.5 }, { "kmeans iteration", 300, 1, 4, 0, 0.5 },
-        { "kmeans warm, 2 iterations", 1000, 0, 2, 0, 0 }, { "kmeans cold, 10 iterations", 1000, 0, 10, 1, 0 } };
+    static const struct {
+        const char *name;
+        int32_t clusters, low, high, is_cold;
+        double goal;
+    } cases[] = {{"kmeans iteration", 1000, 1, 4, 0, 0.5},
+                 {"kmeans iteration", 300, 1, 4, 0, 0.5},
+                 {"kmeans warm, 2 iterations", 1000, 0, 2, 0, 0},
+                 {"kmeans cold, 10 iterations", 1000, 0, 10, 1, 0}};
     enum { CASES = sizeof cases / sizeof *cases };
     work works[CASES];
     stage_context *contexts[CASES];
@@ -667,7 +690,8 @@ static void bench_kmeans(bench *b, const video *x)
                          (int)x->tokens, (int)x->dim);
         stage_context *c;
         if (!r) continue;
-        c = contexts[count] = kmeans_make(b->threads, &groups[count], x->k, x->tokens, x->dim, cases[i].clusters);
+        c = contexts[count] =
+            kmeans_make(b->threads, &groups[count], x->k, x->tokens, x->dim, cases[i].clusters);
         c->low = cases[i].low;
         c->high = cases[i].high;
         if (cases[i].is_cold) c->desc.kmeans.start = 0;
@@ -677,7 +701,7 @@ static void bench_kmeans(bench *b, const video *x)
         works[count].fn = kmeans_work;
         works[count++].context = c;
     }
-    run_interleaved(b, works, count, b->repeat);
+    run_interleaved(b, works, count);
     for (i = 0; i < count; ++i) {
         stage_free(contexts[i]);
         grouping_free(&groups[i]);
@@ -688,9 +712,9 @@ static void bench_kmeans(bench *b, const video *x)
 typedef struct head {
     svg2_backend backend;
     const video *x;
-    float    scale;
+    float scale;
     grouping q, k;
-    float   *value_mean, *value_var, *log_mass, *matrix, *out, *lse, *mass;
+    float *value_mean, *value_var, *log_mass, *matrix, *out, *lse, *mass;
     uint8_t *map;
     int32_t *even_q, *even_k; /* offsets of blocks of one size, for the oracle */
     svg2_head_stats stats;
@@ -837,7 +861,8 @@ static int32_t *even_offsets(int32_t tokens, int32_t blocks)
     return offset;
 }
 
-/* What is timed is the oracle's speed on all pairs, not its answer, so blocks of one size and no permutation will do. */
+/* What is timed is the oracle's speed on all pairs, not its answer, so blocks of one size and no permutation
+ * will do. */
 static stage_context *stage_mass(head *h, int32_t tokens)
 {
     stage_context *dense = stage_dense(h, tokens), *c = stage_new(&h->backend, SVG2_STAGE_MASS);
@@ -864,8 +889,9 @@ static void bench_stages(bench *b, const video *x)
     work works[STAGES];
     int count = 0, i;
 
-    if (!wanted(b, "permute") && !wanted(b, "summarize") && !wanted(b, "score") && !wanted(b, "select") && !wanted(b, "tail matrices") &&
-        !wanted(b, "sparse attention") && !wanted(b, "block mass")) return;
+    if (!wanted(b, "permute") && !wanted(b, "summarize") && !wanted(b, "score") && !wanted(b, "select") &&
+        !wanted(b, "tail matrices") && !wanted(b, "sparse attention") && !wanted(b, "block mass"))
+        return;
     memset(&h, 0, sizeof h);
     h.backend = backend_of(b->threads);
     h.x = x;
@@ -897,19 +923,21 @@ static void bench_stages(bench *b, const video *x)
     all[5] = stage_sparse(&h);
     all[6] = stage_mass(&h, MASS_TOKENS);
     for (i = 0; i < STAGES; ++i) { /* in this order each leaves what the next needs */
-        static const char *const names[STAGES] = { "permute",       "summarize",        "score",     "select",
-                                                   "tail matrices", "sparse attention", "block mass" };
+        static const char *const names[STAGES] = {"permute",       "summarize",        "score",     "select",
+                                                  "tail matrices", "sparse attention", "block mass"};
         row *r;
         if (i == 6) r = row_new(b, GROUP_STAGE, b->threads, "%s S=%d D=%d", names[i], MASS_TOKENS, (int)x->dim);
-        else r = row_new(b, GROUP_STAGE, b->threads, "%s %d/%d S=%d D=%d", names[i], QC, KC, (int)x->tokens, (int)x->dim);
+        else
+            r = row_new(b, GROUP_STAGE, b->threads, "%s %d/%d S=%d D=%d", names[i], QC, KC, (int)x->tokens,
+                        (int)x->dim);
         stage_ready(all[i]);
         stage_work(all[i]);
         if (!r) continue;
         switch (i) {
-        case 0: r->bytes = 12 * s; break;                /* label read twice, order written      */
-        case 1: r->bytes = 4 * s * d + 4 * s; break;     /* v and order read                     */
-        case 2: r->flops = 2 * QC * s * d; break;        /* all keys by all query centroids      */
-        case 3: r->flops = 2.0 * QC * KC * d; break;     /* centroid scores                      */
+        case 0: r->bytes = 12 * s; break;            /* label read twice, order written      */
+        case 1: r->bytes = 4 * s * d + 4 * s; break; /* v and order read                     */
+        case 2: r->flops = 2 * QC * s * d; break;    /* all keys by all query centroids      */
+        case 3: r->flops = 2.0 * QC * KC * d; break; /* centroid scores                      */
         case 4: r->flops = 2 * s * d * d + 2.0 * QC * KC * d * d; break;
         case 5: r->flops = 4 * (double)h.stats.pairs * d; break;
         default: r->flops = 2.0 * MASS_TOKENS * MASS_TOKENS * d; /* scores, no product with v    */
@@ -918,7 +946,7 @@ static void bench_stages(bench *b, const video *x)
         works[count].fn = stage_work;
         works[count++].context = all[i];
     }
-    run_interleaved(b, works, count, b->repeat);
+    run_interleaved(b, works, count);
 
     for (i = 0; i < STAGES; ++i) stage_free(all[i]);
     stage_free(permute_q);
@@ -941,10 +969,14 @@ static void bench_stages(bench *b, const video *x)
 /* Dense attention, [1, heads, tokens, dim], in the three dtypes. */
 static void bench_dense(bench *b)
 {
-    static const struct { const char *dtype; svg2_dtype type; int32_t tokens, heads, dim, is_quick; double goal; } cases[] = {
-        { "f32", SVG2_F32, 8192, 2, 128, 1, 0.65 }, { "f32", SVG2_F32, 8192, 2, 64, 1, 0 },
-        { "bf16", SVG2_BF16, 8192, 2, 128, 1, 0 },  { "f16", SVG2_F16, 8192, 2, 128, 1, 0 },
-        { "f32", SVG2_F32, 8192, 2, 256, 0, 0 },    { "f32", SVG2_F32, 1024, 16, 128, 0, 0 } };
+    static const struct {
+        const char *dtype;
+        svg2_dtype type;
+        int32_t tokens, heads, dim, is_quick;
+        double goal;
+    } cases[] = {{"f32", SVG2_F32, 8192, 2, 128, 1, 0.65}, {"f32", SVG2_F32, 8192, 2, 64, 1, 0},
+                 {"bf16", SVG2_BF16, 8192, 2, 128, 1, 0},  {"f16", SVG2_F16, 8192, 2, 128, 1, 0},
+                 {"f32", SVG2_F32, 8192, 2, 256, 0, 0},    {"f32", SVG2_F32, 1024, 16, 128, 0, 0}};
     enum { CASES = sizeof cases / sizeof *cases };
     work works[CASES];
     stage_context *contexts[CASES];
@@ -957,8 +989,8 @@ static void bench_dense(bench *b)
         svg2_attention_desc *d;
         row *r;
         if (b->is_quick && !cases[i].is_quick) continue;
-        r = row_new(b, GROUP_STAGE, b->threads, "dense attention %s S=%d H=%d D=%d", cases[i].dtype, (int)cases[i].tokens,
-                    (int)cases[i].heads, (int)cases[i].dim);
+        r = row_new(b, GROUP_STAGE, b->threads, "dense attention %s S=%d H=%d D=%d", cases[i].dtype,
+                    (int)cases[i].tokens, (int)cases[i].heads, (int)cases[i].dim);
         if (!r) continue;
         video_make(&x, cases[i].tokens / 256, 16, 16, cases[i].heads, cases[i].dim);
         memory[count][0] = x.q;
@@ -991,7 +1023,7 @@ static void bench_dense(bench *b)
         works[count].fn = stage_work;
         works[count++].context = c;
     }
-    run_interleaved(b, works, count, b->repeat);
+    run_interleaved(b, works, count);
     for (i = 0; i < count; ++i) {
         stage_free(contexts[i]);
         for (j = 0; j < 4; ++j) free(memory[i][j]);
@@ -1003,18 +1035,19 @@ static void bench_dense(bench *b)
 typedef struct stopwatch {
     svg2_backend inner, timed;
     int32_t query_clusters;
-    double  seconds[T_COUNT];
+    double seconds[T_COUNT];
 } stopwatch;
 
-#define BENCH_WRAP(name, type, slot)                                                                                   \
-    static svg2_result timed_##name(const svg2_backend *backend, const type *desc, void *workspace, svg2_error *err)   \
-    {                                                                                                                  \
-        stopwatch *watch = (stopwatch *)backend->user;                                                                 \
-        double begin = now();                                                                                          \
-        svg2_result result = watch->inner.name(&watch->inner, desc, workspace, err);                                   \
-        watch->seconds[slot] += now() - begin;                                                                         \
-        return result;                                                                                                 \
-    }
+#define BENCH_WRAP(name, type, slot)                                                                           \
+  static svg2_result timed_##name(const svg2_backend *backend, const type *desc, void *workspace,              \
+                                  svg2_error *err)                                                             \
+  {                                                                                                            \
+    stopwatch *watch = (stopwatch *)backend->user;                                                             \
+    double begin = now();                                                                                      \
+    svg2_result result = watch->inner.name(&watch->inner, desc, workspace, err);                               \
+    watch->seconds[slot] += now() - begin;                                                                     \
+    return result;                                                                                             \
+  }
 BENCH_WRAP(kmeans, svg2_kmeans_desc, desc->clusters == watch->query_clusters ? T_KMEANS_Q : T_KMEANS_K)
 BENCH_WRAP(permute, svg2_permute_desc, T_PERMUTE)
 BENCH_WRAP(summarize, svg2_summarize_desc, T_SUMMARIZE)
@@ -1039,17 +1072,17 @@ static void stopwatch_init(stopwatch *watch, int threads, int32_t query_clusters
     watch->query_clusters = query_clusters;
 }
 
-/* The whole call on one head. Before each timed call the state goes back to what the first call left, so that every sample
-   is the same step: clusters of one denoising step, tensors of the next. */
+/* The whole call on one head. Before each timed call the state goes back to what the first call left, so that
+   every sample is the same step: clusters of one denoising step, tensors of the next. */
 typedef struct call_context {
-    stopwatch  watch;
-    svg2_desc  desc;
+    stopwatch watch;
+    svg2_desc desc;
     svg2_state state, cold_state;
-    void      *state_memory, *cold_memory, *workspace;
-    size_t     state_bytes, bytes;
+    void *state_memory, *cold_memory, *workspace;
+    size_t state_bytes, bytes;
     const video *x;
-    float     *out;
-    double     cold_seconds;
+    float *out;
+    double cold_seconds;
     svg2_head_stats stats;
 } call_context;
 
@@ -1059,8 +1092,9 @@ static double call_run(call_context *c, int32_t step)
     double begin;
     memset(c->watch.seconds, 0, sizeof c->watch.seconds);
     begin = now();
-    check(svg2_attend(&c->watch.timed, &c->desc, &c->state, step, c->x->q, c->x->k, c->x->v, c->out, 0, &c->stats,
-                      c->workspace, c->bytes, &err), &err);
+    check(svg2_attend(&c->watch.timed, &c->desc, &c->state, step, c->x->q, c->x->k, c->x->v, c->out, 0,
+                      &c->stats, c->workspace, c->bytes, &err),
+          &err);
     return now() - begin;
 }
 
@@ -1119,10 +1153,7 @@ static void call_free(call_context *c)
     free(c);
 }
 
-static void call_sample(bench *b, row *r, call_context *c)
-{
-    sample(b, r, call_work, c, c->watch.seconds);
-}
+static void call_sample(bench *b, row *r, call_context *c) { sample(b, r, call_work, c, c->watch.seconds); }
 
 static void call_facts(row *r, const call_context *c, const float *reference, const float *out)
 {
@@ -1138,18 +1169,21 @@ static void call_facts(row *r, const call_context *c, const float *reference, co
     row_value(r, "rel_l2", metrics.rel_l2);
 }
 
-/* Sparse beside dense: dense, three sparse, dense, three sparse, ..., dense. A sample is compared with the mean of the two
-   dense times around it, because the machine's speed drifts over a minute. */
+/* Sparse beside dense: dense, three sparse, dense, three sparse, ..., dense. A sample is compared with the mean
+   of the two dense times around it, because the machine's speed drifts over a minute. */
 static void bench_calls(bench *b, const video *first, const video *next)
 {
-    static const struct { double density; svg2_tail_kind tail; int is_quick; } cases[] = {
-        { 0.05, SVG2_TAIL_NONE, 0 }, { 0.05, SVG2_TAIL_ORDER0, 0 }, { 0.05, SVG2_TAIL_ORDER1, 0 },
-        { 0.1, SVG2_TAIL_NONE, 1 },  { 0.1, SVG2_TAIL_ORDER0, 1 },  { 0.1, SVG2_TAIL_ORDER1, 1 },
-        { 0.2, SVG2_TAIL_NONE, 0 },  { 0.2, SVG2_TAIL_ORDER0, 0 },  { 0.2, SVG2_TAIL_ORDER1, 0 },
-        { 0.3, SVG2_TAIL_NONE, 0 },  { 0.3, SVG2_TAIL_ORDER0, 0 },  { 0.3, SVG2_TAIL_ORDER1, 0 },
-        { -1, SVG2_TAIL_NONE, 0 } };
+    static const struct {
+        double density;
+        svg2_tail_kind tail;
+        int is_quick;
+    } cases[] = {{0.05, SVG2_TAIL_NONE, 0}, {0.05, SVG2_TAIL_ORDER0, 0}, {0.05, SVG2_TAIL_ORDER1, 0},
+                 {0.1, SVG2_TAIL_NONE, 1},  {0.1, SVG2_TAIL_ORDER0, 1},  {0.1, SVG2_TAIL_ORDER1, 1},
+                 {0.2, SVG2_TAIL_NONE, 0},  {0.2, SVG2_TAIL_ORDER0, 0},  {0.2, SVG2_TAIL_ORDER1, 0},
+                 {0.3, SVG2_TAIL_NONE, 0},  {0.3, SVG2_TAIL_ORDER0, 0},  {0.3, SVG2_TAIL_ORDER1, 0},
+                 {-1, SVG2_TAIL_NONE, 0}};
     enum { CASES = sizeof cases / sizeof *cases, BLOCK = 3 };
-    static const char *const tails[] = { "default", "none", "order 0", "order 1" };
+    static const char *const tails[] = {"default", "none", "order 0", "order 1"};
     call_context *calls[CASES], *dense;
     row *rows[CASES], *dense_row = 0;
     float *out = allocate_floats(next->count), *reference = allocate_floats(next->count);
@@ -1177,8 +1211,8 @@ static void bench_calls(bench *b, const video *first, const video *next)
     {
         const char *filter = b->filter; /* the yardstick of the rows above is wanted whatever its name */
         b->filter = 0;
-        dense_row = row_new(b, GROUP_CALL, b->threads, "dense call S=%d H=%d D=%d", (int)next->tokens, (int)next->heads,
-                            (int)next->dim);
+        dense_row = row_new(b, GROUP_CALL, b->threads, "dense call S=%d H=%d D=%d", (int)next->tokens,
+                            (int)next->heads, (int)next->dim);
         b->filter = filter;
     }
     dense_row->flops = 4.0 * next->heads * (double)next->tokens * next->tokens * next->dim;
@@ -1188,7 +1222,7 @@ static void bench_calls(bench *b, const video *first, const video *next)
         call_work(calls[i]);
         call_facts(rows[i], calls[i], reference, out);
     }
-    for (n = 0; n < b->repeat; ++n) {
+    for (n = 0; another_round(b, n); ++n) {
         call_sample(b, dense_row, dense);
         for (i = 0; i < count; i += BLOCK) {
             double before = dense_row->seconds[dense_row->count - 1], after;
@@ -1213,7 +1247,8 @@ static void bench_calls(bench *b, const video *first, const video *next)
 static void bench_scaling(bench *b, const video *first, const video *next)
 {
     enum { TOKENS = 8192, KINDS = 3 };
-    static const char *const names[KINDS] = { "scaling dense attention", "scaling kmeans iteration", "scaling sparse call" };
+    static const char *const names[KINDS] = {"scaling dense attention", "scaling kmeans iteration",
+                                             "scaling sparse call"};
     work works[2 * KINDS];
     stage_context *stages[2 * KINDS];
     call_context *calls[2 * KINDS];
@@ -1244,7 +1279,8 @@ static void bench_scaling(bench *b, const video *first, const video *next)
                     stage_ready(stages[count]);
                     r->flops = 4.0 * TOKENS * TOKENS * next->dim;
                 } else if (kind == 1) {
-                    stages[count] = kmeans_make(threads, &groups[count], next->k, next->tokens, next->dim, 1000);
+                    stages[count] =
+                        kmeans_make(threads, &groups[count], next->k, next->tokens, next->dim, 1000);
                     stages[count]->low = 1;
                     stages[count]->high = 4;
                     works[count].fn = kmeans_work;
@@ -1259,7 +1295,7 @@ static void bench_scaling(bench *b, const video *first, const video *next)
                 }
                 ++count;
             }
-    run_interleaved(b, works, count, b->repeat);
+    run_interleaved(b, works, count);
     for (i = 0; i < count; ++i) {
         stage_free(stages[i]);
         grouping_free(&groups[i]);
@@ -1268,11 +1304,12 @@ static void bench_scaling(bench *b, const video *first, const video *next)
     free(out);
 }
 
-/* One head of HunyuanVideo 720p (33 latent frames of 45 x 80), and its halves: everything but attention must be linear. This
-   runs before all else, in growing sizes, so that the peak memory of the process is that of the row. */
+/* One head of HunyuanVideo 720p (33 latent frames of 45 x 80), and its halves: everything but attention must be
+   linear. This runs before all else, in growing sizes, so that the peak memory of the process is that of the
+   row. */
 static void bench_scale(bench *b)
 {
-    static const int32_t width[] = { 10, 20, 40, 80 };
+    static const int32_t width[] = {10, 20, 40, 80};
     int i, n, repeat = b->repeat < 3 ? b->repeat : 3;
     for (i = 0; i < 4; ++i) {
         video x;
@@ -1331,7 +1368,7 @@ static const char *compiler_name(void)
 
 static const char *simd_name(void)
 {
-    static const char *const names[] = { "best", "scalar", "AVX2", "AVX-512" };
+    static const char *const names[] = {"best", "scalar", "AVX2", "AVX-512"};
     return names[svg2_cpu_backend(0).simd];
 }
 
@@ -1348,16 +1385,15 @@ static void report_json(const bench *b)
     json_string(file, "date", b->date);
     json_string(file, "simd", simd_name());
     json_string(file, "peak_simd", b->fma_name);
-    fprintf(file, "  \"version\": %d,\n  \"threads\": %d,\n  \"peak_flops_one_thread\": %.6g,\n", SVG2_VERSION, b->threads,
-            b->peak_one);
+    fprintf(file, "  \"version\": %d,\n  \"threads\": %d,\n  \"peak_flops_one_thread\": %.6g,\n", SVG2_VERSION,
+            b->threads, b->peak_one);
     fprintf(file, "  \"peak_flops\": %.6g,\n  \"copy_bytes_per_second\": %.6g,\n  \"rows\": [\n", b->peak_all,
             b->copy_bytes_per_second);
     for (i = 0; i < b->rows; ++i) {
         const row *r = &b->row[i];
-        fprintf(file, "    {\"group\": \"%s\", \"name\": \"%s\", \"threads\": %d, \"median_seconds\": %.9g", group_names[r->group],
-                r->name, r->threads, median(r->seconds, r->count));
-        if (r->flops > 0)
-            fprintf(file, ", \"flops\": %.9g, \"peak_share\": %.4f", r->flops, row_share(r));
+        fprintf(file, "    {\"group\": \"%s\", \"name\": \"%s\", \"threads\": %d, \"median_seconds\": %.9g",
+                group_names[r->group], r->name, r->threads, median(r->seconds, r->count));
+        if (r->flops > 0) fprintf(file, ", \"flops\": %.9g, \"peak_share\": %.4f", r->flops, row_share(r));
         if (r->bytes > 0) fprintf(file, ", \"bytes\": %.9g", r->bytes);
         if (r->goal > 0) fprintf(file, ", \"goal_peak_share\": %.2f", r->goal);
         for (j = 0; j < r->values; ++j) fprintf(file, ", \"%s\": %.9g", r->key[j], r->value[j]);
@@ -1377,10 +1413,7 @@ static void report_json(const bench *b)
     if (fclose(file)) die("%s: cannot be written", b->json);
 }
 
-static const char *verdict(int is_met)
-{
-    return is_met ? "met" : "MISSED";
-}
+static const char *verdict(int is_met) { return is_met ? "met" : "MISSED"; }
 
 static void report_stages(const bench *b)
 {
@@ -1389,9 +1422,10 @@ static void report_stages(const bench *b)
         const row *r = &b->row[i];
         if (r->group != GROUP_STAGE) continue;
         if (!any++)
-            printf("\nStages, %d thread%s: median of interleaved rounds; %% of the FMA peak measured around each sample\n"
-                   "%-46s %10s %9s %8s %7s %6s  goal\n", b->threads, b->threads > 1 ? "s" : "", "", "ms", "GFLOP/s", "GB/s",
-                   "% peak", "busy");
+            printf("\nStages, %d thread%s: median of interleaved rounds; %% of the FMA peak measured around "
+                   "each sample\n"
+                   "%-46s %10s %9s %8s %7s %6s  goal\n",
+                   b->threads, b->threads > 1 ? "s" : "", "", "ms", "GFLOP/s", "GB/s", "% peak", "busy");
         printf("%-46s %10.3f", r->name, 1e3 * median(r->seconds, r->count));
         if (r->flops > 0) printf(" %9.1f", 1e-9 * r->flops / median(r->seconds, r->count));
         else printf(" %9s", "");
@@ -1413,27 +1447,31 @@ static void report_calls(const bench *b)
         double of_dense[MAX_SAMPLES], density = row_get(r, "density"), ratio;
         if (r->group != GROUP_CALL || !(r->dense[0] > 0)) continue;
         if (!any++)
-            printf("\nThe whole call, warm, 2 iterations, 300/1000 clusters, S=32768 H=1 D=128 (goal: overhead <= 0.08)\n"
-                   "%-38s %8s %8s %8s %8s %8s %8s %9s\n", "", "density", "ms", "dense ms", "speedup", "t/(d*D)", "overhead",
-                   "rel L2");
+            printf("\nThe whole call, warm, 2 iterations, 300/1000 clusters, S=32768 H=1 D=128 (goal: overhead "
+                   "<= 0.08)\n"
+                   "%-38s %8s %8s %8s %8s %8s %8s %9s\n",
+                   "", "density", "ms", "dense ms", "speedup", "t/(d*D)", "overhead", "rel L2");
         for (n = 0; n < r->count; ++n) of_dense[n] = r->seconds[n] / r->dense[n];
         ratio = median(of_dense, r->count);
-        printf("%-38s %8.4f %8.1f %8.1f %7.2fx %8.3f %8.3f %9.2e  %s\n", r->name, density, 1e3 * median(r->seconds, r->count),
-               1e3 * median(r->dense, r->count), 1 / ratio, ratio / density, ratio - density, row_get(r, "rel_l2"),
-               verdict(ratio - density <= 0.08));
+        printf("%-38s %8.4f %8.1f %8.1f %7.2fx %8.3f %8.3f %9.2e  %s\n", r->name, density,
+               1e3 * median(r->seconds, r->count), 1e3 * median(r->dense, r->count), 1 / ratio, ratio / density,
+               ratio - density, row_get(r, "rel_l2"), verdict(ratio - density <= 0.08));
     }
     for (i = 0, any = 0; i < b->rows; ++i) {
         const row *r = &b->row[i];
         double rate;
         if (r->group != GROUP_CALL) continue;
         if (!any++) {
-            printf("\nIts stages, ms (exact pairs per second of the attention stage as %% of the FMA peak)\n%-38s", "");
+            printf(
+                "\nIts stages, ms (exact pairs per second of the attention stage as %% of the FMA peak)\n%-38s",
+                "");
             for (j = 0; j < T_COUNT; ++j) printf(" %9s", stage_names[j]);
             printf(" %9s %7s\n", "rest", "% peak");
         }
         printf("%-38s", r->name);
         for (j = 0; j < T_COUNT; ++j) printf(" %9.2f", 1e3 * median(r->stage[j], r->count));
-        rate = (r->flops > 0 ? r->flops : 4.0 * row_get(r, "pairs") * 128) / median(r->stage[T_ATTENTION], r->count);
+        rate = (r->flops > 0 ? r->flops : 4.0 * row_get(r, "pairs") * 128) /
+               median(r->stage[T_ATTENTION], r->count);
         printf(" %9.2f %6.1f%%\n", 1e3 * row_without(r, 0), 100 * rate / median(r->peak, r->count));
     }
 }
@@ -1444,17 +1482,19 @@ static void report_scaling(const bench *b)
     for (i = 0; i + 1 < b->rows; ++i) {
         const row *one = &b->row[i], *all = &b->row[i + 1];
         double speedup[MAX_SAMPLES], ceiling[MAX_SAMPLES];
-        if (one->group != GROUP_SCALING || all->group != GROUP_SCALING || one->threads != 1 || all->threads == 1) continue;
+        if (one->group != GROUP_SCALING || all->group != GROUP_SCALING || one->threads != 1 ||
+            all->threads == 1)
+            continue;
         if (!any++)
-            printf("\nOne thread beside %d\n%-46s %10s %10s %8s %8s\n", all->threads, "", "1, ms", "all, ms", "speedup",
-                   "FMA's");
+            printf("\nOne thread beside %d\n%-46s %10s %10s %8s %8s\n", all->threads, "", "1, ms", "all, ms",
+                   "speedup", "FMA's");
         for (n = 0; n < one->count; ++n) {
             speedup[n] = one->seconds[n] / all->seconds[n];
             ceiling[n] = all->peak[n] / one->peak[n];
         }
         printf("%-46.*s %10.1f %10.1f %7.2fx %7.2fx\n", (int)strcspn(one->name, ","), one->name,
-               1e3 * median(one->seconds, one->count), 1e3 * median(all->seconds, all->count), median(speedup, one->count),
-               median(ceiling, one->count));
+               1e3 * median(one->seconds, one->count), 1e3 * median(all->seconds, all->count),
+               median(speedup, one->count), median(ceiling, one->count));
     }
 }
 
@@ -1466,8 +1506,10 @@ static void report_scale(const bench *b)
         double tokens = row_get(r, "tokens"), seconds = median(r->seconds, r->count);
         if (r->group != GROUP_SCALE) continue;
         if (!any++) {
-            printf("\nScale: one head, D=128, density 0.1, tail order 1, 300/1000 clusters; ns per token of each stage, warm\n"
-                   "%8s %9s %9s", "tokens", "cold s", "warm s");
+            printf("\nScale: one head, D=128, density 0.1, tail order 1, 300/1000 clusters; ns per token of "
+                   "each stage, warm\n"
+                   "%8s %9s %9s",
+                   "tokens", "cold s", "warm s");
             for (j = 0; j < T_COUNT; ++j) printf(" %9s", stage_names[j]);
             printf(" %9s %10s %10s %9s %9s\n", "rest", "not attn", "tensors MB", "work MB", "peak MB");
         }
@@ -1482,13 +1524,13 @@ static void report_scale(const bench *b)
 
 static void report(const bench *b)
 {
-    printf("svg2 %d.%d.%d, commit %s, %s\n", SVG2_VERSION / 10000, SVG2_VERSION / 100 % 100, SVG2_VERSION % 100, b->commit,
-           b->date);
+    printf("svg2 %d.%d.%d, commit %s, %s\n", SVG2_VERSION / 10000, SVG2_VERSION / 100 % 100, SVG2_VERSION % 100,
+           b->commit, b->date);
     printf("CPU       %s; svg2 runs its %s variant\n", b->cpu, simd_name());
     printf("compiler  %s, flags %s\n", compiler_name(), SVG2_BENCH_FLAGS);
     printf("threads   %d\n", b->threads);
-    printf("FMA peak  %.1f GFLOP/s on 1 thread, %.1f on %d (%s chains in registers)\n", 1e-9 * b->peak_one, 1e-9 * b->peak_all,
-           b->threads, b->fma_name);
+    printf("FMA peak  %.1f GFLOP/s on 1 thread, %.1f on %d (%s chains in registers)\n", 1e-9 * b->peak_one,
+           1e-9 * b->peak_all, b->threads, b->fma_name);
     printf("memory    %.1f GB/s copied, read and write counted\n", 1e-9 * b->copy_bytes_per_second);
     report_stages(b);
     report_calls(b);
@@ -1505,6 +1547,7 @@ int main(int argc, char **argv)
     machine_describe(b);
     fma_choose(b);
     if (b->with_scale) bench_scale(b);
+    b->deadline = now() + (b->is_quick ? 40 : 240);
     b->peak_one = fma_best(b, 1);
     b->peak_all = fma_best(b, b->threads);
     b->copy_bytes_per_second = copy_rate(b->threads);

@@ -1,8 +1,8 @@
 """Times svg2.h beside PyTorch's and scikit-learn's CPU code: same tensors, same threads, in turns.
 
-Every pair runs A B A B ...; a ratio is the median of the ratios of neighbours, so a machine that slows down for a while
-slows both. Between two runs there is a short pause: both sides have an OpenMP runtime of their own, whose idle threads
-spin for some milliseconds before they sleep and would take the cores from the other side.
+Every pair runs A B A B ...; a ratio is the median of the ratios of neighbours, so a machine that slows down for
+a while slows both. Between two runs there is a short pause: both sides have an OpenMP runtime of their own, whose
+idle threads spin for some milliseconds before they sleep and would take the cores from the other side.
 
 Started by run.sh, which builds the shared library.
 """
@@ -48,7 +48,8 @@ class Svg2:
 
     def attention(self, threads, heads, tokens, density, tail):
         handle = ctypes.c_void_p()
-        self.check(self.lib.shim_open(ctypes.byref(handle), threads, heads, tokens, DIM, ctypes.c_double(density), tail))
+        self.check(self.lib.shim_open(ctypes.byref(handle), threads, heads, tokens, DIM, ctypes.c_double(density),
+                                      tail))
         return handle
 
     def attend(self, handle, step, q, k, v, out):
@@ -61,8 +62,8 @@ class Svg2:
 
 
 def seconds(fn, threads):
-    """Wall time of one run. A short run that lost the processor to another process is repeated, twice at most, and the one
-    that had most of the machine counts: that says nothing about how fast it was while it ran."""
+    """Wall time of one run. A short run that lost the processor to another process is repeated, twice at most, and
+    the one that had most of the machine counts: that says nothing about how fast it was while it ran."""
     best_share, best = -1.0, 0.0
     for _ in range(3):
         time.sleep(PAUSE_SECONDS)
@@ -128,15 +129,15 @@ def bench_torch(svg2, report, threads, repeat, quick):
         cases = [(0.1, TAIL_ORDER1, 3.0), (0.1, TAIL_NONE, 3.0)]
         if not quick:
             cases += [(0.2, TAIL_ORDER1, 3.0), (0.05, TAIL_ORDER1, None), (-1.0, TAIL_NONE, None)]
-        cases = [dict(handle=svg2.attention(threads, 1, q.shape[2], density, tail), density=density, tail=tail, goal=goal,
-                      times=[]) for density, tail, goal in cases]
+        cases = [dict(handle=svg2.attention(threads, 1, q.shape[2], density, tail), density=density, tail=tail,
+                      goal=goal, times=[]) for density, tail, goal in cases]
         out = np.empty_like(q)
         for case in cases:
             svg2.attend(case["handle"], 0, *first, out)
             svg2.lib.shim_keep(case["handle"])
         dense = svg2.attention(threads, 1, q.shape[2], 0.0, 0)
 
-        def warm(handle):  # the clusters go back first, so that every run is the same step; copying 0.7 MB does not show
+        def warm(handle):  # the clusters go back first, so that every run is the same step; 0.7 MB do not show
             svg2.lib.shim_restore(handle)
             svg2.attend(handle, 1, q, k, v, out)
 
@@ -151,8 +152,8 @@ def bench_torch(svg2, report, threads, repeat, quick):
         for case in cases:
             name = f"density {case['density']:.2f}" if case["density"] > 0 else "top-p 0.9"
             tail = {TAIL_NONE: "none", TAIL_ORDER0: "order 0", TAIL_ORDER1: "order 1"}[case["tail"]]
-            report.pair(f"sparse warm {name} tail {tail} S=32768", "torch SDPA", case["times"], their_times, case["goal"],
-                        density=svg2.lib.shim_density(case["handle"]), rel_l2=case["error"])
+            report.pair(f"sparse warm {name} tail {tail} S=32768", "torch SDPA", case["times"], their_times,
+                        case["goal"], density=svg2.lib.shim_density(case["handle"]), rel_l2=case["error"])
             svg2.lib.shim_close(case["handle"])
         svg2.lib.shim_close(dense)
     return {"torch": torch.__version__}

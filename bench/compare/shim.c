@@ -1,5 +1,6 @@
-/* shim.c - svg2.h as a shared library of flat functions, so that compare.py can call it through ctypes without repeating
-   the layout of any struct. Every function that can fail returns NULL, or a sentence that says why. */
+/* shim.c - svg2.h as a shared library of flat functions, so that compare.py can call it through ctypes without
+   repeating the layout of any struct. Every function that can fail returns NULL, or a sentence that says why.
+ */
 
 #define _XOPEN_SOURCE 600 /* posix_memalign */
 
@@ -13,21 +14,21 @@
 #include <string.h>
 
 typedef struct shim_call {
-    svg2_parallel   parallel;
-    svg2_backend    backend;
-    svg2_desc       desc;
-    svg2_state      state, kept;
-    void           *state_memory, *kept_memory, *workspace;
-    size_t          state_bytes, bytes;
+    svg2_parallel parallel;
+    svg2_backend backend;
+    svg2_desc desc;
+    svg2_state state, kept;
+    void *state_memory, *kept_memory, *workspace;
+    size_t state_bytes, bytes;
     svg2_head_stats stats[64];
 } shim_call;
 
 typedef struct shim_kmeans {
-    svg2_parallel    parallel;
-    svg2_backend     backend;
+    svg2_parallel parallel;
+    svg2_backend backend;
     svg2_kmeans_desc desc;
-    void            *workspace;
-    size_t           bytes;
+    void *workspace;
+    size_t bytes;
 } shim_kmeans;
 
 /* Zeroed, so that no call pays for the first touch of a page. */
@@ -46,22 +47,24 @@ static const char *shim_error(svg2_result result, const svg2_error *err)
     return err->text ? err->text : svg2_result_string(result);
 }
 
-void shim_synth(int32_t frames, int32_t height, int32_t width, int32_t heads, int32_t dim, double drift, float *q, float *k,
-                float *v);
-const char *shim_open(shim_call **call, int32_t threads, int32_t heads, int32_t tokens, int32_t dim, double density,
-                      int32_t tail);
-const char *shim_attend(shim_call *call, int32_t step, const float *q, const float *k, const float *v, float *out);
+void shim_synth(int32_t frames, int32_t height, int32_t width, int32_t heads, int32_t dim, double drift,
+                float *q, float *k, float *v);
+const char *shim_open(shim_call **call, int32_t threads, int32_t heads, int32_t tokens, int32_t dim,
+                      double density, int32_t tail);
+const char *shim_attend(shim_call *call, int32_t step, const float *q, const float *k, const float *v,
+                        float *out);
 void shim_keep(shim_call *call);
 void shim_restore(shim_call *call);
 double shim_density(const shim_call *call);
 void shim_close(shim_call *call);
-const char *shim_kmeans_open(shim_kmeans **kmeans, int32_t threads, int32_t tokens, int32_t dim, int32_t clusters);
-const char *shim_kmeans_run(shim_kmeans *kmeans, const float *x, const float *start, int32_t iterations, float *centroid,
-                            float *mean, int32_t *label, int32_t *size);
+const char *shim_kmeans_open(shim_kmeans **kmeans, int32_t threads, int32_t tokens, int32_t dim,
+                             int32_t clusters);
+const char *shim_kmeans_run(shim_kmeans *kmeans, const float *x, const float *start, int32_t iterations,
+                            float *centroid, float *mean, int32_t *label, int32_t *size);
 void shim_kmeans_close(shim_kmeans *kmeans);
 
-void shim_synth(int32_t frames, int32_t height, int32_t width, int32_t heads, int32_t dim, double drift, float *q, float *k,
-                float *v)
+void shim_synth(int32_t frames, int32_t height, int32_t width, int32_t heads, int32_t dim, double drift,
+                float *q, float *k, float *v)
 {
     synth_video s;
     s.frames = frames;
@@ -75,8 +78,8 @@ void shim_synth(int32_t frames, int32_t height, int32_t width, int32_t heads, in
 }
 
 /* density > 0: that; 0: dense; < 0: SVG2's own rule, top-p 0.9. 300 query clusters and 1000 key clusters. */
-const char *shim_open(shim_call **call, int32_t threads, int32_t heads, int32_t tokens, int32_t dim, double density,
-                      int32_t tail)
+const char *shim_open(shim_call **call, int32_t threads, int32_t heads, int32_t tokens, int32_t dim,
+                      double density, int32_t tail)
 {
     shim_call *c = (shim_call *)calloc(1, sizeof *c);
     svg2_error err;
@@ -108,8 +111,9 @@ const char *shim_open(shim_call **call, int32_t threads, int32_t heads, int32_t 
 const char *shim_attend(shim_call *c, int32_t step, const float *q, const float *k, const float *v, float *out)
 {
     svg2_error err;
-    return shim_error(svg2_attend(&c->backend, &c->desc, &c->state, step, q, k, v, out, 0, c->stats, c->workspace, c->bytes,
-                                  &err), &err);
+    return shim_error(svg2_attend(&c->backend, &c->desc, &c->state, step, q, k, v, out, 0, c->stats,
+                                  c->workspace, c->bytes, &err),
+                      &err);
 }
 
 /* Remember the clusters, and go back to them: then every timed call is the same denoising step. */
@@ -141,7 +145,8 @@ void shim_close(shim_call *c)
     free(c);
 }
 
-const char *shim_kmeans_open(shim_kmeans **kmeans, int32_t threads, int32_t tokens, int32_t dim, int32_t clusters)
+const char *shim_kmeans_open(shim_kmeans **kmeans, int32_t threads, int32_t tokens, int32_t dim,
+                             int32_t clusters)
 {
     shim_kmeans *c = (shim_kmeans *)calloc(1, sizeof *c);
     if (!c) return "out of memory";
@@ -160,8 +165,8 @@ const char *shim_kmeans_open(shim_kmeans **kmeans, int32_t threads, int32_t toke
 }
 
 /* start [clusters, dim] is relative to the mean of x, as in svg2_kmeans. */
-const char *shim_kmeans_run(shim_kmeans *c, const float *x, const float *start, int32_t iterations, float *centroid,
-                            float *mean, int32_t *label, int32_t *size)
+const char *shim_kmeans_run(shim_kmeans *c, const float *x, const float *start, int32_t iterations,
+                            float *centroid, float *mean, int32_t *label, int32_t *size)
 {
     svg2_error err;
     c->desc.x = x;
