@@ -692,6 +692,7 @@ SVG2_API svg2_result svg2_attention(const svg2_backend *backend, const svg2_atte
                           */
 struct svg2_mass_desc {
     svg2_attention_desc attention;
+    int32_t valid_key_blocks; /* 0 = all; key blocks from here on are padding: mass 0 */
     float *mass;
     float *recall;
 };
@@ -1319,6 +1320,7 @@ static const svg2__loops svg2__loops_scalar = {
 #    pragma GCC diagnostic push
 #    pragma GCC diagnostic ignored "-Wuninitialized"
 #    pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#    pragma GCC diagnostic ignored "-Wsign-conversion" /* its macros, without optimisation */
 #  endif
 #include <immintrin.h>
 #define SVG2__AVX2 __attribute__((target("avx2,fma,f16c")))
@@ -3392,6 +3394,7 @@ typedef struct svg2__attention_task {
     float *partial;             /* [items, key_blocks] */
     float *recall;
     int need_mass;
+    int32_t valid_key_blocks;
 } svg2__attention_task;
 
 typedef struct svg2__attention_scratch {
@@ -4162,7 +4165,7 @@ static void svg2__mass_items(void *task, int64_t begin, int64_t end, int32_t wor
             lse2[r] = lse == -INFINITY ? INFINITY : (float)(((double)lse - shift_logit[r]) * 1.4426950408889634);
         }
         for (j = 0; j < t->key_blocks; ++j) s.mass[j] = 0.0;
-        for (j = 0; j < t->key_blocks; ++j)
+        for (j = 0; j < t->valid_key_blocks; ++j)
             for (at = key_offset ? key_offset[j] : 0; at < (key_offset ? key_offset[j + 1] : d->tokens_kv);
                  ++at) {
                 s.token[n] = key_order ? key_order[at] : at;
@@ -4189,6 +4192,7 @@ static svg2_result svg2__cpu_mass(const svg2_backend *backend, const svg2_mass_d
     svg2__attention_task_init(&t, backend, d, 1, workspace);
     t.recall = desc->recall;
     t.need_mass = desc->mass != 0;
+    t.valid_key_blocks = desc->valid_key_blocks ? desc->valid_key_blocks : t.key_blocks;
     items = svg2__attention_plan(&t, workspace);
     if (desc->mass)
         memset(desc->mass + (size_t)d->head_begin * (size_t)t.query_blocks * (size_t)t.key_blocks, 0,
@@ -4211,6 +4215,9 @@ SVG2_API svg2_result svg2_block_mass(const svg2_backend *backend, const svg2_mas
     SVG2__TRY(svg2__check_attention(&desc->attention, 1, err));
     SVG2__NOT_NULL(desc->attention.lse, "lse");
     SVG2__CHECK(desc->mass || desc->recall, SVG2_ERR_NULL, "mass", "or recall must be given");
+    SVG2__CHECK(desc->valid_key_blocks >= 0
+                    && desc->valid_key_blocks <= (desc->attention.key_blocks ? desc->attention.key_blocks : 1),
+                SVG2_ERR_RANGE, "valid_key_blocks", "must be between 0 and key_blocks");
     SVG2__TRY(svg2__check_workspace(backend, SVG2_STAGE_MASS, desc, workspace, workspace_bytes, err));
     return backend->mass(backend, desc, workspace, err);
 }

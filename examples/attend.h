@@ -386,13 +386,6 @@ static svg2_layout attend_layout_as(const svg2_layout *like, svg2_dtype dtype)
 }
 
 /* ==== >>check ============================================================================ */
-/* The oracle takes every key for a real one; nobody attends to padding, the last block. */
-static void attend_clear_padding(attend_result *r)
-{
-    size_t rows = (size_t)r->desc.batch * (size_t)r->desc.heads * (size_t)r->plan.query_blocks, i;
-    for (i = 0; has_padding(&r->desc) && i < rows; ++i) r->mass[(i + 1) * (size_t)r->plan.key_blocks - 1] = 0;
-}
-
 static void attend_check(attend_result *r, const void *q, const void *k, const void *v)
 {
     svg2_desc      dense = r->desc;
@@ -458,6 +451,7 @@ static void attend_check(attend_result *r, const void *q, const void *k, const v
         r->mass = (float *)tool_allocate((size_t)heads * (size_t)r->plan.query_blocks * (size_t)r->plan.key_blocks,
                                          sizeof(float));
         recall = (float *)tool_allocate(rows, sizeof(float));
+        mass.valid_key_blocks = r->plan.key_blocks - (has_padding(&r->desc) ? 1 : 0); /* padding is the last block */
         mass.mass = r->mass;
         mass.recall = recall;
         bytes = svg2_stage_workspace_bytes(&r->backend, SVG2_STAGE_MASS, &mass);
@@ -465,7 +459,6 @@ static void attend_check(attend_result *r, const void *q, const void *k, const v
         stage_timing.prefix = "check: oracle";
         if (svg2_block_mass(&r->backend, &mass, workspace, bytes, &err) != SVG2_OK) attend_fail(&err);
         free(workspace);
-        attend_clear_padding(r);
         for (head = 0; head < heads; ++head) { /* rows that attend to nothing have no recall */
             size_t first = (size_t)head * (size_t)r->desc.tokens, used = 0;
             double head_sum = 0;
