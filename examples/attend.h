@@ -63,7 +63,7 @@ static size_t attend_options(attend_arguments *a, tool_option *options)
         {TOOL_INT, "repeat", "N", &a->repeat, 1, 100000, 0, "denoising steps on the same input, to see the warm start (1)"},
         {TOOL_FLAG, "check", "", &a->is_check, 0, 0, 0, "also dense attention and the exact oracle: errors, recall"},
         {TOOL_TEXT, "backend", "cpu", &a->backend_name, 0, 0, 0, "(cpu)"},
-        {TOOL_CHOICE, "simd", "scalar|avx2|avx512", &a->simd, 0, 0, 0, "(the best there is)"},
+        {TOOL_CHOICE, "simd", "scalar|avx2|avx512|avx512bf16", &a->simd, 0, 0, 0, "(the best there is)"},
         {TOOL_INT, "threads", "N", &a->threads, 1, 1024, 0, "(number of CPUs)"},
     };
     memcpy(options, table, sizeof table);
@@ -344,7 +344,7 @@ static const char *simd_name(svg2_simd simd)
     return simd == SVG2_SIMD_SCALAR   ? "scalar"
            : simd == SVG2_SIMD_AVX2   ? "avx2"
            : simd == SVG2_SIMD_AVX512 ? "avx512"
-                                      : "best";
+                                      : "avx512bf16";
 }
 
 /* Everything that the last step left, and what --check found. */
