@@ -232,7 +232,7 @@ typedef enum svg2_simd {
     SVG2_SIMD_AVX2 = 2, /* with FMA and F16C */
     SVG2_SIMD_AVX512 = 3, /* F */
     SVG2_SIMD_AVX512BF16 = 4, /* and bf16 products at twice the rate: for candidates in k-means (labels unchanged) and for
-                                 the tail (output changed by about 1e-4 of the tail's share) */
+                                 the tail (changes the output by about 5e-4, where the tail itself errs by 1e-2) */
     SVG2_SIMD_FORCE_I32 = 0x7fffffff
 } svg2_simd;
 
@@ -3710,8 +3710,8 @@ static void svg2__attention_shift(const svg2__attention_task *t, const svg2__att
 
 /* ---- virtual keys by bf16 products ----
    Nine virtual keys in ten are the same for all query blocks of a head, so they are packed once, all of them; a block
-   that is computed exactly takes its virtual key out by its bias. Measured on Zen 4: 13 % of a sparse call at 10 % density,
-   for a change of the output of 1e-6. */
+   that is computed exactly takes its virtual key out by its bias. Measured on Zen 4: 13 % of a sparse call at 10 %
+   density; relative L2 error 0.04413 becomes 0.04414. */
 /* item = (kv head, group of four virtual keys) */
 static void svg2__attention_pack16(void *task, int64_t begin, int64_t end, int32_t worker)
 {

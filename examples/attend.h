@@ -320,7 +320,7 @@ TIMED_STAGE(SVG2_STAGE_MASS, mass)
 
 static svg2_backend attend_backend(const attend_arguments *a)
 {
-    static const svg2_simd choices[3] = {SVG2_SIMD_SCALAR, SVG2_SIMD_AVX2, SVG2_SIMD_AVX512};
+    static const svg2_simd choices[4] = {SVG2_SIMD_SCALAR, SVG2_SIMD_AVX2, SVG2_SIMD_AVX512, SVG2_SIMD_AVX512BF16};
     svg2_parallel          parallel = start_threads(a->threads);
     svg2_backend           backend = svg2_cpu_backend_simd(&parallel, a->simd < 0 ? SVG2_SIMD_BEST : choices[a->simd]);
 
