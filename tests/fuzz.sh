@@ -26,7 +26,7 @@ for h in file desc; do
         [ $h = file ] && libs=$cjson || libs=
         # shellcheck disable=SC2086
         [ $dir/fuzz_$h -nt svg2.h ] && [ $dir/fuzz_$h -nt tests/fuzz_$h.c ] && [ $dir/fuzz_$h -nt examples/tensor_file.h ] ||
-            clang -std=c99 -O1 -g -ffp-contract=off -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+            clang -std=c99 -O1 -g -ffp-contract=off -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DSVG2_DEBUG_WORKSPACE \
                 '-DSVG2_ASSERT(x)=((x) ? (void)0 : __builtin_trap())' tests/fuzz_$h.c $libs -lm -o $dir/fuzz_$h || { result "build $h" 1; continue; }
         $dir/fuzz_$h -max_total_time="$seconds" -timeout=20 -rss_limit_mb=4096 -max_len=1024 -verbosity=1 \
             -artifact_prefix=$dir/$h-found/ $dir/$h >$dir/$h.log 2>&1

@@ -256,7 +256,7 @@ static void fuzz_kmeans(source *s, const svg2_backend *backend)
     size_t heads = (size_t)d.batch * (size_t)d.heads, c = heads * (size_t)d.clusters * (size_t)d.head_dim;
     d.x = block(n);
     void *start = block(c * 4);
-    fill(start, SVG2_F32, c * 4, s, wild);
+    fill(start, d.store_dtype == SVG2_F16 || d.store_dtype == SVG2_BF16 ? d.store_dtype : SVG2_F32, c * 4, s, wild);
     if (d.store_dtype == SVG2_F32 || d.store_dtype == SVG2_BF16 || d.store_dtype == SVG2_F16) d.store = take8(s) % 2 ? block(c * element(d.store_dtype)) : 0;
     d.start = take8(s) % 2 ? start : 0;
     if (d.start && take8(s) % 2) d.store = start;
@@ -368,6 +368,7 @@ static void fuzz_blocks(source *s, const svg2_backend *backend)
         return;
     }
     if (!wild && d->scale < 4 && d->scale > -4 && !d->head_count) check_output(d->out, &d->out_layout, d->batch, d->heads, d->tokens, d->head_dim, "attention not finite");
+    m.valid_key_blocks = take8(s) & 1 ? number(s, 0, 13) : 0;
     m.mass = (float *)block(heads * (size_t)(Qb * Kb) * 4);
     m.recall = (float *)block(heads * (size_t)d->tokens * 4);
     if (d->head_count) return; /* the LSE of the other heads was not written */

@@ -1,7 +1,7 @@
 /* >>mass: exact attention mass of every block, and recall. */
 #include "test.h"
 
-typedef struct shape { int B, H, Hk, Sq, Sk, D, Qb, Kb; svg2_dtype type; tensor_order order; double mean; } shape;
+typedef struct shape { int B, H, Hk, Sq, Sk, D, Qb, Kb; svg2_dtype type; tensor_order order; double mean; int pad; /* the last key block is padding */ } shape;
 
 static void mass_case(shape s, const svg2_backend *backend)
 {
@@ -34,7 +34,7 @@ static void mass_case(shape s, const svg2_backend *backend)
             int S = side ? s.Sk : s.Sq, n = side ? s.Kb : s.Qb, at = 0;
             int32_t *label = (side ? label_k : label_q) + h * S, *order = (side ? order_k : order_q) + h * S;
             int32_t *off = (side ? off_k : off_q) + h * (n + 1);
-            for (int t = 0; t < S; ++t) label[t] = n > 2 ? rnd_int(&r, n - 1) : rnd_int(&r, n); /* the last block is empty */
+            for (int t = 0; t < S; ++t) label[t] = n > 2 && !(side && s.pad) ? rnd_int(&r, n - 1) : rnd_int(&r, n); /* the last block is empty */
             for (int c = 0; c <= n; ++c) {
                 off[c] = at;
                 for (int t = 0; t < S && c < n; ++t)
@@ -46,6 +46,17 @@ static void mass_case(shape s, const svg2_backend *backend)
     d.attention.query_blocks = s.Qb; d.attention.key_blocks = s.Kb; d.attention.map = map;
     d.attention.query_order = order_q; d.attention.query_offset = off_q;
     d.attention.key_order = order_k; d.attention.key_offset = off_k;
+    d.valid_key_blocks = s.pad ? s.Kb - 1 : s.pad == 0 && s.Kb > 9 ? s.Kb : 0; /* 0 and all are the same */
+    for (int h = 0; h < Q && s.pad; ++h) /* the LSE does not know padding */
+        for (int i = 0; i < s.Sq; ++i) {
+            int hk = h / s.H * s.Hk + h % s.H / (s.H / s.Hk);
+            double sum = 0;
+            for (int t = 0; t < s.Sk; ++t)
+                if (label_k[hk * s.Sk + t] < s.Kb - 1)
+                    sum += exp((double)d.attention.scale * dot64(q64 + ((int64_t)h * s.Sq + i) * s.D, k64 + ((int64_t)hk * s.Sk + t) * s.D, s.D));
+            if (!isinf(d.attention.lse[h * s.Sq + i])) d.attention.lse[h * s.Sq + i] = (float)log(sum);
+        }
+    lse = mem_hash(d.attention.lse, (size_t)(Q * s.Sq) * 4);
     d.mass = (float *)mem_new((size_t)(Q * s.Qb * s.Kb) * 4);
     d.recall = (float *)mem_new((size_t)(Q * s.Sq) * 4);
     bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_MASS, &d);
@@ -67,7 +78,10 @@ static void mass_case(shape s, const svg2_backend *backend)
                 p[t] = (double)d.attention.scale * dot64(q64 + ((int64_t)h * s.Sq + i) * s.D, k64 + ((int64_t)hk * s.Sk + t) * s.D, s.D);
                 top = fmax(top, p[t]);
             }
-            for (int t = 0; t < s.Sk; ++t) sum += p[t] = exp(p[t] - top);
+            for (int t = 0; t < s.Sk; ++t) {
+                p[t] = s.pad && label_k[hk * s.Sk + t] == s.Kb - 1 ? 0 : exp(p[t] - top);
+                sum += p[t];
+            }
             for (int t = 0; t < s.Sk; ++t) {
                 int c = label_k[hk * s.Sk + t];
                 mass[I * s.Kb + c] += p[t] / sum;
@@ -109,10 +123,10 @@ static void test_mass_against_f64(void **state)
 {
     (void)state;
     static const shape cases[] = {
-        {1, 1, 1, 1, 1, 8, 1, 1, SVG2_F32, BHSD, 0},       {2, 4, 1, 63, 65, 40, 5, 9, SVG2_F32, BSHD, 0},
-        {1, 4, 2, 65, 7, 64, 3, 20, SVG2_BF16, GAPS, 0},   {1, 2, 2, 300, 997, 72, 13, 40, SVG2_F16, BSHD, 0},
-        {1, 1, 1, 500, 600, 128, 30, 100, SVG2_F32, BHSD, 8}, {1, 1, 1, 60, 90, 256, 4, 4, SVG2_F32, GAPS, 1},
-        {1, 2, 1, 257, 300, 96, 1, 31, SVG2_F32, BHSD, 0}, {1, 2, 1, 257, 300, 96, 31, 1, SVG2_F32, BHSD, 0},
+        {1, 1, 1, 1, 1, 8, 1, 1, SVG2_F32, BHSD, 0, 0},    {2, 4, 1, 63, 65, 40, 5, 9, SVG2_F32, BSHD, 0, 0},
+        {1, 4, 2, 65, 7, 64, 3, 20, SVG2_BF16, GAPS, 0, 1},   {1, 2, 2, 300, 997, 72, 13, 40, SVG2_F16, BSHD, 0, 1},
+        {1, 1, 1, 500, 600, 128, 30, 100, SVG2_F32, BHSD, 8, 0}, {1, 1, 1, 60, 90, 256, 4, 4, SVG2_F32, GAPS, 1, 1},
+        {1, 2, 1, 257, 300, 96, 1, 31, SVG2_F32, BHSD, 0, 1}, {1, 2, 1, 257, 300, 96, 31, 1, SVG2_F32, BHSD, 0, 0},
     };
     for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
@@ -124,7 +138,7 @@ static void test_mass_against_f64(void **state)
 static void test_mass_threads(void **state)
 {
     (void)state;
-    shape s = {1, 2, 1, 400, 500, 64, 12, 17, SVG2_F32, BHSD, 0};
+    shape s = {1, 2, 1, 400, 500, 64, 12, 17, SVG2_F32, BHSD, 0, 1};
     for (int32_t threads = 2; threads <= 3; ++threads) {
         svg2_parallel p = pool_threads(&threads);
         svg2_backend backend = svg2_cpu_backend(&p);
@@ -166,6 +180,8 @@ static void test_mass_rejects(void **state)
     REJECT(d.attention.k = 0, SVG2_ERR_NULL, "k");
     REJECT(d.attention.head_dim = 3, SVG2_ERR_RANGE, "head_dim");
     REJECT(d.attention.tokens = 0, SVG2_ERR_RANGE, "tokens");
+    REJECT(d.valid_key_blocks = -1, SVG2_ERR_RANGE, "valid_key_blocks");
+    REJECT(d.valid_key_blocks = 2, SVG2_ERR_RANGE, "valid_key_blocks");
     assert_untouched(m, 4);
     assert_untouched(rec, 20 * 4);
     d = good; /* v and out are ignored: NULL is fine */
