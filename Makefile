@@ -29,7 +29,8 @@ $B/svg2: examples/svg2.c build/.deps | $B/tests
 $B/minimal: examples/minimal.c | $B/tests
 	$(CC) $(FLAGS) -I. $< $(LDFLAGS) -lm -o $@
 $B/bench: bench/bench.c | $B/tests
-	$(CC) $(FLAGS) $(OPENMP) -I. $< $(LDFLAGS) -lm -o $@
+	$(CC) $(FLAGS) $(OPENMP) '-DSVG2_BENCH_COMMIT="$(shell git rev-parse --short HEAD 2>/dev/null)"' \
+		'-DSVG2_BENCH_FLAGS="$(strip -std=c99 $(FLAGS_$(config)) -ffp-contract=off $(CFLAGS))"' -I. $< $(LDFLAGS) -lm -o $@
 
 $B/tests/%.o: tests/%.c | $B/tests
 	$(CC) $(FLAGS) -c $< -o $@

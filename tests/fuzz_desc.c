@@ -459,7 +459,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
     s.at = bytes + 2;
     s.end = bytes + count;
     s.mix = (uint32_t)count * 2654435761u;
-    simd = (svg2_simd)(bytes[1] % 4);
+    simd = (svg2_simd)(bytes[1] % 5);
     svg2_backend backend = svg2_cpu_backend_simd(0, simd);
     switch (bytes[0] % 8) {
     case 0: case 1: case 2: fuzz_attend(&s, &backend); break;

@@ -116,6 +116,7 @@ FN uint64_t mem_hash(const void *p, size_t bytes)
 FN int test_setup(void **state)
 {
     (void)state;
+    fflush(stdout); /* a crash then shows which test it was */
     return 0;
 }
 FN int test_teardown(void **state)
@@ -672,9 +673,16 @@ FN void check_side(const double *x, int S, int D, int clusters, int blocks, toke
     free(ref); free(count);
 }
 
-/* Bounds for the output of a sparse call. */
-FN double job_bound(const svg2_desc *d)
+/* The tail in bf16 products: measured up to 1.4e-3 in the output and 3.4e-3 in the LSE, where nearly all is tail. */
+#define BF16_TAIL_OUT 4e-3
+#define BF16_TAIL_LSE 1e-2
+FN int has_bf16_tail(const svg2_backend *backend) { return backend->simd == SVG2_SIMD_AVX512BF16; }
+
+/* Bounds for the output of a call, and for its LSE. */
+FN double job_bound(const job *j)
 {
+    const svg2_desc *d = &j->d;
+    if (has_bf16_tail(&j->backend) && d->method != SVG2_METHOD_DENSE && d->tail != SVG2_TAIL_NONE) return BF16_TAIL_OUT;
     if (d->out.dtype == SVG2_BF16) return 4e-3;
     if (d->out.dtype == SVG2_F16) return 6e-4;
     return d->tail == SVG2_TAIL_NONE || d->method == SVG2_METHOD_DENSE ? 5e-6 : 2e-5;
@@ -773,14 +781,14 @@ FN void job_check(job *j, int32_t step, int rows)
                 if (action == SVG2_ACTION_SPARSE) lse = ref_head_row(&r, i, o);
                 else lse = ref_row(qh + (int64_t)i * D, kh, vh, use, d->tokens_kv, D, (double)d->scale, 0, 0, 0, o, 0);
                 if (isinf(lse)) assert_true(isinf(got_lse) && got_lse < 0);
-                else assert_at_most(fabs((double)got_lse - lse), 1e-5 + 1e-6 * fabs(lse));
+                else assert_at_most(fabs((double)got_lse - lse), (job_bound(j) == BF16_TAIL_OUT ? BF16_TAIL_LSE : 1e-5) + 1e-6 * fabs(lse));
                 rel_add(&head, got, o, D);
             }
             total.difference += head.difference;
             total.reference += head.reference;
-            assert_at_most(rel_l2(head), 1.5 * job_bound(d));
+            assert_at_most(rel_l2(head), 1.5 * job_bound(j));
         }
-    assert_at_most(rel_l2(total), job_bound(d));
+    assert_at_most(rel_l2(total), job_bound(j));
     assert_int_equal(mem_release(keep), 0);
 }
 

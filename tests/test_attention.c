@@ -91,6 +91,7 @@ static void att_run(att *a, const svg2_backend *backend)
                 && a->v.hash == mem_hash(a->v.data, a->v.bytes));
 }
 /* Compares up to rows rows per head with float64. order: -1 no tail, 0, 1. Returns the relative L2 error. */
+static double att_lse_bound = 1e-5;
 static double att_check(const att *a, int rows, int order)
 {
     const double *out = tensor_f64(&a->out);
@@ -118,19 +119,19 @@ static double att_check(const att *a, int rows, int order)
             rel_add(&e, out + ((int64_t)h * s.Sq + i) * s.D, o, s.D);
             if (!a->d.lse) continue;
             if (isinf(lse)) assert_true(isinf(got) && got < 0);
-            else assert_at_most(fabs((double)got - lse), 1e-5 + 1e-6 * fabs(lse));
+            else assert_at_most(fabs((double)got - lse), att_lse_bound + 1e-6 * fabs(lse));
         }
     }
     return rel_l2(e);
 }
 static const svg2_dtype f32x4[4] = {SVG2_F32, SVG2_F32, SVG2_F32, SVG2_F32};
-static double bound_of(svg2_dtype out, double f32) { return out == SVG2_BF16 ? 4e-3 : out == SVG2_F16 ? 6e-4 : f32; }
+static double bound_of(svg2_dtype out, double f32) { return out == SVG2_BF16 ? 4e-3 : out == SVG2_F16 && f32 < 6e-4 ? 6e-4 : f32; }
 
 static void test_dense_large(void **state)
 {
     (void)state;
     int S = TEST_SLOW_BUILD ? 512 : 4096;
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         for (int mean = 0; mean <= 8; mean += 8) {
@@ -149,7 +150,7 @@ static void test_dense_shapes(void **state)
 {
     (void)state;
     static const int sizes[] = {1, 7, 63, 65, 997, 4099}, dims[] = {8, 40, 64, 72, 96, 128, 256};
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         for (int i = 0; i < COUNT(sizes); ++i)
@@ -158,11 +159,11 @@ static void test_dense_shapes(void **state)
                 svg2_dtype types[4];
                 for (int t = 0; t < 4; ++t) types[t] = (svg2_dtype)((i * 7 + j * (t + 1) + t) % 3);
                 if ((double)s.Sq * s.Sk * s.D > (TEST_SLOW_BUILD ? 4e6 : level == SVG2_SIMD_SCALAR ? 3e7 : 3e8)) s.Sq = 65;
-                if (s.Sq > 500 && s.Sk > 500) s.H = s.Hk = 1;
+                if (s.Sk > 500 && (s.Sq > 500 || TEST_SLOW_BUILD)) s.B = s.H = s.Hk = 1;
                 att a = att_new(s, types, (tensor_order)((i + j) % 3), 0, (uint64_t)(i * 10 + j));
                 if (j % 3 == 0) a.d.lse = 0;
                 att_run(&a, &backend);
-                double e = att_check(&a, 40, -1);
+                double e = att_check(&a, TEST_SLOW_BUILD ? 12 : 40, -1);
                 if (!(e <= bound_of(types[3], 5e-6))) fail_msg("%g at B%d H%d/%d S%d/%d D%d level %d", e, s.B, s.H, s.Hk, s.Sq, s.Sk, s.D, level);
                 mem_done();
             }
@@ -176,7 +177,7 @@ static void test_block_maps(void **state)
                                    {1, 4, 2, 997, 300, 96}, {1, 2, 1, 300, 997, 128}, {1, 1, 1, 130, 257, 256}, {1, 2, 2, 4099, 513, 64}};
     static const int grid[][2] = {{1, 1}, {3, 5}, {16, 16}, {9, 80}, {70, 31}};
     static const double filled[] = {0.3, 1, 0, 0.05, 0.8};
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         for (int i = 0; i < COUNT(shapes); ++i)
@@ -188,7 +189,7 @@ static void test_block_maps(void **state)
                 att_blocks(&a, grid[j][0], grid[j][1], filled[j], (uint64_t)(i + 100 * j));
                 if (j == 3) a.d.key_mean = att_key_mean(&a);
                 att_run(&a, &backend);
-                double e = att_check(&a, 50, -1);
+                double e = att_check(&a, TEST_SLOW_BUILD ? 12 : 50, -1);
                 if (!(e <= bound_of(types[3], 5e-6))) fail_msg("%g at shape %d grid %d level %d", e, i, j, level);
                 mem_done();
             }
@@ -271,7 +272,7 @@ static void test_head_range(void **state)
 static void test_extreme_logits(void **state)
 {
     (void)state;
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         static const float scales[] = {100.0f, 1.0f, 1e-6f, 0.3f};
@@ -332,8 +333,10 @@ static void tail_case(shape s, int Cq, int Ck, int text, const svg2_dtype *types
     a.d.tail_query_blocks = Cq; a.d.tail_key_blocks = Ck;
     a.d.key_centroid = kc; a.d.value_mean = sd.value_mean;
     att_run(&a, backend);
+    double bound = has_bf16_tail(backend) ? BF16_TAIL_OUT : 2e-5;
+    att_lse_bound = has_bf16_tail(backend) ? BF16_TAIL_LSE : 1e-5;
     double e = att_check(&a, 40, 0);
-    if (!(e <= bound_of(types[3], 2e-5))) fail_msg("order 0: %g at S%d/%d D%d C%d/%d", e, s.Sq, s.Sk, s.D, Cq, Ck);
+    if (!(e <= bound_of(types[3], bound))) fail_msg("order 0: %g at S%d/%d D%d C%d/%d", e, s.Sq, s.Sk, s.D, Cq, Ck);
 
     svg2_tail_desc td = SVG2_ZERO;
     td.batch = s.B; td.heads = s.H; td.heads_kv = s.Hk; td.tokens_kv = s.Sk; td.head_dim = s.D;
@@ -361,14 +364,15 @@ static void tail_case(shape s, int Cq, int Ck, int text, const svg2_dtype *types
         att_run(&a, backend);
     }
     e = att_check(&a, 40, 1);
-    if (!(e <= bound_of(types[3], 2e-5))) fail_msg("order 1: %g at S%d/%d D%d C%d/%d", e, s.Sq, s.Sk, s.D, Cq, Ck);
+    if (!(e <= bound_of(types[3], bound))) fail_msg("order 1: %g at S%d/%d D%d C%d/%d", e, s.Sq, s.Sk, s.D, Cq, Ck);
+    att_lse_bound = 1e-5;
     mem_done();
 }
 static void test_tails(void **state)
 {
     (void)state;
     static const svg2_dtype mixed[4] = {SVG2_F32, SVG2_F16, SVG2_BF16, SVG2_F32}, bf16[4] = {SVG2_BF16, SVG2_BF16, SVG2_BF16, SVG2_BF16};
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         shape a = {1, 1, 1, 7, 5, 8}, b = {2, 4, 1, 130, 257, 40}, c = {1, 2, 2, 300, 300, 64}, d = {1, 2, 1, 65, 997, 72}, e = {1, 1, 1, 200, 150, 256}, f = {1, 2, 2, 150, 513, 128};
@@ -412,7 +416,7 @@ static void test_attention_threads_same_bits(void **state)
 static void test_nan_stays(void **state)
 {
     (void)state;
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         for (int where = 0; where < 6; ++where) {

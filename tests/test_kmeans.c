@@ -136,7 +136,7 @@ static void test_assign_only_is_argmin(void **state)
 {
     (void)state;
     static const int dims[] = {8, 40, 64, 72, 96, 128, 256}, sizes[] = {1, 7, 63, 65, 997};
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         for (int i = 0; i < COUNT(dims); ++i)
@@ -161,7 +161,7 @@ static void test_assign_only_is_argmin(void **state)
 static void test_means_and_sizes(void **state)
 {
     (void)state;
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         static const int shapes[][4] = {{1, 8, 1, 1}, {1, 8, 5, 2}, {7, 40, 3, 3}, {63, 64, 63, 2}, {65, 72, 90, 4}, {997, 96, 31, 5}, {2000, 128, 100, 3}, {300, 256, 17, 1}};
@@ -263,7 +263,7 @@ static void test_seed_and_place(void **state)
 static void test_ties(void **state)
 {
     (void)state;
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         km m = km_new(1, 1, 200, 16, 45, SVG2_F32, BHSD, &backend);
@@ -290,7 +290,7 @@ static void test_ties(void **state)
 static void test_close_centroids(void **state)
 {
     (void)state;
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         for (int big = 0; big < 2; ++big) {
@@ -423,11 +423,33 @@ static void test_threads_same_bits(void **state)
     }
 }
 
+/* bf16 products only propose candidates: every bit is that of f32 alone. */
+static void test_bf16_same_bits(void **state)
+{
+    (void)state;
+    static const int shapes[][3] = {{1500, 64, 40}, {700, 128, 300}, {997, 8, 21}, {400, 256, 7}};
+    if (svg2_cpu_backend_simd(0, SVG2_SIMD_AVX512BF16).simd != SVG2_SIMD_AVX512BF16) skip();
+    for (int i = 0; i < COUNT(shapes); ++i)
+        for (int mean = 0; mean < 9; mean += 8) {
+            uint64_t hash[2];
+            for (int run = 0; run < 2; ++run) {
+                svg2_backend backend = svg2_cpu_backend_simd(0, run ? SVG2_SIMD_AVX512BF16 : SVG2_SIMD_AVX512);
+                km m = km_new(1, 2, shapes[i][0], shapes[i][1], shapes[i][2], SVG2_F32, BHSD, &backend);
+                fill_groups(&m.x, 8, mean);
+                m.d.iterations = 5;
+                km_run(&m, &backend);
+                hash[run] = mem_hash(m.d.label, (size_t)(2 * m.S) * 4) ^ mem_hash(m.d.store, (size_t)(2 * m.C * m.D) * 4);
+                mem_done();
+            }
+            assert_true(hash[0] == hash[1]);
+        }
+}
+
 static void test_bad_numbers(void **state)
 {
     (void)state;
     static const double bad[] = {(double)NAN, (double)INFINITY, -(double)INFINITY, 3e38, -3e38};
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         for (int i = 0; i < COUNT(bad); ++i)
@@ -501,7 +523,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_assign_only_is_argmin), TEST(test_means_and_sizes), TEST(test_token_range), TEST(test_iterations_reduce_inertia),
         TEST(test_seeding_spreads),       TEST(test_seed_and_place),  TEST(test_ties),        TEST(test_close_centroids), TEST(test_keep_empty),
-        TEST(test_reseed),                TEST(test_store_over_start), TEST(test_threads_same_bits), TEST(test_bad_numbers),
+        TEST(test_reseed),                TEST(test_store_over_start), TEST(test_threads_same_bits), TEST(test_bf16_same_bits), TEST(test_bad_numbers),
         TEST(test_kmeans_rejects),
     };
     return cmocka_run_group_tests_name("kmeans", tests, 0, 0);

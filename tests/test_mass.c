@@ -128,7 +128,7 @@ static void test_mass_against_f64(void **state)
         {1, 1, 1, 500, 600, 128, 30, 100, SVG2_F32, BHSD, 8, 0}, {1, 1, 1, 60, 90, 256, 4, 4, SVG2_F32, GAPS, 1, 1},
         {1, 2, 1, 257, 300, 96, 1, 31, SVG2_F32, BHSD, 0, 1}, {1, 2, 1, 257, 300, 96, 31, 1, SVG2_F32, BHSD, 0, 0},
     };
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         for (int i = 0; i < COUNT(cases); ++i) mass_case(cases[i], &backend);

@@ -115,7 +115,7 @@ static void summarize_case(int S, int D, int clusters, int text, svg2_dtype type
 static void test_summarize(void **state)
 {
     (void)state;
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         summarize_case(1, 8, 1, 0, SVG2_F32, BHSD, 0, &backend);

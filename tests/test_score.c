@@ -88,7 +88,7 @@ static void sc_check(const sc *s)
 static void test_score_against_f64(void **state)
 {
     (void)state;
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         sc cases[8];
@@ -131,7 +131,7 @@ static void test_score_threads_same_bits(void **state)
 static void test_score_extremes(void **state)
 {
     (void)state;
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         sc s = sc_new(1, 1, 1, 200, 16, 10, 12, 0, SVG2_F32, BHSD, 0);

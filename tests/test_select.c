@@ -123,7 +123,7 @@ static void test_top_p_rule(void **state)
     (void)state;
     static const float ps[] = {0.9f, 0.5f, 0.01f, 0.99f, 1.0f}, floors[] = {0.1f, -1, 0.5f, 0.25f, 1.0f};
     int checked = 0, undecided = 0;
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         for (int i = 0; i < 40; ++i) {
@@ -327,7 +327,7 @@ static void test_target_error(void **state)
 static void test_nan_is_kept(void **state)
 {
     (void)state;
-    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512; ++level) {
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
         for (int mode = 0; mode < 8; ++mode) {
