@@ -65,8 +65,8 @@ TABLE OF CONTENTS   (jump: search for the tag, e.g. ">>api")
               any.
    Layouts    [B, H, S, D] row-major unless an svg2_layout says otherwise; strides count elements; D is
               contiguous. [B, S, H, D] is stride_batch = S*H*D, stride_head = D, stride_token = H*D.
-   Dtypes     q, k, v, out are f32, f16 or bf16, each on its own; arithmetic and the LSE are f32 (the tail, itself an
-              approximation, takes bf16 products on SVG2_SIMD_AVX512BF16).
+   Dtypes     q, k, v, out are f32, f16 or bf16, each on its own; arithmetic and the LSE are f32 (the tail, an
+              approximation itself, takes bf16 products on SVG2_SIMD_AVX512BF16).
               LSE = natural log of the sum of exp(scale * q.k); -INFINITY for a row that attends to nothing.
    Extents    head_dim: multiples of 8 up to 256. Any token count from 1 to 2^31-1. heads % heads_kv == 0.
    Text       text tokens stand first or last; the last text_tokens - text_valid of them are padding. Valid text
@@ -231,8 +231,8 @@ typedef enum svg2_simd {
     SVG2_SIMD_SCALAR = 1,
     SVG2_SIMD_AVX2 = 2, /* with FMA and F16C */
     SVG2_SIMD_AVX512 = 3, /* F */
-    SVG2_SIMD_AVX512BF16 = 4, /* and bf16 products at twice the rate: for candidates in k-means (labels unchanged) and for
-                                 the tail (changes the output by about 5e-4, where the tail itself errs by 1e-2) */
+    SVG2_SIMD_AVX512BF16 = 4, /* and bf16 products at twice the rate: for candidates in k-means (labels unchanged) and
+                                 for the tail (changes the output by 5e-4, where the tail itself errs by 1e-2) */
     SVG2_SIMD_FORCE_I32 = 0x7fffffff
 } svg2_simd;
 
@@ -466,7 +466,7 @@ typedef struct svg2_plan {
     int32_t query_clusters, key_clusters; /* Cq, Ck                                                */
     const int32_t *query_label;  /* [B, H, Sq]  in [0, Qb)                                         */
     const int32_t *key_label;    /* [B, Hkv, Skv]                                                  */
-    const int32_t *query_order;  /* [B, H, Sq]  tokens sorted by label; block i is order[offset[i] .. offset[i+1]) */
+    const int32_t *query_order;  /* [B, H, Sq]  tokens by label: block i is order[offset[i] .. offset[i+1])  */
     const int32_t *key_order;    /* [B, Hkv, Skv]                                                  */
     const int32_t *query_offset; /* [B, H, Qb+1]                                                   */
     const int32_t *key_offset;   /* [B, Hkv, Kb+1]                                                 */
@@ -496,11 +496,12 @@ SVG2_API svg2_result svg2_cost_estimate(const svg2_desc *desc, double density, i
 typedef struct svg2_preset {
     const char *name; /* e.g. "wan2.1-t2v-14b-720p"                                               */
     int32_t heads, head_dim, layers, frames, frame_tokens, text_tokens;
+    int32_t text_first; /* 1 = text stands before the video */
     int32_t query_clusters, key_clusters;
     float   top_p, min_keep;
     int32_t init_iterations, step_iterations;
     int32_t steps, dense_steps, dense_layers, init_on_dense;
-    const char *note; /* "published", or where the settings come from */
+    const char *note; /* "published", or "nearest" published, or "default" where there is none */
 } svg2_preset;
 SVG2_API int32_t svg2_preset_count(void);
 SVG2_API const svg2_preset *svg2_preset_at(int32_t index);     /* NULL outside [0, count)          */
@@ -625,7 +626,7 @@ struct svg2_select_desc {
     svg2_route route;
     svg2_budget budget;
     svg2_tail_kind tail;
-    float top_p, min_keep, density, target_error, dense_above; /* resolved: no defaults here; min_keep < 0 = none */
+    float top_p, min_keep, density, target_error, dense_above; /* no defaults here; min_keep < 0 = none */
     const float *query_centroid, *key_centroid, *key_mean;
     const float *log_mass, *value_mean, *value_var;
     const int32_t *query_offset, *key_offset; /* [B, H, Qb+1], [B, Hkv, Kb+1] */
@@ -4399,30 +4400,26 @@ SVG2_API svg2_action svg2_schedule(const svg2_desc *desc, int32_t step)
     return desc->init_on_dense && desc->layer >= desc->dense_layers ? SVG2_ACTION_DENSE_INIT : SVG2_ACTION_DENSE;
 }
 
-/* The authors' scripts (Sparse-VideoGen 5ce7b01, scripts/ *_sap.sh): dense steps and layers are their ratios of
-   the schedule, rounded down as their code does. Rows marked "shape" have no published SVG2 settings: clusters
-   and schedule are those of the nearest published row, or the library's defaults (0). */
+/* The authors' scripts (Sparse-VideoGen 5ce7b01, scripts/ *_sap.sh): dense steps and layers are their ratios of the
+   schedule, rounded down as their code does. Not every model has published SVG2 settings: "nearest" takes those of
+   the nearest row that has, "default" the library's (0). Text: tokens, and whether they come first. */
+/* clang-format off */
 static const svg2_preset svg2__presets[] = {
-    /* name                       H   D   layers F  tokens text  Cq   Ck    top_p  keep  init step steps dense
-       layers init */
-    {"wan2.1-t2v-14b-720p", 40, 128, 40, 21, 3600, 0, 300, 1000, 0.9f, 0.10f, 50, 2, 50, 10, 1, 0, "published"},
-    {"wan2.1-i2v-14b-720p", 40, 128, 40, 21, 3600, 0, 300, 1000, 0.9f, 0.10f, 50, 2, 40, 14, 1, 0, "published"},
-    {"wan2.1-i2v-14b-480p", 40, 128, 40, 21, 1560, 0, 200, 1000, 0.9f, 0.10f, 50, 2, 40, 8, 1, 1, "published"},
-    {"wan2.1-t2v-14b-480p", 40, 128, 40, 21, 1560, 0, 200, 1000, 0.9f, 0.10f, 50, 2, 50, 10, 1, 1,
-     "shape; clusters of wan2.1-i2v-14b-480p"},
-    {"wan2.2-t2v-a14b-720p", 40, 128, 40, 21, 3600, 0, 300, 1000, 0.9f, 0.10f, 50, 2, 40, 8, 1, 0,
-     "shape; clusters of wan2.1-t2v-14b-720p"},
-    {"wan2.2-i2v-a14b-720p", 40, 128, 40, 21, 3600, 0, 300, 1000, 0.9f, 0.10f, 50, 2, 40, 14, 1, 0,
-     "shape; clusters of wan2.1-i2v-14b-720p"},
-    {"wan2.2-t2v-a14b-480p", 40, 128, 40, 21, 1560, 0, 200, 1000, 0.9f, 0.10f, 50, 2, 40, 8, 1, 1,
-     "shape; clusters of wan2.1-i2v-14b-480p"},
-    {"hunyuanvideo-720p", 24, 128, 60, 33, 3600, 256, 400, 1000, 0.9f, 0.10f, 50, 2, 50, 5, 1, 1, "published"},
-    {"hunyuanvideo-480p", 24, 128, 60, 33, 1350, 256, 200, 1000, 0.9f, 0.10f, 50, 2, 50, 2, 0, 1, "published"},
-    {"cosmos-predict2-14b-720p", 40, 128, 36, 16, 3520, 0, 400, 1000, 0.9f, 0.10f, 50, 2, 35, 10, 1, 0,
-     "published"},
-    {"cogvideox1.5-5b-768p", 48, 64, 42, 11, 4080, 226, 0, 0, 0.9f, 0.10f, 0, 0, 50, 10, 1, 0,
-     "shape; default clusters"},
+    /* name, then heads, head_dim, layers, frames, frame_tokens, text_tokens, text_first, query and key clusters, top_p,
+       min_keep, init and step iterations, steps, dense steps, dense layers, init_on_dense, note */
+    {"wan2.1-t2v-14b-720p",      40, 128, 40, 21, 3600,   0, 0, 300, 1000, 0.9f, 0.1f, 50, 2, 50, 10, 1, 0, "published"},
+    {"wan2.1-i2v-14b-720p",      40, 128, 40, 21, 3600,   0, 0, 300, 1000, 0.9f, 0.1f, 50, 2, 40, 14, 1, 0, "published"},
+    {"wan2.1-i2v-14b-480p",      40, 128, 40, 21, 1560,   0, 0, 200, 1000, 0.9f, 0.1f, 50, 2, 40,  8, 1, 1, "published"},
+    {"wan2.1-t2v-14b-480p",      40, 128, 40, 21, 1560,   0, 0, 200, 1000, 0.9f, 0.1f, 50, 2, 50, 10, 1, 1, "nearest"},
+    {"wan2.2-t2v-a14b-720p",     40, 128, 40, 21, 3600,   0, 0, 300, 1000, 0.9f, 0.1f, 50, 2, 40,  8, 1, 0, "nearest"},
+    {"wan2.2-i2v-a14b-720p",     40, 128, 40, 21, 3600,   0, 0, 300, 1000, 0.9f, 0.1f, 50, 2, 40, 14, 1, 0, "nearest"},
+    {"wan2.2-t2v-a14b-480p",     40, 128, 40, 21, 1560,   0, 0, 200, 1000, 0.9f, 0.1f, 50, 2, 40,  8, 1, 1, "nearest"},
+    {"hunyuanvideo-720p",        24, 128, 60, 33, 3600, 256, 0, 400, 1000, 0.9f, 0.1f, 50, 2, 50,  5, 1, 1, "published"},
+    {"hunyuanvideo-480p",        24, 128, 60, 33, 1350, 256, 0, 200, 1000, 0.9f, 0.1f, 50, 2, 50,  2, 0, 1, "published"},
+    {"cosmos-predict2-14b-720p", 40, 128, 36, 16, 3520,   0, 0, 400, 1000, 0.9f, 0.1f, 50, 2, 35, 10, 1, 0, "published"},
+    {"cogvideox1.5-5b-768p",     48,  64, 42, 11, 4080, 226, 1,   0,    0, 0.9f, 0.1f,  0, 0, 50, 10, 1, 0, "default"},
 };
+/* clang-format on */
 enum { SVG2__PRESETS = sizeof svg2__presets / sizeof svg2__presets[0] };
 
 SVG2_API int32_t svg2_preset_count(void)
@@ -4466,7 +4463,7 @@ SVG2_API svg2_result svg2_preset_apply(const svg2_preset *preset, svg2_desc *des
     desc->tail = SVG2_TAIL_NONE;
     desc->route = SVG2_ROUTE_MASS;
     desc->budget = SVG2_BUDGET_ROW;
-    if (!strncmp(preset->name, "cogvideox", 9)) desc->text_place = SVG2_TEXT_FIRST;
+    desc->text_place = preset->text_first ? SVG2_TEXT_FIRST : SVG2_TEXT_LAST;
     return svg2__ok(err);
 }
 
