@@ -68,7 +68,7 @@ TABLE OF CONTENTS   (jump: search for the tag, e.g. ">>api")
    Dtypes     q, k, v, out are f32, f16 or bf16, each on its own; arithmetic and the LSE are f32 (the tail, an
               approximation itself, takes bf16 products on SVG2_SIMD_AVX512BF16).
               LSE = natural log of the sum of exp(scale * q.k); -INFINITY for a row that attends to nothing.
-   Extents    head_dim: multiples of 8 up to 256. Any token count from 1 to 2^31-1. heads % heads_kv == 0.
+   Limits     head_dim: multiples of 8 up to 256. Any token count from 1 to 2^31 - 1024. heads % heads_kv == 0.
    Text       text tokens stand first or last; the last text_tokens - text_valid of them are padding. Valid text
               attends to every valid token and is attended by every valid token; padding attends to nothing (its
               output is 0, its LSE -INFINITY) and nobody attends to it.
@@ -361,7 +361,7 @@ typedef struct svg2_desc {
     float top_p;               /* 0.9; with budget row and route mass SVG2's rule; else its area is the budget.
                                   Given with a tail, it also switches off the default density */
     float min_keep;            /* fraction of key clusters that every query cluster keeps, by mass:
-                                  0.1 for row budgets, else none; -1 = none                        */
+                                  0.1 for row budgets by top_p, else none; -1 = none               */
     float density;             /* with a tail 0.1, unless top_p or target_error is given; else 0 = by top_p.
                                   Fraction of all video pairs to compute                           */
     float target_error;        /* 0 = off; else blocks are taken until the estimated relative L2
@@ -431,7 +431,8 @@ SVG2_API void svg2_state_reset(svg2_state *state);
 
 /* State as bytes: for checkpoints, or to move it to another rank. The format is the machine's byte order with a
    checksum. save needs svg2_state_save_bytes(). load needs a state initialised for the same shape; damaged or
-   foreign bytes are refused with SVG2_ERR_DATA and leave the state as it was. These two may synchronise with a
+   foreign bytes are refused with SVG2_ERR_DATA, those of
+   another shape with SVG2_ERR_STATE, and leave the state as it was. These two may synchronise with a
    device. */
 SVG2_API size_t svg2_state_save_bytes(const svg2_state *state);
 SVG2_API svg2_result svg2_state_save(const svg2_backend *backend, const svg2_state *state, void *bytes,
@@ -618,8 +619,9 @@ SVG2_API svg2_result svg2_score(const svg2_backend *backend, const svg2_score_de
    floor(min_keep * Ck). With log_mass the same rule on the better P. Otherwise blocks are taken by falling score
    per pair (P/n_j, times spread = 2 (log_mass - ln n_j) for route spread) until the area is used: that of SVG2's
    rule, or density * Sq * Skv (of video tokens), per query cluster or per head; or until the estimated error is
-   under target_error. Without a tail each query cluster always keeps its heaviest cluster. A NaN score is kept.
-   */
+   under target_error. Without a tail each query cluster always keeps its heaviest cluster. A row with
+   a NaN or Inf among its centroid logits is kept
+   whole. */
 struct svg2_select_desc {
     int32_t batch, heads, heads_kv, head_dim;
     int32_t query_clusters, key_clusters, has_text, has_padding;
@@ -639,9 +641,10 @@ SVG2_API svg2_result svg2_select(const svg2_backend *backend, const svg2_select_
 
 /* svg2_tail - the matrices A of the order-1 tail, for heads [head_begin, head_begin + head_count) of the B*H.
 
-   k, v, order, offset, centroids, value_mean, map   read, as elsewhere; log_mass [B, H, Cq, Ck] too (NULL = ln
-   n_j) matrix [head_count, Cq, D, D]   f32, written: A_I, row = key dimension, column = value dimension; 0 where
-   nothing is skipped Work per head: 2*Skv*D*D + 2*Cq*Ck*D*D flop. */
+   k, v, order, offset, centroids, value_mean, map   read, as elsewhere; log_mass too (NULL = ln n_j)
+   matrix [head_count, Cq, D, D]   f32, written: A_I, row = key dimension, column = value dimension; 0 where
+                                   nothing is skipped
+   Work per head: 2*Skv*D*D + 2*Cq*Ck*D*D flop. */
 struct svg2_tail_desc {
     int32_t batch, heads, heads_kv, tokens_kv, head_dim;
     int32_t query_clusters, key_clusters, query_blocks, key_blocks;
@@ -693,8 +696,8 @@ SVG2_API svg2_result svg2_attention(const svg2_backend *backend, const svg2_atte
    tail fields are ignored.
 
    mass   [B, H, Qb, Kb]  f32, written unless NULL
-   recall [B, H, Sq]      f32, written unless NULL: per query row, the mass inside the map (1 where map is NULL)
-                          */
+   recall [B, H, Sq]      f32, written unless NULL: per query row, the mass inside the map (1 where map is
+   NULL) */
 struct svg2_mass_desc {
     svg2_attention_desc attention;
     int32_t valid_key_blocks; /* 0 = all; key blocks from here on are padding: mass 0 */
@@ -734,6 +737,10 @@ SVG2_API svg2_result svg2_compare(const float *x, const float *y, size_t count, 
 #include <math.h>
 #include <string.h>
 
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#  error "svg2.h works with NaN and Inf: compile the implementing file without -ffast-math (-ffinite-math-only)"
+#endif
+
 /* ==== >>base ============================================================================= */
 #ifndef SVG2_ASSERT
 #  define SVG2_ASSERT(x) ((void)0)
@@ -755,6 +762,7 @@ enum {
     SVG2__PANEL = 16,  /* key dimensions of C_j that svg2_tail works on at once                                */
     SVG2__MAX_DIM = 256,
     SVG2__MAX_WORKERS = 4096,
+    SVG2__MAX_CLUSTERS = 65536,
     SVG2__SEED_ROUNDS = 32, /* rounds of D^2 sampling                                                          */
     SVG2__CHUNK = 256  /* rows summed in f32 before they are added to an f64 total                             */
 };
@@ -784,8 +792,8 @@ static int32_t svg2__round_up(int32_t x, int32_t unit)
     return (x + unit - 1) / unit * unit;
 }
 
-/* Carves a workspace. With base = NULL it only counts, so the function that lays out memory also tells its size.
-   */
+/* Carves a workspace. With base = NULL it only counts, so the function that lays out memory also tells its
+size. */
 typedef struct svg2__arena {
     char  *base;
     size_t used;
@@ -919,8 +927,8 @@ static svg2_result svg2__check_layout(svg2_layout l, int32_t batch, int32_t head
         span += stride[i] * (extent[i] - 1);
     }
     if (!is_output) return SVG2_OK;
-    /* Rows of an output must not overlap: sorted by stride, each dimension must step over all the smaller ones.
-       */
+    /* Rows of an output must not overlap: sorted by stride, each dimension must step over all the smaller
+    ones. */
     for (i = 0; i < 2; ++i)
         for (j = 0; j < 2 - i; ++j)
             if (stride[j] > stride[j + 1]) {
@@ -957,12 +965,19 @@ static svg2_result svg2__check_memory(const void *p, size_t have, size_t need, s
     return SVG2_OK;
 }
 
+/* Loops step over the tokens in tiles and chunks of up to 1024 with 32-bit counters. */
+static svg2_result svg2__check_tokens(int32_t tokens, const char *field, svg2_error *err)
+{
+    SVG2__CHECK(tokens >= 1 && tokens <= INT32_MAX - 1023, SVG2_ERR_RANGE, field, "must be between 1 and 2^31 - 1024");
+    return SVG2_OK;
+}
+
 static svg2_result svg2__check_extents(int32_t batch, int32_t heads, int32_t tokens, int32_t dim, svg2_error *err)
 {
     SVG2__CHECK(batch >= 1, SVG2_ERR_RANGE, "batch", "must be at least 1");
     SVG2__CHECK(heads >= 1, SVG2_ERR_RANGE, "heads", "must be at least 1");
     SVG2__CHECK((int64_t)batch * heads <= INT32_MAX, SVG2_ERR_OVERFLOW, "batch", "batch*heads overflows");
-    SVG2__CHECK(tokens >= 1, SVG2_ERR_RANGE, "tokens", "must be at least 1");
+    SVG2__TRY(svg2__check_tokens(tokens, "tokens", err));
     SVG2__CHECK(dim >= 8 && dim <= SVG2__MAX_DIM && dim % 8 == 0, SVG2_ERR_RANGE, "head_dim",
                 "must be a multiple of 8 between 8 and 256");
     return SVG2_OK;
@@ -1143,8 +1158,8 @@ SVG2_API svg2_parallel svg2_parallel_openmp(int32_t threads)
 #endif
 
 /* ==== >>dispatch =========================================================================
-   All heavy work goes through nine inner loops. mk ("micro-kernel") is the only matrix product in the library:
-   logits, values, distances, tail matrices are the same loop on differently packed operands. */
+   All heavy work goes through a dozen inner loops. mk ("micro-kernel") is the matrix product of the library: logits,
+   values, distances, tail matrices are the same loop on differently packed operands. mk16 is its bf16 form. */
 
 /* c[i][l] = (accumulate ? c[i][l] : 0) + sum over k < kc of a[k*lda + i] * b[k*ldb + l],   i < 4, l < 16*nv, nv
    in 1..4 */
@@ -1926,7 +1941,8 @@ static int svg2__extents_valid(svg2_stage stage, const void *stage_desc)
     case SVG2_STAGE_MASS: { /* a mass desc begins with an attention desc */
         const svg2_attention_desc *d = (const svg2_attention_desc *)stage_desc;
         return svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, 0) == SVG2_OK && d->tokens_kv > 0
-            && d->head_count >= 0 && d->query_blocks >= 0 && d->key_blocks >= 0;
+            && d->head_count >= 0 && d->query_blocks >= 0 && d->key_blocks >= 0
+            && d->tail_key_blocks >= 0 && d->tail_key_blocks <= INT32_MAX - 3;
     }
     case SVG2_STAGE_COUNT: break;
     }
@@ -2381,7 +2397,7 @@ static void svg2__kmeans_seed_draw(void *task, int64_t begin, int64_t end, int32
                     sum += (double)distance[s], ++s;
                 pick = s;
             } else { /* first batch, or every token already is a seed: evenly over the tokens */
-                pick = (int32_t)(quantile * (double)t->samples);
+                pick = svg2__min32((int32_t)(quantile * (double)t->samples), t->samples - 1); /* i + offset may round up */
             }
             t->loops->load(centre, svg2__kmeans_row(t, begin, (int32_t)((int64_t)pick * t->count / t->samples)),
                            t->layout.dtype, t->d->mean + begin * dim, dim);
@@ -2469,7 +2485,7 @@ static void svg2__kmeans_reseed(void *task, int64_t begin, int64_t end, int32_t 
         int32_t empty, c, j, donor, token;
         if (t->ws.done[begin]) continue;
         for (empty = 0; empty < clusters; ++empty) {
-            float far = 0.0f;
+            float farthest = 0.0f;
             if (offset[empty + 1] > offset[empty]) continue;
             donor = -1;
             for (c = 0; c < clusters; ++c)
@@ -2485,7 +2501,7 @@ static void svg2__kmeans_reseed(void *task, int64_t begin, int64_t end, int32_t 
                                t->d->mean + begin * dim, dim);
                 t->loops->load(row + dim, row, SVG2_F32, centre + (size_t)donor * (size_t)dim, dim);
                 away = t->loops->dot(row + dim, row + dim, dim);
-                if (away > far) far = away, token = order[j];
+                if (away > farthest) farthest = away, token = order[j];
             }
             if (token < 0) continue;
             t->loops->load(centre + (size_t)empty * (size_t)dim, svg2__kmeans_row(t, begin, token),
@@ -2618,6 +2634,7 @@ static void svg2__permute_heads(void *task, int64_t begin, int64_t end, int32_t 
         for (i = 0; i < d->tokens; ++i) order[offset[label[i]]++] = i;
         for (i = t->blocks; i > 0; --i) offset[i] = offset[i - 1]; /* filling moved each start to its end */
         offset[0] = 0;
+        SVG2_ASSERT(offset[t->blocks] == d->tokens);
     }
 }
 
@@ -2632,11 +2649,12 @@ static svg2_result svg2__cpu_permute(const svg2_backend *backend, const svg2_per
     t.blocks = svg2__permute_blocks(d);
     for (head = 0; head < (int64_t)d->batch * d->heads; ++head)
         for (i = 0; i < d->tokens; ++i) {
-            const int32_t l = d->label[head * d->tokens + i];
-            if (l >= 0 && l < d->clusters) continue;
-            SVG2__CHECK((i >= d->text_begin && i - d->text_begin < d->text_count)
-                            || (i >= d->padding_begin && i - d->padding_begin < d->padding_count),
-                        SVG2_ERR_RANGE, "label", "must be in [0, clusters) for every token that is not text");
+            const int32_t *l = d->label + head * d->tokens + i;
+            if ((i >= d->text_begin && i - d->text_begin < d->text_count)
+                || (i >= d->padding_begin && i - d->padding_begin < d->padding_count))
+                continue; /* its label is written here, not read */
+            SVG2__CHECK(*l >= 0 && *l < d->clusters, SVG2_ERR_RANGE, "label",
+                        "must be in [0, clusters) for every token that is not text");
         }
     svg2__run(backend, svg2__permute_heads, &t, (int64_t)d->batch * d->heads, 1);
     return svg2__ok(err);
@@ -2671,7 +2689,7 @@ typedef struct svg2__summarize_task {
     const svg2__loops *loops;
     const svg2_summarize_desc *d;
     svg2_layout v_layout;
-    float *scratch; /* [workers][3][D] */
+    float *scratch; /* [workers][4][D] */
 } svg2__summarize_task;
 
 /* item = (head, cluster) */
@@ -2680,7 +2698,8 @@ static void svg2__summarize_clusters(void *task, int64_t begin, int64_t end, int
     const svg2__summarize_task *t = (const svg2__summarize_task *)task;
     const svg2_summarize_desc *d = t->d;
     const int32_t dim = d->head_dim;
-    float *row = t->scratch + (size_t)worker * 3 * (size_t)dim, *part = row + dim, *part_square = part + dim;
+    float *row = t->scratch + (size_t)worker * 4 * (size_t)dim, *part = row + dim, *part_square = part + dim;
+    float *shift = part_square + dim; /* the first row: keeps the variance of values with a large mean accurate */
     double sum[SVG2__MAX_DIM];
     for (; begin < end; ++begin) {
         const int64_t bh = begin / d->clusters, b = bh / d->heads, h = bh % d->heads;
@@ -2690,20 +2709,21 @@ static void svg2__summarize_clusters(void *task, int64_t begin, int64_t end, int
         const double scale = n ? 1.0 / n : 0.0;
         double square = 0.0;
         int32_t i, j, e;
-        for (e = 0; e < dim; ++e) sum[e] = 0.0;
+        for (e = 0; e < dim; ++e) sum[e] = 0.0, shift[e] = 0.0f;
+        if (n) t->loops->load(shift, svg2__row(d->v, &t->v_layout, b, h, order[0]), t->v_layout.dtype, 0, dim);
         for (i = 0; i < n; i = j) { /* f32 for 256 rows, f64 above */
             memset(part, 0, 2 * (size_t)dim * sizeof(float));
             for (j = i; j < n && j < i + SVG2__CHUNK; ++j) {
                 if (j + SVG2__AHEAD < n)
                     svg2__prefetch(svg2__row(d->v, &t->v_layout, b, h, order[j + SVG2__AHEAD]), &t->v_layout,
                                    dim);
-                t->loops->load(row, svg2__row(d->v, &t->v_layout, b, h, order[j]), t->v_layout.dtype, 0, dim);
+                t->loops->load(row, svg2__row(d->v, &t->v_layout, b, h, order[j]), t->v_layout.dtype, shift, dim);
                 t->loops->moments(part, part_square, row, dim);
             }
             for (e = 0; e < dim; ++e) sum[e] += (double)part[e], square += (double)part_square[e];
         }
         for (e = 0; e < dim; ++e) {
-            d->value_mean[begin * dim + e] = (float)(sum[e] * scale);
+            d->value_mean[begin * dim + e] = (float)((double)shift[e] + sum[e] * scale);
             square -= sum[e] * sum[e] * scale;
         }
         d->value_var[begin] = square > 0.0 ? (float)(square * scale) : 0.0f;
@@ -2716,7 +2736,7 @@ static size_t svg2__summarize_layout(const svg2_backend *backend, const svg2_sum
     svg2__arena a = SVG2_ZERO;
     float *rows;
     a.base = (char *)base;
-    rows = svg2__take_f32(&a, svg2__mul(svg2__workers(backend), 3 * (size_t)d->head_dim));
+    rows = svg2__take_f32(&a, svg2__mul(svg2__workers(backend), 4 * (size_t)d->head_dim));
     if (scratch) *scratch = rows;
     return a.used;
 }
@@ -2878,7 +2898,7 @@ SVG2_API svg2_result svg2_score(const svg2_backend *backend, const svg2_score_de
     SVG2__NOT_NULL(d, "desc");
     SVG2__TRY(svg2__check_extents(d->batch, d->heads, 1, d->head_dim, err));
     SVG2__TRY(svg2__check_heads_kv(d->heads, d->heads_kv, err));
-    SVG2__CHECK(d->tokens_kv >= 1, SVG2_ERR_RANGE, "tokens_kv", "must be at least 1");
+    SVG2__TRY(svg2__check_tokens(d->tokens_kv, "tokens_kv", err));
     SVG2__TRY(svg2__check_clusters(d->query_clusters, "query_clusters", err));
     SVG2__TRY(svg2__check_clusters(d->key_clusters, "key_clusters", err));
     SVG2__CHECK(d->key_blocks >= d->key_clusters, SVG2_ERR_RANGE, "key_blocks", "must be at least key_clusters");
@@ -2961,7 +2981,7 @@ static size_t svg2__select_layout(const svg2_backend *backend, const svg2_select
     w.key_panel = svg2__take_f32(&a, svg2__count(panels, d->head_dim, SVG2__LANES, 1));
     w.value = svg2__take_f32(&a, svg2__count(d->key_clusters, d->head_dim + 8, 1, 1));
     w.score = svg2__take_f32(&a, svg2__count(d->query_clusters, d->key_clusters, 1, 1));
-    w.loss = svg2__take_f32(&a, svg2__count(d->query_clusters, d->key_clusters, 1, 1));
+    w.loss = svg2__take_f32(&a, d->target_error > 0.0f ? svg2__count(d->query_clusters, d->key_clusters, 1, 1) : 0);
     w.row_signal = (double *)svg2__take(&a, sizeof(double), (size_t)d->query_clusters);
     w.row_area = (int64_t *)svg2__take(&a, sizeof(int64_t), (size_t)d->query_clusters);
     w.histogram = (int64_t *)svg2__take(&a, sizeof(int64_t), 2048);
@@ -2999,9 +3019,10 @@ static const int32_t *svg2__sort_falling(svg2__select_scratch *s, const float *s
 
 /* What skipping a block costs, per query row, from its share of the mass P, the variance of its logits (spread),
    its mean value and the variance of its values, and the row's output.
-     no tail   the block's mean value is missing. Dropped blocks err together: the rest is scaled up. Amplitudes
-     add. order 0   values that follow the key inside the block: first order. Blocks err independently: squares
-     add. order 1   second order, of the values and of the weight. Squares add. */
+     no tail   the block's mean value is missing. Dropped blocks err together, as the rest is scaled up:
+               amplitudes add.
+     order 0   values that follow the key inside the block: first order. Blocks err independently: squares add.
+     order 1   second order, of the values and of the weight: squares add. */
 static float svg2__block_loss(svg2_tail_kind tail, float mass, float spread, float value_square, float value_var,
                               float output_square)
 {
@@ -3228,7 +3249,9 @@ static void svg2__select_head(const svg2__select_task *t)
                 if (t->ws.score[(size_t)row * (size_t)ck + (size_t)j] >= 0.0f)
                     all += (double)t->ws.loss[(size_t)row * (size_t)ck + (size_t)j];
         }
-        if (all > 0.0 && all <= 1.0e300) {
+        if (!(all <= 1.0e300 && signal <= 1.0e300)) {
+            is_dense = 1; /* NaN or Inf in v: nothing can be estimated */
+        } else if (all > 0.0) {
             const double target = (double)d->target_error, unit = 1152921504606846976.0 / all; /* 2^60: fixed point */
             const double allowed = (d->tail == SVG2_TAIL_NONE ? target : target * target) * signal;
             if (all > allowed) {
@@ -3260,7 +3283,7 @@ static void svg2__select_head(const svg2__select_task *t)
                          * (key_offset[j + 1] - key_offset[j]);
             else if (t->need_loss && t->ws.score[(size_t)row * (size_t)ck + (size_t)j] >= 0.0f)
                 lost += (double)t->ws.loss[(size_t)row * (size_t)ck + (size_t)j];
-    if (t->need_loss && (double)pairs > (double)d->dense_above * (double)video_pairs) { /* sparse would not pay */
+    if (is_dense || (t->need_loss && (double)pairs > (double)d->dense_above * (double)video_pairs)) { /* sparse would not pay */
         for (row = 0; row < cq; ++row) memset(map + (size_t)row * (size_t)t->key_blocks, 1, (size_t)ck);
         pairs = video_pairs;
         is_dense = 1;
@@ -3287,7 +3310,7 @@ static void svg2__select_head(const svg2__select_task *t)
     d->stats[t->bh].pairs = pairs;
     d->stats[t->bh].pairs_total = total;
     d->stats[t->bh].density = total ? (float)((double)pairs / (double)total) : 0.0f;
-    if (!t->need_loss) d->stats[t->bh].error_estimate = -1.0f;
+    if (!t->need_loss) d->stats[t->bh].error_estimate = pairs == total ? 0.0f : -1.0f;
     else if (is_dense || !(signal > 0.0)) d->stats[t->bh].error_estimate = 0.0f;
     else
         d->stats[t->bh].error_estimate = (float)(d->tail == SVG2_TAIL_NONE ? lost / signal : sqrt(lost / signal));
@@ -3386,7 +3409,7 @@ SVG2_API svg2_result svg2_select(const svg2_backend *backend, const svg2_select_
        softmax over keys, per lane; running maximum m and sum l
        V tile [keys][D]       x  P [keys][64]          ->  O [D][64]  +=     (mk: k = keys)
 
-   The tail's virtual keys are tiles like any other, from the table of centroids, with ln n_j as bias. */
+   The tail's virtual keys are tiles like any other, from the table of centroids, with their log mass as bias. */
 typedef struct svg2__attention_item {
     int32_t block, first, count, unused; /* query block; rows first .. first+count of its order             */
     int64_t bh;
@@ -3436,7 +3459,7 @@ static size_t svg2__attention_scratch_layout(const svg2_backend *backend, const 
                                              void *base, svg2__attention_scratch *s)
 {
     svg2__arena a = SVG2_ZERO;
-    const int has_tail16 = !is_mass && d->tail_key_blocks > 0 && svg2__loops_of(backend)->mk16;
+    const int has_tail16 = !is_mass && d->tail_query_blocks > 0 && d->tail_key_blocks > 0 && svg2__loops_of(backend)->mk16;
     const size_t n = (size_t)d->head_dim;
     svg2__attention_scratch w;
     a.base = (char *)base;
@@ -3480,7 +3503,8 @@ static size_t svg2__attention_layout(const svg2_backend *backend, const svg2_att
     const int64_t items = svg2__attention_most_items(d), heads = svg2__attention_heads(d);
     const int64_t kv_count = svg2__min64(heads, (int64_t)d->batch * d->heads_kv); /* that these heads can need */
     const int32_t key_blocks = d->key_blocks ? d->key_blocks : 1;
-    const int32_t tail4 = !is_mass && svg2__loops_of(backend)->mk16 ? svg2__round_up(d->tail_key_blocks, 4) : 0;
+    const int32_t tail4 = !is_mass && d->tail_query_blocks > 0 && svg2__loops_of(backend)->mk16
+                              ? svg2__round_up(d->tail_key_blocks, 4) : 0;
     const size_t scratch_bytes = svg2__attention_scratch_layout(backend, d, is_mass, 0, 0);
     const size_t pairs = svg2__count(kv_count, tail4, d->head_dim / 2, 1);
     svg2__attention_task w;
@@ -3725,13 +3749,14 @@ static void svg2__attention_pack16(void *task, int64_t begin, int64_t end, int32
         const int64_t kv = t->kv_begin + begin / groups;
         const int32_t first = (int32_t)(begin % groups) * 4;
         const float *shift = d->key_mean ? d->key_mean + kv * dim : 0;
+        const int32_t *offset = d->key_offset + kv * ((int64_t)t->key_blocks + 1) + first;
         uint32_t *key = t->key16 + (size_t)begin * (size_t)(dim / 2) * 4;
         uint32_t *value = t->value16 + (size_t)(kv - t->kv_begin) * (size_t)t->tail4 * (size_t)(dim / 2);
         uint32_t k, v[4];
         int32_t e, i;
         for (e = 0; e < dim; ++e) {
             for (i = 0; i < 4; ++i) {
-                const int valid = first + i < d->tail_key_blocks;
+                const int valid = first + i < d->tail_key_blocks && offset[i + 1] > offset[i];
                 const size_t at = ((size_t)kv * (size_t)d->tail_key_blocks + (size_t)(first + i)) * (size_t)dim + (size_t)e;
                 k = valid ? svg2__f32_to_bf16(d->key_centroid[at] - (shift ? shift[e] : 0.0f)) : 0u;
                 v[i] = valid ? svg2__f32_to_bf16(d->value_mean[at]) : 0u;
@@ -3843,6 +3868,7 @@ static void svg2__attention_items(void *task, int64_t begin, int64_t end, int32_
             if (key_order) memcpy(s.token + n, key_order + first, (size_t)count * sizeof(int32_t));
             else for (at = 0; at < count; ++at) s.token[n + at] = first + at;
             n += count;
+            SVG2_ASSERT(n <= d->tokens_kv);
         }
         for (at = 0; at < n; at += SVG2__KEYS) {
             const int32_t keys = svg2__min32(SVG2__KEYS, n - at), nexts = svg2__min32(SVG2__KEYS, n - at - keys);
@@ -3908,7 +3934,7 @@ static svg2_result svg2__check_attention(const svg2_attention_desc *d, int is_ma
     SVG2__NOT_NULL(d, "desc");
     SVG2__TRY(svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, err));
     SVG2__TRY(svg2__check_heads_kv(d->heads, d->heads_kv, err));
-    SVG2__CHECK(d->tokens_kv >= 1, SVG2_ERR_RANGE, "tokens_kv", "must be at least 1");
+    SVG2__TRY(svg2__check_tokens(d->tokens_kv, "tokens_kv", err));
     SVG2__CHECK(d->head_begin >= 0 && d->head_count >= 0
                     && d->head_begin <= (int64_t)d->batch * d->heads - svg2__attention_heads(d),
                 SVG2_ERR_RANGE, "head_count", "head_begin and head_count must name heads in [0, batch*heads)");
@@ -4230,7 +4256,7 @@ SVG2_API svg2_result svg2_tail(const svg2_backend *backend, const svg2_tail_desc
     SVG2__NOT_NULL(d, "desc");
     SVG2__TRY(svg2__check_extents(d->batch, d->heads, 1, d->head_dim, err));
     SVG2__TRY(svg2__check_heads_kv(d->heads, d->heads_kv, err));
-    SVG2__CHECK(d->tokens_kv >= 1, SVG2_ERR_RANGE, "tokens_kv", "must be at least 1");
+    SVG2__TRY(svg2__check_tokens(d->tokens_kv, "tokens_kv", err));
     SVG2__TRY(svg2__check_clusters(d->query_clusters, "query_clusters", err));
     SVG2__TRY(svg2__check_clusters(d->key_clusters, "key_clusters", err));
     SVG2__CHECK(d->query_blocks >= d->query_clusters, SVG2_ERR_RANGE, "query_blocks",
@@ -4271,7 +4297,7 @@ SVG2_API svg2_result svg2_merge(const float *out_a, const float *lse_a, const fl
     SVG2__CHECK(rows >= 0, SVG2_ERR_RANGE, "rows", "must not be negative");
     SVG2__CHECK(dim >= 1, SVG2_ERR_RANGE, "dim", "must be at least 1");
     for (r = 0; r < rows; ++r) {
-        const float a = lse_a[r], b = lse_b[r], top = a > b || b != b ? (b != b ? b : a) : b;
+        const float a = lse_a[r], b = lse_b[r], top = a > b ? a : b;
         /* weights relative to the larger side; an empty side weighs 0 even when both are empty (-Inf - -Inf is
            NaN) */
         const double wa = a == -INFINITY ? 0.0 : exp((double)a - (double)top);
@@ -4510,8 +4536,8 @@ SVG2_API void svg2_default_clusters(int32_t video_tokens, int32_t *query_cluster
     const double root = sqrt((double)(video_tokens < 1 ? 1 : video_tokens));
     int32_t q = svg2__round_up((int32_t)(1.1 * root + 0.5), 4),
             k = svg2__round_up((int32_t)(3.6 * root + 0.5), 4);
-    if (query_clusters) *query_clusters = q;
-    if (key_clusters) *key_clusters = k;
+    if (query_clusters) *query_clusters = svg2__min32(q, SVG2__MAX_CLUSTERS);
+    if (key_clusters) *key_clusters = svg2__min32(k, SVG2__MAX_CLUSTERS);
 }
 
 static int32_t svg2__text_valid(const svg2_desc *d)
@@ -4530,7 +4556,7 @@ SVG2_API svg2_result svg2_resolve(svg2_desc *desc, svg2_error *err)
     if (d.tokens_kv == 0) d.tokens_kv = d.tokens;
     SVG2__TRY(svg2__check_extents(d.batch, d.heads, d.tokens, d.head_dim, err));
     SVG2__TRY(svg2__check_heads_kv(d.heads, d.heads_kv, err));
-    SVG2__CHECK(d.tokens_kv >= 1, SVG2_ERR_RANGE, "tokens_kv", "must be at least 1");
+    SVG2__TRY(svg2__check_tokens(d.tokens_kv, "tokens_kv", err));
     if (d.scale == 0.0f) d.scale = 1.0f / sqrtf((float)d.head_dim);
     SVG2__CHECK(fabsf(d.scale) <= 3.0e38f, SVG2_ERR_RANGE, "scale", "must be finite");
     SVG2__TRY(svg2__check_layout(d.q, d.batch, d.heads, d.tokens, d.head_dim, 0, "q", err));
@@ -4646,7 +4672,7 @@ SVG2_API svg2_result svg2_state_init(svg2_state *state, const svg2_desc *desc, v
     state->query_clusters = d.query_clusters;
     state->key_clusters = d.key_clusters;
     state->dtype = d.state_dtype;
-    state->memory = memory;
+    state->memory = need ? memory : 0; /* a dense state owns none, and fits no sparse call */
     state->memory_bytes = need;
     return svg2__ok(err);
 }
@@ -4743,18 +4769,17 @@ SVG2_API svg2_result svg2_state_load(const svg2_backend *backend, svg2_state *st
     SVG2__NOT_NULL(bytes, "bytes");
     SVG2__CHECK(count >= sizeof have + sizeof hash, SVG2_ERR_DATA, "bytes", "are too few for a saved state");
     memcpy(&have, in, sizeof have);
+    memcpy(&hash, in + count - sizeof hash, sizeof hash);
     want = svg2__state_header_of(state);
     SVG2__CHECK(have.magic == want.magic && have.version == want.version, SVG2_ERR_DATA, "bytes",
                 "are not a saved state of this version and byte order");
+    SVG2__CHECK(hash == svg2__fnv1a(in, count - sizeof hash), SVG2_ERR_DATA, "bytes", "are damaged (checksum)");
     want.is_warm = have.is_warm;
     want.calls = have.calls;
     SVG2__CHECK(memcmp(&have, &want, sizeof have) == 0, SVG2_ERR_STATE, "bytes",
                 "were saved from a state of another shape");
-    SVG2__CHECK(count == svg2_state_save_bytes(state), SVG2_ERR_DATA, "bytes", "have the wrong length");
-    memcpy(&hash, in + sizeof have + state->memory_bytes, sizeof hash);
-    SVG2__CHECK(hash == svg2__fnv1a(in, sizeof have + state->memory_bytes)
-                    && (have.is_warm == 0 || have.is_warm == 1) && have.calls >= 0,
-                SVG2_ERR_DATA, "bytes", "are damaged (checksum)");
+    SVG2__CHECK(count == svg2_state_save_bytes(state) && (have.is_warm == 0 || have.is_warm == 1) && have.calls >= 0,
+                SVG2_ERR_DATA, "bytes", "are not a saved state");
     if (have.is_warm)
         SVG2__TRY(backend->copy_in(backend, state->memory, in + sizeof have, state->memory_bytes, err));
     state->is_warm = have.is_warm;
@@ -5154,7 +5179,8 @@ SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *d
                 "must be aligned to the size of its elements");
     SVG2__CHECK((uintptr_t)stats % sizeof(int64_t) == 0, SVG2_ERR_ALIGN, "stats", "must be aligned to 8 bytes");
     svg2__call_init(&c, backend, &d, svg2_schedule(&d, step));
-    if (c.action != SVG2_ACTION_DENSE) SVG2__TRY(svg2__check_state(state, &d, err));
+    if (d.method != SVG2_METHOD_DENSE) SVG2__TRY(svg2__check_state(state, &d, err));
+    SVG2_ASSERT(svg2__call_layout(&c, 0, 0) <= svg2_workspace_bytes(backend, &d));
     SVG2__TRY(svg2__check_memory(workspace, workspace_bytes, svg2_workspace_bytes(backend, &d), backend->align,
                                  "workspace", err));
     (void)svg2__call_layout(&c, workspace, &w);
@@ -5289,7 +5315,7 @@ SVG2_API svg2_result svg2_compare(const float *x, const float *y, size_t count, 
     if (peak == 0.0) peak = high - low;
     metrics->rel_l1 = difference == 0.0 ? 0.0 : difference / absolute;
     metrics->rel_l2 = square == 0.0 ? 0.0 : sqrt(square / yy);
-    metrics->cosine = xx == 0.0 && yy == 0.0 ? 1.0 : xy / sqrt(xx * yy);
+    metrics->cosine = xx == 0.0 || yy == 0.0 ? (double)(xx == yy) : xy / sqrt(xx * yy);
     metrics->max_abs = top;
     metrics->mse = count ? square / (double)count : 0.0;
     metrics->psnr = metrics->mse == 0.0 ? INFINITY : 10.0 * log10(peak * peak / metrics->mse);
