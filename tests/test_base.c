@@ -237,8 +237,17 @@ static void test_sizes_saturate(void **state)
     d.query_clusters = d.key_clusters = INT32_MAX; /* far more clusters than tokens */
     bytes = svg2_workspace_bytes(&backend, &d);
     assert_true(bytes == SIZE_MAX || bytes > (size_t)INT32_MAX);
-    d = desc_small(1, INT32_MAX, 256);
+    d = desc_small(1, INT32_MAX - 1023, 256); /* the most tokens there may be */
     d.batch = 1;
+    assert_int_equal(svg2_resolve(&d, &err), SVG2_OK);
+    ++d.tokens;
+    assert_int_equal(svg2_resolve(&d, &err), SVG2_ERR_RANGE);
+    assert_string_equal(err.field, "tokens");
+    d = desc_small(1, 400000000, 256); /* a zero descriptor is valid whatever the size */
+    d.batch = 1;
+    assert_int_equal(svg2_resolve(&d, &err), SVG2_OK);
+    assert_true(d.query_clusters <= 65536 && d.key_clusters <= 65536);
+    d = desc_small(1, INT32_MAX - 1023, 256);
     d.q.stride_batch = 1; d.q.stride_head = 1; d.q.stride_token = ((int64_t)1 << 62) / 1000;
     r = svg2_resolve(&d, &err);
     assert_true((r == SVG2_ERR_STRIDE || r == SVG2_ERR_OVERFLOW) && err.field[0] == 'q');

@@ -605,6 +605,70 @@ static void test_nan_in_inputs(void **state)
 }
 
 /* The plan that a caller reads stays in range after NaN: nothing to trip over. */
+/* A NaN that came and went must leave no trace: not in an empty cluster that kept a NaN centroid, at any level. */
+static void test_nan_goes_away(void **state)
+{
+    (void)state;
+    for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level)
+        for (int keep = 0; keep < 2; ++keep) {
+            svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
+            svg2_desc d = desc_small(1, 600, 16);
+            job j;
+            d.keep_empty = keep;
+            job_make(&j, d, &backend, BHSD, 6);
+            double clean = tensor_f64(&j.k)[5];
+            for (int step = 0; step < 4; ++step) {
+                tensor_put(&j.k, 5, step == 1 ? (double)NAN : clean);
+                job_run(&j, step);
+                const double *out = tensor_f64(&j.out);
+                for (int i = 0; i < 600 * 16 && step != 1; ++i) assert_true(isfinite(out[i]));
+            }
+            mem_done();
+        }
+}
+
+/* What cannot be estimated is computed: NaN, Inf or overflow in v under a target error makes the head dense. */
+static void test_target_error_of_nan(void **state)
+{
+    (void)state;
+    static const double bad[] = {(double)NAN, (double)INFINITY, 3e19};
+    svg2_backend backend = cpu();
+    for (int tail = SVG2_TAIL_NONE; tail <= SVG2_TAIL_ORDER1; ++tail)
+        for (int b = 0; b < COUNT(bad); ++b) {
+            svg2_desc d = desc_small(1, 1024, 16);
+            job j;
+            d.tail = (svg2_tail_kind)tail;
+            d.target_error = 0.05f;
+            job_make(&j, d, &backend, BHSD, 6);
+            tensor_put(&j.v, 5, bad[b]);
+            job_run(&j, 0);
+            if (b < 2) assert_true(j.stats[0].is_dense == 1 && j.stats[0].density == 1.0f);
+            assert_true(j.stats[0].density > 0.01f);
+            mem_done();
+        }
+}
+
+/* A state made for dense calls owns no memory and must not serve a sparse one. */
+static void test_dense_state_is_refused(void **state)
+{
+    (void)state;
+    svg2_backend backend = cpu();
+    svg2_desc d = desc_small(1, 256, 16), dense = d;
+    svg2_state s;
+    svg2_error err;
+    job j;
+    dense.method = SVG2_METHOD_DENSE;
+    job_make(&j, d, &backend, BHSD, 6);
+    assert_int_equal(svg2_state_init(&s, &dense, j.work, 64, &err), SVG2_OK);
+    assert_int_equal(svg2_attend(&backend, &d, &s, 0, j.q.data, j.k.data, j.v.data, j.out.data, 0, 0, j.work,
+                                 svg2_workspace_bytes(&backend, &d), &err), SVG2_ERR_STATE);
+    assert_string_equal(err.field, "state");
+    d.dense_steps = 2; /* a dense step asks for the state too: the mistake shows at once */
+    assert_int_equal(svg2_attend(&backend, &d, 0, 0, j.q.data, j.k.data, j.v.data, j.out.data, 0, 0, j.work,
+                                 svg2_workspace_bytes(&backend, &d), &err), SVG2_ERR_NULL);
+    mem_done();
+}
+
 static void test_nan_plan_in_range(void **state)
 {
     (void)state;
@@ -635,7 +699,8 @@ int main(void)
         TEST(test_common_key_mean), TEST(test_top_p_one_is_dense), TEST(test_tails_reduce_error),     TEST(test_target_error),
         TEST(test_equal_tokens_and_giants), TEST(test_dense_steps_and_init), TEST(test_warm_start),   TEST(test_assign_to_old_centroids),
         TEST(test_save_and_load),   TEST(test_damaged_bytes),     TEST(test_state_rejects),           TEST(test_backend_table),
-        TEST(test_nan_in_inputs),   TEST(test_nan_plan_in_range),
+        TEST(test_nan_in_inputs),   TEST(test_nan_plan_in_range), TEST(test_nan_goes_away),        TEST(test_target_error_of_nan),
+        TEST(test_dense_state_is_refused),
     };
     return cmocka_run_group_tests_name("pipeline", tests, 0, 0);
 }
