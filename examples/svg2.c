@@ -280,6 +280,7 @@ static int command_synth(int argc, char **argv, int is_help)
     printf("%s  q [%d, %d, %lld, %d]  k, v [%d, %d, %lld, %d]  %s  %d frames x %d tokens%s\n",
            dtype == SVG2_BF16 ? paths[0] : directory, batch, heads, (long long)tokens, dim, batch, heads_kv,
            (long long)tokens, dim, dtype_name(dtype), frames, height * width, text ? " + text" : "");
+    for (part = 0; part < (dtype == SVG2_BF16 ? 1 : 3); ++part) free(paths[part]);
     for (entry = 0; entry < batch; ++entry) synth_scene_destroy(&scenes[entry]);
     free(scenes);
     free(projection);

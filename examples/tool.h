@@ -27,7 +27,7 @@
 
 typedef struct tool_output {
     FILE *file;
-    char *path;
+    char *path, *temporary;
 } tool_output;
 
 static const char *tool_name = "tool";
@@ -208,6 +208,7 @@ static FILE *tool_open_output(const char *path)
     sigprocmask(SIG_SETMASK, &old, NULL);
     if (descriptor < 0) tool_fail(TOOL_FAILURE, "%s: cannot be written: %s", path, strerror(error));
     output->path = target;
+    output->temporary = temporary;
     output->file = fdopen(descriptor, "wb");
     if (!output->file) tool_fail(TOOL_FAILURE, "%s: %s", path, strerror(errno));
     ++tool_output_count;
@@ -236,7 +237,16 @@ static void tool_commit_outputs(void)
         sigprocmask(SIG_SETMASK, &old, NULL);
         if (error) tool_fail(TOOL_FAILURE, "%s: %s", tool_outputs[i].path, strerror(error));
     }
-    for (i = 0; i < tool_directory_count; ++i) tool_directory[i] = NULL;
+    for (i = 0; i < tool_output_count; ++i) {
+        free(tool_outputs[i].path);
+        free(tool_outputs[i].temporary);
+    }
+    for (i = 0; i < tool_directory_count; ++i) {
+        char *path = tool_directory[i];
+        tool_directory[i] = NULL; /* a signal from now on leaves it */
+        free(path);
+    }
+    tool_output_count = tool_directory_count = 0;
 }
 
 static void tool_write(FILE *file, const void *bytes, size_t count, const char *path)
