@@ -430,10 +430,9 @@ SVG2_API svg2_result svg2_state_init(svg2_state *state, const svg2_desc *desc, v
 SVG2_API void svg2_state_reset(svg2_state *state);
 
 /* State as bytes: for checkpoints, or to move it to another rank. The format is the machine's byte order with a
-   checksum. save needs svg2_state_save_bytes(). load needs a state initialised for the same shape; damaged or
-   foreign bytes are refused with SVG2_ERR_DATA, those of
-   another shape with SVG2_ERR_STATE, and leave the state as it was. These two may synchronise with a
-   device. */
+   checksum. save needs svg2_state_save_bytes(). load needs a state initialised for the same shape: damaged or
+   foreign bytes are refused with SVG2_ERR_DATA, those of another shape with SVG2_ERR_STATE, and the state stays as
+   it was. These two may synchronise with a device. */
 SVG2_API size_t svg2_state_save_bytes(const svg2_state *state);
 SVG2_API svg2_result svg2_state_save(const svg2_backend *backend, const svg2_state *state, void *bytes,
                                      size_t count, svg2_error *err);
@@ -455,7 +454,8 @@ SVG2_API size_t svg2_workspace_bytes(const svg2_backend *backend, const svg2_des
                                             desc's schedule
 
    Work: 4*B*H*Sq*Skv*D*density flop in attention, (init or step iterations)*2*B*(H*Sq*Cq + Hkv*Skv*Ck)*D in
-   k-means. Returns SVG2_OK or an error; everything is validated before anything is written. */
+   k-means; svg2_cost_estimate counts the rest.
+   Returns SVG2_OK or an error; everything is validated before anything is written. */
 SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *desc, svg2_state *state,
                                  int32_t step, const void *q, const void *k, const void *v, void *out, float *lse,
                                  svg2_head_stats *stats, void *workspace, size_t workspace_bytes,
@@ -494,7 +494,7 @@ typedef struct svg2_cost {
 SVG2_API svg2_result svg2_cost_estimate(const svg2_desc *desc, double density, int32_t is_warm, svg2_cost *cost,
                                         svg2_error *err);
 
-/* Published settings, by name, as data. fractions as in the authors' scripts; steps of the whole schedule. */
+/* Published settings, by name, as data; steps are those of the whole schedule. */
 typedef struct svg2_preset {
     const char *name; /* e.g. "wan2.1-t2v-14b-720p"                                               */
     int32_t heads, head_dim, layers, frames, frame_tokens, text_tokens;
@@ -520,8 +520,8 @@ SVG2_API size_t svg2_stage_workspace_bytes(const svg2_backend *backend, svg2_sta
 /* svg2_kmeans - group the tokens of each head by similarity (Lloyd, squared L2).
 
    x         [B, H, S, D]   read
-   start     [B, H, C, D]   read unless NULL: centroids to start from, relative to the mean; NULL = seed by D^2
-             sampling
+   start     [B, H, C, D]   read unless NULL: centroids to start from, relative to the mean;
+                            NULL = seed by D^2 sampling
    label     [B, H, S]      written, in [0, C), for tokens [token_begin, token_begin + token_count)
    centroid  [B, H, C, D]   f32, written: means of the returned labels, input coordinates. An empty cluster holds
                             the point it would be re-seeded with (keep_empty: its old centroid)
@@ -533,8 +533,8 @@ SVG2_API size_t svg2_stage_workspace_bytes(const svg2_backend *backend, svg2_sta
    of (assign, update) rounds, at least 1 unless start is given; 0 = assign once and keep the centroids of start,
    but return the means of the labels. Stops early when nothing changes.
    Re-seeding: the r-th empty cluster takes the token farthest from the centroid in the cluster of r-th largest
-   inertia. Work: 2*B*H*S*C*D flop per iteration.  Threads: splits over heads and tokens; the result does not
-   depend on the split. */
+   inertia.
+   Work: 2*B*H*S*C*D flop per iteration.  Threads: splits over heads and tokens; the result does not depend on it. */
 struct svg2_kmeans_desc {
     int32_t batch, heads, tokens, head_dim, clusters;
     int32_t token_begin, token_count; /* 0, 0 = all tokens */
@@ -619,9 +619,8 @@ SVG2_API svg2_result svg2_score(const svg2_backend *backend, const svg2_score_de
    floor(min_keep * Ck). With log_mass the same rule on the better P. Otherwise blocks are taken by falling score
    per pair (P/n_j, times spread = 2 (log_mass - ln n_j) for route spread) until the area is used: that of SVG2's
    rule, or density * Sq * Skv (of video tokens), per query cluster or per head; or until the estimated error is
-   under target_error. Without a tail each query cluster always keeps its heaviest cluster. A row with
-   a NaN or Inf among its centroid logits is kept
-   whole. */
+   under target_error. Without a tail each query cluster always keeps its heaviest cluster. A row with a NaN or Inf
+   among its centroid logits is kept whole. */
 struct svg2_select_desc {
     int32_t batch, heads, heads_kv, head_dim;
     int32_t query_clusters, key_clusters, has_text, has_padding;
@@ -696,8 +695,7 @@ SVG2_API svg2_result svg2_attention(const svg2_backend *backend, const svg2_atte
    tail fields are ignored.
 
    mass   [B, H, Qb, Kb]  f32, written unless NULL
-   recall [B, H, Sq]      f32, written unless NULL: per query row, the mass inside the map (1 where map is
-   NULL) */
+   recall [B, H, Sq]      f32, written unless NULL: per query row, the mass inside the map (1 without a map) */
 struct svg2_mass_desc {
     svg2_attention_desc attention;
     int32_t valid_key_blocks; /* 0 = all; key blocks from here on are padding: mass 0 */
@@ -2029,7 +2027,6 @@ typedef struct svg2__kmeans_filter {
 enum { SVG2__FILTER_CLUSTERS = 4096 }; /* beyond, the scores of a tile would leave the cache */
 
 typedef struct svg2__kmeans_task {
-    const svg2_backend *backend;
     const svg2__loops *loops;
     const svg2_kmeans_desc *d;
     svg2_layout layout;
@@ -2040,7 +2037,7 @@ typedef struct svg2__kmeans_task {
     int32_t chunks;     /* of 1024 tokens, per head   */
     int32_t samples;    /* tokens that seeding looks at */
     int32_t seeds;      /* clusters seeded so far     */
-    int32_t batch_size; /* seeds per round            */
+    int32_t batch_size; /* seeds of this round; 0 when seeding is over */
     int32_t is_first;   /* labels hold nothing yet    */
 } svg2__kmeans_task;
 
@@ -2193,6 +2190,7 @@ static void svg2__kmeans_pack(void *task, int64_t begin, int64_t end, int32_t wo
         const int32_t first = (int32_t)(begin % groups) * 4;
         int32_t i, d;
         if (t->ws.done[bh]) continue;
+        if (t->batch_size && (first < known - t->batch_size || first >= known)) continue; /* seeding: the new ones */
         for (i = 0; i < 4; ++i) {
             float *row = rows + i * dim, *bias = t->ws.bias + bh * t->clusters4 + first + i;
             double square = 0.0;
@@ -2208,7 +2206,7 @@ static void svg2__kmeans_pack(void *task, int64_t begin, int64_t end, int32_t wo
         }
         t->loops->pack4(t->ws.packed + ((size_t)bh * (size_t)t->clusters4 + (size_t)first) * (size_t)dim, 4, rows,
                         dim, dim);
-        if (t->ws.filter_bytes) svg2__kmeans_pack16(t, bh, first, rows);
+        if (t->ws.filter_bytes && !t->batch_size) svg2__kmeans_pack16(t, bh, first, rows);
     }
 }
 
@@ -2541,7 +2539,6 @@ static svg2_result svg2__cpu_kmeans(const svg2_backend *backend, const svg2_kmea
     svg2__kmeans_task t;
     int32_t i, rounds = d->iterations > 0 ? d->iterations : 1;
     memset(&t, 0, sizeof t);
-    t.backend = backend;
     t.loops = svg2__loops_of(backend);
     t.d = d;
     t.layout = svg2__layout(d->layout, d->heads, d->tokens, d->head_dim);
@@ -2566,6 +2563,7 @@ static svg2_result svg2__cpu_kmeans(const svg2_backend *backend, const svg2_kmea
         }
     }
     t.seeds = d->clusters;
+    t.batch_size = 0;
     t.is_first = 1;
     for (i = 0; i < rounds; ++i) {
         svg2__run(backend, svg2__kmeans_pack, &t, heads * (t.clusters4 / 4), 64);
@@ -2941,7 +2939,6 @@ typedef struct svg2__select_scratch {
 } svg2__select_scratch;
 
 typedef struct svg2__select_task {
-    const svg2_backend *backend;
     const svg2__loops *loops;
     const svg2_select_desc *d;
     svg2__select_ws ws;
@@ -3324,7 +3321,6 @@ static svg2_result svg2__cpu_select(const svg2_backend *backend, const svg2_sele
     svg2__select_task t;
     const int32_t dim = d->head_dim, dim16 = svg2__round_up(dim, 16), ck = d->key_clusters;
     memset(&t, 0, sizeof t);
-    t.backend = backend;
     t.loops = svg2__loops_of(backend);
     t.d = d;
     (void)svg2__select_layout(backend, d, workspace, &t.ws);

@@ -24,7 +24,7 @@ static void test_actions(void **state)
             }
 }
 
-/* The settings of the authors' scripts: research table 1.2. */
+/* The settings of the authors' scripts. */
 typedef struct published {
     const char *name;
     int heads, head_dim, layers, frames, frame_tokens, text, cq, ck, init, step, steps, dense_steps, dense_layers, init_on_dense;
@@ -37,14 +37,14 @@ static void test_presets(void **state)
         {"wan2.1-t2v-14b-720p", 40, 128, 40, 21, 3600, 0, 300, 1000, 50, 2, 50, 10, 1, 0},
         {"wan2.1-i2v-14b-720p", 40, 128, 40, 21, 3600, 0, 300, 1000, 50, 2, 40, 14, 1, 0},
         {"wan2.1-i2v-14b-480p", 40, 128, 40, 21, 1560, 0, 200, 1000, 50, 2, 40, 8, 1, 1},
-        {"hunyuanvideo-t2v-720p", 24, 128, 60, 33, 3600, 256, 400, 1000, 50, 2, 50, 5, 1, 1},
-        {"hunyuanvideo-t2v-480p", 24, 128, 60, 33, 1350, 256, 200, 1000, 50, 2, 50, 2, 0, 1},
+        {"hunyuanvideo-720p", 24, 128, 60, 33, 3600, 256, 400, 1000, 50, 2, 50, 5, 1, 1},
+        {"hunyuanvideo-480p", 24, 128, 60, 33, 1350, 256, 200, 1000, 50, 2, 50, 2, 0, 1},
+        {"cosmos-predict2-14b-720p", 40, 128, 36, 16, 3520, 0, 400, 1000, 50, 2, 35, 10, 1, 0},
     };
-    int found = 0;
     for (int i = 0; i < COUNT(table); ++i) {
         const svg2_preset *p = svg2_preset_find(table[i].name);
-        if (!p) continue; /* names are the library's choice; the table below must cover most */
-        ++found;
+        assert_non_null(p);
+        assert_string_equal(p->note, "published");
         assert_int_equal(p->heads, table[i].heads);
         assert_int_equal(p->head_dim, table[i].head_dim);
         assert_int_equal(p->layers, table[i].layers);
@@ -60,7 +60,6 @@ static void test_presets(void **state)
         assert_int_equal(p->dense_layers, table[i].dense_layers);
         assert_int_equal(p->init_on_dense, table[i].init_on_dense);
     }
-    assert_true(found >= 1);
 }
 
 static void test_preset_functions(void **state)
