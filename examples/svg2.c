@@ -21,7 +21,7 @@
 #else
 #  include <cjson/cJSON.h>
 #endif
-#define TF_API static
+#define TF_API static inline /* not all are used */
 #define TF_IMPLEMENTATION
 #include "tensor_file.h"
 

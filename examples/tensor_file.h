@@ -20,10 +20,11 @@
    Macros, in the implementing file:
      TF_NO_CJSON   build without cJSON: .safetensors can be written but not read
    In every file that includes it:
-     TF_API        linkage of the functions; default extern
+     TF_API        linkage of the functions; default extern; "static inline" where not all of them are used
 
    .npy          versions 1 to 3, little-endian, C order, no structured types.
-   .safetensors  8 bytes length, JSON, data. Offsets must tile the data without overlap and without holes. */
+   .safetensors  8 bytes length, JSON, data. Offsets must tile the data without overlap and without holes; __metadata__
+                 holds strings only. */
 #ifndef TENSOR_FILE_H_INCLUDED
 #define TENSOR_FILE_H_INCLUDED
 
@@ -87,6 +88,8 @@ typedef struct tf_file {
     tf_format  format;
     tf_tensor *tensors; /* in the order of their data */
     size_t     tensor_count;
+    char      *metadata; /* private: key, 0, value, 0, ... */
+    size_t     metadata_bytes;
     void      *owned; /* private: mapping or buffer made by tf_open */
     size_t     owned_bytes;
     int        is_mapped;
@@ -104,6 +107,9 @@ TF_API void tf_close(tf_file *file);
 /* NULL if there is none of that name; name NULL or "": the only tensor of the file, NULL if there are several. */
 TF_API const tf_tensor *tf_find(const tf_file *file, const char *name);
 
+/* The string that a .safetensors file has under this key of __metadata__; NULL if there is none. Valid until tf_close. */
+TF_API const char *tf_metadata(const tf_file *file, const char *key);
+
 TF_API size_t      tf_dtype_bytes(tf_dtype dtype);
 TF_API const char *tf_dtype_name(tf_dtype dtype); /* "F32" */
 
@@ -120,6 +126,10 @@ TF_API int   tf_is_safetensors_path(const char *path);
    dtype, rank and shape are read. Return TF_OK, TF_ERR_UNSUPPORTED (no such .npy type) or TF_ERR_OPEN (see errno). */
 TF_API int tf_write_npy_header(FILE *out, tf_dtype dtype, int rank, const int64_t *shape);
 TF_API int tf_write_safetensors_header(FILE *out, const tf_tensor *tensors, size_t tensor_count);
+
+/* The same with __metadata__: key, value, key, value, ..., 2 * metadata_count strings in UTF-8, no key twice. */
+TF_API int tf_write_safetensors_header_with(FILE *out, const tf_tensor *tensors, size_t tensor_count,
+                                            const char *const *metadata, size_t metadata_count);
 
 #endif /* TENSOR_FILE_H_INCLUDED */
 
@@ -492,38 +502,80 @@ static int tf__safetensors_entry(tf_tensor *tensor, const cJSON *entry, const un
     return tensor->name ? TF_OK : tf__fail(reader, TF_ERR_MEMORY, "out of memory");
 }
 
+/* JSON leaves open what a repeated name means. */
+static int tf__check_names(const cJSON *object, const char *where, const tf__reader *reader)
+{
+    const cJSON *entry;
+    const char **names;
+    char         printable[64];
+    size_t       i = 0, count = 0;
+    int          result = TF_OK;
+
+    cJSON_ArrayForEach(entry, object) ++count;
+    names = (const char **)malloc((count + 1) * sizeof *names);
+    if (!names) return tf__fail(reader, TF_ERR_MEMORY, "out of memory");
+    cJSON_ArrayForEach(entry, object) names[i++] = entry->string;
+    qsort(names, count, sizeof *names, tf__by_name);
+    for (i = 1; i < count && !result; ++i) {
+        if (!strcmp(names[i - 1], names[i])) {
+            result = tf__fail(reader, TF_ERR_FORMAT, "%sthe name '%s' occurs twice", where,
+                              tf__printable(names[i], printable));
+        }
+    }
+    free(names);
+    return result;
+}
+
+/* "__metadata__": {"key": "value"}; one block holds all of it, no longer than the header. */
+static int tf__safetensors_metadata(tf_file *file, const cJSON *object, const tf__reader *reader)
+{
+    const cJSON *entry;
+    char         printable[64], *at;
+    int          result;
+
+    if (!cJSON_IsObject(object)) return tf__fail(reader, TF_ERR_FORMAT, "__metadata__ is not an object");
+    cJSON_ArrayForEach(entry, object)
+    {
+        if (!cJSON_IsString(entry)) {
+            return tf__fail(reader, TF_ERR_FORMAT, "__metadata__: the value of '%s' is not a string",
+                            tf__printable(entry->string, printable));
+        }
+        file->metadata_bytes += strlen(entry->string) + strlen(entry->valuestring) + 2;
+    }
+    result = tf__check_names(object, "__metadata__: ", reader);
+    if (result) return result;
+    file->metadata = at = (char *)malloc(file->metadata_bytes + 1);
+    if (!at) return tf__fail(reader, TF_ERR_MEMORY, "out of memory");
+    cJSON_ArrayForEach(entry, object)
+    {
+        size_t key_count = strlen(entry->string) + 1, value_count = strlen(entry->valuestring) + 1;
+        memcpy(at, entry->string, key_count);
+        memcpy(at + key_count, entry->valuestring, value_count);
+        at += key_count + value_count;
+    }
+    return TF_OK;
+}
+
 static int tf__safetensors_tensors(tf_file *file, const cJSON *root, const unsigned char *data, size_t data_bytes,
                                    const tf__reader *reader)
 {
     const cJSON *entry;
-    const char **names;
     size_t       i, entries = 0;
     size_t       covered = 0;
     char         printable[64];
-    int          result = TF_OK;
+    int          result;
 
     if (!cJSON_IsObject(root)) return tf__fail(reader, TF_ERR_FORMAT, "the header is JSON, but not an object");
+    result = tf__check_names(root, "", reader);
+    if (result) return result;
     cJSON_ArrayForEach(entry, root) ++entries;
     file->tensors = (tf_tensor *)calloc(entries + 1, sizeof *file->tensors);
-    names = (const char **)malloc((entries + 1) * sizeof *names);
-    if (!file->tensors || !names) {
-        free(names);
-        return tf__fail(reader, TF_ERR_MEMORY, "out of memory");
-    }
-    i = 0;
-    cJSON_ArrayForEach(entry, root) names[i++] = entry->string;
-    qsort(names, entries, sizeof *names, tf__by_name);
-    for (i = 1; i < entries && !result; ++i) {
-        if (!strcmp(names[i - 1], names[i])) {
-            result = tf__fail(reader, TF_ERR_FORMAT, "the name '%s' occurs twice", tf__printable(names[i], printable));
-        }
-    }
-    free(names);
-    if (result) return result;
+    if (!file->tensors) return tf__fail(reader, TF_ERR_MEMORY, "out of memory");
     cJSON_ArrayForEach(entry, root)
     {
         if (!strcmp(entry->string, "__metadata__")) {
-            if (!cJSON_IsObject(entry)) return tf__fail(reader, TF_ERR_FORMAT, "__metadata__ is not an object");
+            result = tf__safetensors_metadata(file, entry, reader);
+            if (result) return result;
             continue;
         }
         result = tf__safetensors_entry(&file->tensors[file->tensor_count], entry, data, data_bytes, reader);
@@ -544,6 +596,18 @@ static int tf__safetensors_tensors(tf_file *file, const cJSON *root, const unsig
     return TF_OK;
 }
 
+/* A string of the parser ends at its first zero byte, so that names and values with one would be cut. */
+static int tf__has_escaped_zero(const char *json, size_t count)
+{
+    size_t i;
+    for (i = 0; i < count; ++i) {
+        if (json[i] != '\\') continue;
+        ++i; /* the escaped character may be a backslash */
+        if (count - i >= 5 && !memcmp(json + i, "u0000", 5)) return 1;
+    }
+    return 0;
+}
+
 static int tf__open_safetensors(tf_file *file, const unsigned char *bytes, size_t count, const tf__reader *reader)
 {
     uint64_t    header_bytes = 0;
@@ -560,7 +624,9 @@ static int tf__open_safetensors(tf_file *file, const unsigned char *bytes, size_
         return tf__fail(reader, TF_ERR_UNSUPPORTED, "a safetensors header of %llu bytes is too large",
                         (unsigned long long)header_bytes);
     }
-    if (memchr(json, 0, (size_t)header_bytes)) return tf__fail(reader, TF_ERR_FORMAT, "the header has a zero byte in it");
+    if (memchr(json, 0, (size_t)header_bytes) || tf__has_escaped_zero(json, (size_t)header_bytes)) {
+        return tf__fail(reader, TF_ERR_FORMAT, "the header has a zero byte in it");
+    }
     root = cJSON_ParseWithLengthOpts(json, (size_t)header_bytes, &end, 0);
     if (!root) return tf__fail(reader, TF_ERR_FORMAT, "the safetensors header is not valid JSON");
     while (end < json + header_bytes && (*end == ' ' || *end == '\n' || *end == '\t' || *end == '\r')) ++end;
@@ -676,6 +742,7 @@ TF_API void tf_close(tf_file *file)
     size_t i;
     for (i = 0; i < file->tensor_count; ++i) free(file->tensors[i].name);
     free(file->tensors);
+    free(file->metadata);
     if (file->owned && file->is_mapped) munmap(file->owned, file->owned_bytes);
     else free(file->owned);
     memset(file, 0, sizeof *file);
@@ -687,6 +754,17 @@ TF_API const tf_tensor *tf_find(const tf_file *file, const char *name)
     if (!name || !name[0]) return file->tensor_count == 1 ? &file->tensors[0] : NULL;
     for (i = 0; i < file->tensor_count; ++i) {
         if (!strcmp(file->tensors[i].name, name)) return &file->tensors[i];
+    }
+    return NULL;
+}
+
+TF_API const char *tf_metadata(const tf_file *file, const char *key)
+{
+    const char *at = file->metadata, *end = at ? at + file->metadata_bytes : at;
+    while (at < end) {
+        const char *value = at + strlen(at) + 1;
+        if (!strcmp(at, key)) return value;
+        at = value + strlen(value) + 1;
     }
     return NULL;
 }
@@ -828,27 +906,42 @@ static void tf__append(char **text, size_t *used, const char *format, ...)
     *used += (size_t)count;
 }
 
-TF_API int tf_write_safetensors_header(FILE *out, const tf_tensor *tensors, size_t tensor_count)
+static void tf__append_string(char **text, size_t *used, const char *string)
+{
+    tf__append(text, used, "\"");
+    for (; *string; ++string) {
+        unsigned char c = (unsigned char)*string;
+        if (c == '"' || c == '\\') tf__append(text, used, "\\%c", c);
+        else if (c < 32) tf__append(text, used, "\\u%04x", c);
+        else tf__append(text, used, "%c", c);
+    }
+    tf__append(text, used, "\"");
+}
+
+TF_API int tf_write_safetensors_header_with(FILE *out, const tf_tensor *tensors, size_t tensor_count,
+                                            const char *const *metadata, size_t metadata_count)
 {
     char         *json = tf__copy_string("{"); /* realloc'ed as it grows */
-    size_t        used = 1, offset = 0, i, k;
+    size_t        used = 1, offset = 0, i;
     int           r, result;
     unsigned char length[8];
 
+    for (i = 0; i < metadata_count; ++i) {
+        tf__append(&json, &used, i ? "," : "\"__metadata__\":{");
+        tf__append_string(&json, &used, metadata[2 * i]);
+        tf__append(&json, &used, ":");
+        tf__append_string(&json, &used, metadata[2 * i + 1]);
+    }
+    if (metadata_count) tf__append(&json, &used, tensor_count ? "}," : "}");
     for (i = 0; i < tensor_count; ++i) {
         tf_tensor tensor = tensors[i];
         if (!tf__measure(&tensor) || tensor.bytes > SIZE_MAX - offset) {
             free(json);
             return TF_ERR_UNSUPPORTED;
         }
-        tf__append(&json, &used, "%s\"", i ? "," : "");
-        for (k = 0; tensor.name[k]; ++k) {
-            unsigned char c = (unsigned char)tensor.name[k];
-            if (c == '"' || c == '\\') tf__append(&json, &used, "\\%c", c);
-            else if (c < 32) tf__append(&json, &used, "\\u%04x", c);
-            else tf__append(&json, &used, "%c", c);
-        }
-        tf__append(&json, &used, "\":{\"dtype\":\"%s\",\"shape\":[", tf_dtype_name(tensor.dtype));
+        if (i) tf__append(&json, &used, ",");
+        tf__append_string(&json, &used, tensor.name);
+        tf__append(&json, &used, ":{\"dtype\":\"%s\",\"shape\":[", tf_dtype_name(tensor.dtype));
         for (r = 0; r < tensor.rank; ++r) tf__append(&json, &used, "%s%lld", r ? "," : "", (long long)tensor.shape[r]);
         tf__append(&json, &used, "],\"data_offsets\":[%zu,%zu]}", offset, offset + tensor.bytes);
         offset += tensor.bytes;
@@ -860,6 +953,11 @@ TF_API int tf_write_safetensors_header(FILE *out, const tf_tensor *tensors, size
     result = fwrite(length, 1, 8, out) == 8 && fwrite(json, 1, used, out) == used ? TF_OK : TF_ERR_OPEN;
     free(json);
     return result;
+}
+
+TF_API int tf_write_safetensors_header(FILE *out, const tf_tensor *tensors, size_t tensor_count)
+{
+    return tf_write_safetensors_header_with(out, tensors, tensor_count, NULL, 0);
 }
 
 #endif /* TF_IMPLEMENTATION */

@@ -32,7 +32,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
     if (tf_open_memory(&file, copy, count, "input", message, sizeof message) != TF_OK) {
         size_t n = strlen(message);
         check(n > 8 && n < sizeof message && !strchr(message, '\n') && strstr(message, "input"), "message");
-        check(!file.tensor_count && !file.tensors, "a refused file is not empty");
+        check(!file.tensor_count && !file.tensors && !file.metadata, "a refused file is not empty");
     } else {
         for (size_t i = 0; i < file.tensor_count; ++i) {
             const tf_tensor *t = &file.tensors[i];
@@ -56,6 +56,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
         }
         tf_find(&file, 0);
         tf_find(&file, "q");
+        check(!tf_metadata(&file, "no such key"), "metadata out of nothing");
+        const char *key = file.metadata;
+        for (size_t used = 0; used < file.metadata_bytes;) {
+            const char *value = key + strlen(key) + 1;
+            check(tf_metadata(&file, key) == value, "metadata"); /* no key is there twice */
+            used += strlen(key) + strlen(value) + 2;
+            check(used <= file.metadata_bytes && used <= count, "metadata longer than the file");
+            key = value + strlen(value) + 1;
+        }
         tf_close(&file);
     }
     free(copy);
@@ -104,6 +113,10 @@ size_t fuzz_seed(int index, uint8_t *b, size_t capacity)
     case 12: return safetensors(b, "{}", 0);
     case 13: return safetensors(b, "{\"q\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904,4],\"data_offsets\":[0,0]}}", 0);
     case 14: return safetensors(b, "{\"q\":{\"dtype\":\"F8_E4M3\",\"shape\":[3],\"data_offsets\":[0,3]}}", 3);
+    case 15: return safetensors(b, "{\"__metadata__\":{\"\":\"\",\"caf\\u00e9\":\"\\\\u0000\",\"b\":\"\\ud83d\\ude00\\n\"}}", 0);
+    case 16: return safetensors(b, "{\"__metadata__\":{\"a\":\"b\",\"a\":\"c\"}}", 0);
+    case 17: return safetensors(b, "{\"__metadata__\":{\"a\":1}}", 0);
+    case 18: return safetensors(b, "{\"__metadata__\":{\"a\":\"1\\u00002\"}}", 0);
     default: return 0;
     }
 }

@@ -527,6 +527,10 @@ static void test_hostile_safetensors(void **state)
         {"{\"q\":{\"dtype\":\"F32\",\"shape\":[1,1,2,8],\"data_offsets\":[0,64]},\"q\":{\"dtype\":\"F32\",\"shape\":[1,1,2,8],\"data_offsets\":[64,128]}}", -1, 128},
         {"{\"q\":[]}", -1, 0}, {"[]", -1, 0}, {"{\"q\":", -1, 0}, {"", -1, 0}, {"{\"q\":{\"dtype\":\"F32\",\"shape\":{},\"data_offsets\":[0,64]}}", -1, 64},
         {"{\"q\":{\"dtype\":7,\"shape\":[1],\"data_offsets\":[0,4]}}", -1, 4},
+        {"{\"__metadata__\":{\"a\":\"1\",\"a\":\"2\"},\"q\":{\"dtype\":\"F32\",\"shape\":[1,1,2,8],\"data_offsets\":[0,64]}}", -1, 64},
+        {"{\"__metadata__\":{\"a\":1},\"q\":{\"dtype\":\"F32\",\"shape\":[1,1,2,8],\"data_offsets\":[0,64]}}", -1, 64},
+        {"{\"__metadata__\":[],\"q\":{\"dtype\":\"F32\",\"shape\":[1,1,2,8],\"data_offsets\":[0,64]}}", -1, 64},
+        {"{\"__metadata__\":{\"a\":\"1\\u0000\"},\"q\":{\"dtype\":\"F32\",\"shape\":[1,1,2,8],\"data_offsets\":[0,64]}}", -1, 64},
     };
     unsigned char b[8192];
     for (int i = 0; i < COUNT(cases); ++i) {
