@@ -5,7 +5,7 @@
    out of k-means in no order: here both sides are ordered by correspondence analysis, so that blocks which attend to one
    another come near the diagonal. Strips along the axes show cluster sizes, coloured by mean time of the tokens.
 
-   >>canvas  pixels, text      >>order  of the clusters      >>panel  one head      >>page  layout, legend, chart */
+   >>colour  what means what   >>order  of the clusters      >>panel  one head      >>page  layout, legend, chart */
 #ifndef PICTURE_H_INCLUDED
 #define PICTURE_H_INCLUDED
 
@@ -30,27 +30,15 @@ typedef struct picture_desc {
 } picture_desc;
 
 #ifndef SVG2_TOOL_NO_PNG
-#include <png.h>
+#include "canvas.h"
 
 #define PICTURE_MAX_PANELS 64
 
-/* ==== >>canvas =========================================================================== */
-typedef struct picture_color {
-    double red, green, blue; /* 0 .. 255 */
-} picture_color;
+/* ==== >>colour =========================================================================== */
+static const canvas_color picture_exact = {38, 84, 148}, picture_blank = {247, 248, 250}, picture_text = {46, 139, 87},
+                          picture_padding = {186, 190, 198}, picture_missed = {222, 120, 40};
 
-typedef struct picture_canvas {
-    int      width, height;
-    uint8_t *pixels; /* [height, width, 3] */
-} picture_canvas;
-
-static const picture_color picture_ink = {32, 36, 44}, picture_faint = {120, 126, 136},
-                           picture_track = {228, 231, 236},
-                           picture_exact = {38, 84, 148}, picture_blank = {247, 248, 250},
-                           picture_text = {46, 139, 87}, picture_padding = {186, 190, 198},
-                           picture_missed = {222, 120, 40};
-
-static picture_color picture_mix(picture_color a, picture_color b, double share_of_b)
+static canvas_color picture_mix(canvas_color a, canvas_color b, double share_of_b)
 {
     a.red += (b.red - a.red) * share_of_b;
     a.green += (b.green - a.green) * share_of_b;
@@ -59,146 +47,31 @@ static picture_color picture_mix(picture_color a, picture_color b, double share_
 }
 
 /* Colours given at equal distances; at in [0, 1]. */
-static picture_color picture_ramp(const picture_color *stops, int count, double at)
+static canvas_color picture_ramp(const canvas_color *stops, int count, double at)
 {
     double scaled = (at < 0 || !(at == at) ? 0 : at > 1 ? 1 : at) * (count - 1);
     int    first = (int)scaled < count - 1 ? (int)scaled : count - 2;
     return picture_mix(stops[first], stops[first + 1], scaled - first);
 }
 
-static picture_color picture_time_color(double time)
+static canvas_color picture_time_color(double time)
 {
-    static const picture_color stops[5] = {{68, 30, 110}, {58, 82, 139}, {33, 145, 140}, {120, 200, 80}, {250, 210, 40}};
+    static const canvas_color stops[5] = {{68, 30, 110}, {58, 82, 139}, {33, 145, 140}, {120, 200, 80}, {250, 210, 40}};
     return picture_ramp(stops, 5, time);
 }
 
 /* relative: mass per pair, 1 = what uniform attention would give it */
-static picture_color picture_skipped_color(double relative)
+static canvas_color picture_skipped_color(double relative)
 {
-    static const picture_color stops[5] = {
+    static const canvas_color stops[5] = {
         {250, 250, 251}, {253, 238, 214}, {250, 196, 120}, {232, 128, 50}, {168, 52, 20}};
     return picture_ramp(stops, 5, relative > 0 ? (log10(relative) + 3) / 4 : 0);
 }
 
-static picture_color picture_exact_color(double relative)
+static canvas_color picture_exact_color(double relative)
 {
-    static const picture_color stops[4] = {{142, 178, 220}, {66, 118, 186}, {26, 66, 130}, {8, 22, 58}};
+    static const canvas_color stops[4] = {{142, 178, 220}, {66, 118, 186}, {26, 66, 130}, {8, 22, 58}};
     return picture_ramp(stops, 4, relative > 0 ? (log10(relative) + 1) / 3 : 0);
-}
-
-static void picture_blend(picture_canvas *canvas, int x, int y, picture_color color, double cover)
-{
-    uint8_t *pixel;
-    if (x < 0 || y < 0 || x >= canvas->width || y >= canvas->height || cover <= 0) return;
-    if (cover > 1) cover = 1;
-    pixel = canvas->pixels + ((size_t)y * (size_t)canvas->width + (size_t)x) * 3;
-    pixel[0] = (uint8_t)(pixel[0] + (color.red - pixel[0]) * cover + 0.5);
-    pixel[1] = (uint8_t)(pixel[1] + (color.green - pixel[1]) * cover + 0.5);
-    pixel[2] = (uint8_t)(pixel[2] + (color.blue - pixel[2]) * cover + 0.5);
-}
-
-/* Edges may lie between pixels: they are covered in part. */
-static void picture_rectangle(picture_canvas *canvas, double x0, double y0, double x1, double y1, picture_color color)
-{
-    int x, y;
-    for (y = (int)floor(y0); y < y1; ++y) {
-        double part_y = (y + 1 < y1 ? y + 1 : y1) - (y > y0 ? y : y0);
-        for (x = (int)floor(x0); x < x1; ++x) {
-            double part_x = (x + 1 < x1 ? x + 1 : x1) - (x > x0 ? x : x0);
-            picture_blend(canvas, x, y, color, part_x * part_y);
-        }
-    }
-}
-
-/* 5 x 7 letters for ASCII 32 .. 126, a number per column, lowest bit on top; two more rows for descenders. */
-static const uint16_t picture_font[95][5] = {
-    {0x00, 0x00, 0x00, 0x00, 0x00}, {0x00, 0x00, 0x5f, 0x00, 0x00}, {0x00, 0x07, 0x00, 0x07, 0x00},
-    {0x14, 0x7f, 0x14, 0x7f, 0x14}, {0x24, 0x2a, 0x7f, 0x2a, 0x12}, {0x23, 0x13, 0x08, 0x64, 0x62},
-    {0x36, 0x49, 0x56, 0x20, 0x50}, {0x00, 0x00, 0x07, 0x00, 0x00}, {0x00, 0x1c, 0x22, 0x41, 0x00},
-    {0x00, 0x41, 0x22, 0x1c, 0x00}, {0x2a, 0x1c, 0x7f, 0x1c, 0x2a}, {0x08, 0x08, 0x3e, 0x08, 0x08},
-    {0x00, 0x80, 0x60, 0x00, 0x00}, {0x00, 0x08, 0x08, 0x08, 0x00}, {0x00, 0x60, 0x60, 0x00, 0x00},
-    {0x20, 0x10, 0x08, 0x04, 0x02}, {0x3e, 0x41, 0x41, 0x41, 0x3e}, {0x00, 0x42, 0x7f, 0x40, 0x00},
-    {0x42, 0x61, 0x51, 0x49, 0x46}, {0x21, 0x41, 0x45, 0x4b, 0x31}, {0x18, 0x14, 0x12, 0x7f, 0x10},
-    {0x27, 0x45, 0x45, 0x45, 0x39}, {0x3c, 0x4a, 0x49, 0x49, 0x30}, {0x01, 0x71, 0x09, 0x05, 0x03},
-    {0x36, 0x49, 0x49, 0x49, 0x36}, {0x06, 0x49, 0x49, 0x29, 0x1e}, {0x00, 0x36, 0x36, 0x00, 0x00},
-    {0x00, 0x56, 0x36, 0x00, 0x00}, {0x08, 0x14, 0x22, 0x41, 0x00}, {0x14, 0x14, 0x14, 0x14, 0x14},
-    {0x00, 0x41, 0x22, 0x14, 0x08}, {0x02, 0x01, 0x51, 0x09, 0x06}, {0x3e, 0x41, 0x5d, 0x59, 0x4e},
-    {0x7c, 0x12, 0x11, 0x12, 0x7c}, {0x7f, 0x49, 0x49, 0x49, 0x36}, {0x3e, 0x41, 0x41, 0x41, 0x22},
-    {0x7f, 0x41, 0x41, 0x41, 0x3e}, {0x7f, 0x49, 0x49, 0x49, 0x41}, {0x7f, 0x09, 0x09, 0x09, 0x01},
-    {0x3e, 0x41, 0x49, 0x49, 0x7a}, {0x7f, 0x08, 0x08, 0x08, 0x7f}, {0x00, 0x41, 0x7f, 0x41, 0x00},
-    {0x20, 0x40, 0x41, 0x3f, 0x01}, {0x7f, 0x08, 0x14, 0x22, 0x41}, {0x7f, 0x40, 0x40, 0x40, 0x40},
-    {0x7f, 0x02, 0x0c, 0x02, 0x7f}, {0x7f, 0x04, 0x08, 0x10, 0x7f}, {0x3e, 0x41, 0x41, 0x41, 0x3e},
-    {0x7f, 0x09, 0x09, 0x09, 0x06}, {0x3e, 0x41, 0x51, 0x21, 0x5e}, {0x7f, 0x09, 0x19, 0x29, 0x46},
-    {0x46, 0x49, 0x49, 0x49, 0x31}, {0x01, 0x01, 0x7f, 0x01, 0x01}, {0x3f, 0x40, 0x40, 0x40, 0x3f},
-    {0x1f, 0x20, 0x40, 0x20, 0x1f}, {0x3f, 0x40, 0x38, 0x40, 0x3f}, {0x63, 0x14, 0x08, 0x14, 0x63},
-    {0x07, 0x08, 0x70, 0x08, 0x07}, {0x61, 0x51, 0x49, 0x45, 0x43}, {0x00, 0x7f, 0x41, 0x41, 0x00},
-    {0x02, 0x04, 0x08, 0x10, 0x20}, {0x00, 0x41, 0x41, 0x7f, 0x00}, {0x04, 0x02, 0x01, 0x02, 0x04},
-    {0x40, 0x40, 0x40, 0x40, 0x40}, {0x00, 0x01, 0x02, 0x04, 0x00}, {0x20, 0x54, 0x54, 0x54, 0x78},
-    {0x7f, 0x48, 0x44, 0x44, 0x38}, {0x38, 0x44, 0x44, 0x44, 0x28}, {0x38, 0x44, 0x44, 0x48, 0x7f},
-    {0x38, 0x54, 0x54, 0x54, 0x18}, {0x08, 0x7e, 0x09, 0x01, 0x02}, {0x38, 0x144, 0x144, 0x144, 0xfc},
-    {0x7f, 0x08, 0x04, 0x04, 0x78}, {0x00, 0x44, 0x7d, 0x40, 0x00}, {0x00, 0x80, 0x100, 0x104, 0xfd},
-    {0x7f, 0x10, 0x28, 0x44, 0x00}, {0x00, 0x41, 0x7f, 0x40, 0x00}, {0x7c, 0x04, 0x18, 0x04, 0x78},
-    {0x7c, 0x08, 0x04, 0x04, 0x78}, {0x38, 0x44, 0x44, 0x44, 0x38}, {0x1fc, 0x44, 0x44, 0x44, 0x38},
-    {0x38, 0x44, 0x44, 0x44, 0x1fc}, {0x7c, 0x08, 0x04, 0x04, 0x08}, {0x48, 0x54, 0x54, 0x54, 0x20},
-    {0x04, 0x3f, 0x44, 0x40, 0x20}, {0x3c, 0x40, 0x40, 0x20, 0x7c}, {0x1c, 0x20, 0x40, 0x20, 0x1c},
-    {0x3c, 0x40, 0x30, 0x40, 0x3c}, {0x44, 0x28, 0x10, 0x28, 0x44}, {0x3c, 0x140, 0x140, 0x140, 0xfc},
-    {0x44, 0x64, 0x54, 0x4c, 0x44}, {0x00, 0x08, 0x36, 0x41, 0x00}, {0x00, 0x00, 0x7f, 0x00, 0x00},
-    {0x00, 0x41, 0x36, 0x08, 0x00}, {0x02, 0x01, 0x02, 0x04, 0x02}};
-
-static int picture_dot(const uint16_t glyph[5], int x, int y)
-{
-    return x >= 0 && x < 5 && y >= 0 && y < 9 && (glyph[x] >> y & 1);
-}
-
-static double picture_distance(double x, double y, double ax, double ay, double bx, double by)
-{
-    double dx = bx - ax, dy = by - ay, length = dx * dx + dy * dy;
-    double at = length > 0 ? ((x - ax) * dx + (y - ay) * dy) / length : 0;
-    at = at < 0 ? 0 : at > 1 ? 1 : at;
-    return hypot(x - ax - at * dx, y - ay - at * dy);
-}
-
-/* Distance to the strokes that join neighbouring dots: so the same few bytes give smooth letters in every size. */
-static double picture_glyph_distance(const uint16_t glyph[5], double x, double y)
-{
-    double best = 99, d;
-    int    i, j;
-    for (i = 0; i < 5; ++i) {
-        for (j = 0; j < 9; ++j) {
-            if (!picture_dot(glyph, i, j) || fabs(x - i) > 2.5 || fabs(y - j) > 2.5) continue;
-            d = hypot(x - i, y - j);
-            best = d < best ? d : best;
-            if (picture_dot(glyph, i + 1, j)) d = picture_distance(x, y, i, j, i + 1, j), best = d < best ? d : best;
-            if (picture_dot(glyph, i, j + 1)) d = picture_distance(x, y, i, j, i, j + 1), best = d < best ? d : best;
-            if (picture_dot(glyph, i + 1, j + 1) && !picture_dot(glyph, i + 1, j) && !picture_dot(glyph, i, j + 1)) {
-                d = picture_distance(x, y, i, j, i + 1, j + 1);
-                best = d < best ? d : best;
-            }
-            if (picture_dot(glyph, i - 1, j + 1) && !picture_dot(glyph, i - 1, j) && !picture_dot(glyph, i, j + 1)) {
-                d = picture_distance(x, y, i, j, i - 1, j + 1);
-                best = d < best ? d : best;
-            }
-        }
-    }
-    return best;
-}
-
-static double picture_text_width(const char *text, double unit) { return (6 * (double)strlen(text) - 1) * unit; }
-
-/* x, y: upper left corner; unit: size of a dot of the 5 x 7 grid, in pixels */
-static void picture_print(picture_canvas *canvas, double x, double y, double unit, picture_color color, const char *text)
-{
-    double radius = unit > 2.2 ? 0.42 : 0.46;
-    for (; *text; ++text, x += 6 * unit) {
-        const uint16_t *glyph = picture_font[*text >= 32 && *text < 127 ? *text - 32 : '?' - 32];
-        int            px, py;
-        for (py = (int)(y - unit); py <= y + 10 * unit; ++py) {
-            for (px = (int)(x - unit); px <= x + 6 * unit; ++px) {
-                double distance = picture_glyph_distance(glyph, (px + 0.5 - x) / unit - 0.5, (py + 0.5 - y) / unit - 0.5);
-                picture_blend(canvas, px, py, color, (radius - distance) * unit + 0.5);
-            }
-        }
-    }
 }
 
 /* ==== >>order ============================================================================ */
@@ -472,7 +345,7 @@ static void picture_spread(double *sums, int extent, double begin, double end, d
 }
 
 /* The map, every pixel the mean over the pairs behind it: blocks may be smaller than a pixel. */
-static void picture_draw_map(picture_canvas *canvas, const picture_panel *panel, int left, int top, int extent)
+static void picture_draw_map(canvas_image *canvas, const picture_panel *panel, int left, int top, int extent)
 {
     size_t  pixels = (size_t)extent * (size_t)extent;
     double *sums = (double *)calloc(3 * pixels + 3 * (size_t)extent, sizeof(double)); /* exact area, its mass, other mass */
@@ -507,22 +380,21 @@ static void picture_draw_map(picture_canvas *canvas, const picture_panel *panel,
     }
     for (y = 0; y < extent; ++y) {
         for (x = 0; x < extent; ++x) {
-            size_t        at = (size_t)y * (size_t)extent + (size_t)x;
-            double        exact = sums[at] < 1 ? sums[at] : 1;
-            picture_color blue = picture_exact, blank = picture_blank;
+            size_t       at = (size_t)y * (size_t)extent + (size_t)x;
+            double       exact = sums[at] < 1 ? sums[at] : 1;
+            canvas_color blue = picture_exact, blank = picture_blank;
             if (panel->mass) {
                 blue = picture_exact_color(exact > 1e-6 ? sums[pixels + at] / exact * uniform : 0);
                 blank = picture_skipped_color(exact < 1 - 1e-6 ? sums[2 * pixels + at] / (1 - exact) * uniform : 0);
             }
-            picture_blend(canvas, left + x, top + y, picture_mix(blank, blue, exact), 1);
+            canvas_blend(canvas, left + x, top + y, picture_mix(blank, blue, exact), 1);
         }
     }
     free(sums);
 }
 
 /* Strip along one side: cluster sizes as bars, coloured by time; text and padding marked. */
-static void picture_draw_strip(picture_canvas *canvas, const picture_panel *panel, int side, int left, int top,
-                               int extent)
+static void picture_draw_strip(canvas_image *canvas, const picture_panel *panel, int side, int left, int top, int extent)
 {
     const picture_desc *desc = panel->desc;
     double *height = (double *)calloc((size_t)extent * 2, sizeof(double)), *time = height + extent, largest = 1;
@@ -541,31 +413,31 @@ static void picture_draw_strip(picture_canvas *canvas, const picture_panel *pane
         picture_spread(time, extent, begin, end, panel->time[side][block]);
     }
     for (x = 0; x < extent; ++x) {
-        double        length = 3 + (PICTURE_STRIP - 5) * height[x];
-        picture_color color = picture_time_color(time[x]);
+        double       length = 3 + (PICTURE_STRIP - 5) * height[x];
+        canvas_color color = picture_time_color(time[x]);
         if (!(height[x] > 0)) continue;
-        if (side == 1) picture_rectangle(canvas, left + x, top - 3 - length, left + x + 1, top - 3, color);
-        else picture_rectangle(canvas, left - 3 - length, top + x, left - 3, top + x + 1, color);
+        if (side == 1) canvas_rectangle(canvas, left + x, top - 3 - length, left + x + 1, top - 3, color);
+        else canvas_rectangle(canvas, left - 3 - length, top + x, left - 3, top + x + 1, color);
     }
     for (i = panel->clusters[side]; i < panel->blocks[side]; ++i) { /* at least two pixels: 77 of 118,800 must be seen */
-        double        from = panel->begin[side][i] * extent, to = panel->begin[side][i + 1] * extent, at;
-        int           is_text = desc->has_text && i == panel->clusters[side];
-        picture_color color = is_text ? picture_text : picture_padding;
+        double       from = panel->begin[side][i] * extent, to = panel->begin[side][i + 1] * extent, at;
+        int          is_text = desc->has_text && i == panel->clusters[side];
+        canvas_color color = is_text ? picture_text : picture_padding;
         if (!(to > from)) continue;
         at = to - from < 2 ? to - 2 : from;
-        if (side == 1) picture_rectangle(canvas, left + at, top - PICTURE_STRIP, left + to, top - 3, color);
-        else picture_rectangle(canvas, left - PICTURE_STRIP, top + at, left - 3, top + to, color);
+        if (side == 1) canvas_rectangle(canvas, left + at, top - PICTURE_STRIP, left + to, top - 3, color);
+        else canvas_rectangle(canvas, left - PICTURE_STRIP, top + at, left - 3, top + to, color);
         if (is_text) { /* where the video ends */
             if (side == 1)
-                picture_rectangle(canvas, left + from - 0.5, top, left + from + 0.5, top + extent, picture_text);
-            else picture_rectangle(canvas, left, top + from - 0.5, left + extent, top + from + 0.5, picture_text);
+                canvas_rectangle(canvas, left + from - 0.5, top, left + from + 0.5, top + extent, picture_text);
+            else canvas_rectangle(canvas, left, top + from - 0.5, left + extent, top + from + 0.5, picture_text);
         } else {
             int a, b; /* hatched: nothing is computed here */
             for (a = (int)from; a < to; ++a) {
                 for (b = 0; b < extent; ++b) {
                     double cover = (a + b) % 7 < 2 ? 0.75 : 0.12;
-                    if (side == 1) picture_blend(canvas, left + a, top + b, picture_padding, cover);
-                    else picture_blend(canvas, left + b, top + a, picture_padding, cover);
+                    if (side == 1) canvas_blend(canvas, left + a, top + b, picture_padding, cover);
+                    else canvas_blend(canvas, left + b, top + a, picture_padding, cover);
                 }
             }
         }
@@ -573,7 +445,7 @@ static void picture_draw_strip(picture_canvas *canvas, const picture_panel *pane
     free(height);
 }
 
-static void picture_draw_panel(picture_canvas *canvas, const picture_panel *panel, int32_t index, int left, int top,
+static void picture_draw_panel(canvas_image *canvas, const picture_panel *panel, int32_t index, int left, int top,
                                int extent)
 {
     const picture_desc *desc = panel->desc;
@@ -583,30 +455,30 @@ static void picture_draw_panel(picture_canvas *canvas, const picture_panel *pane
     y = top - PICTURE_STRIP - PICTURE_HEADER;
     if (desc->batch > 1) snprintf(text, sizeof text, "batch %d head %d", index / desc->heads, index % desc->heads);
     else snprintf(text, sizeof text, "head %d", index);
-    picture_print(canvas, x, y, unit, picture_ink, text);
+    canvas_print(canvas, x, y, unit, canvas_ink, text);
     snprintf(text, sizeof text, "%.1f %%", 100 * density);
-    picture_print(canvas, x + extent - picture_text_width(text, unit), y, unit, picture_exact, text);
+    canvas_print(canvas, x + extent - canvas_text_width(text, unit), y, unit, picture_exact, text);
     if (desc->recall && extent >= 280) {
         snprintf(text, sizeof text, "recall %.3f", desc->recall[index]);
-        picture_print(canvas, x + extent * 0.5 - picture_text_width(text, unit) / 2, y, unit, picture_missed, text);
+        canvas_print(canvas, x + extent * 0.5 - canvas_text_width(text, unit) / 2, y, unit, picture_missed, text);
     }
     y += 8 * unit + 4;
-    picture_rectangle(canvas, left, y, left + extent, y + 6, picture_track);
-    picture_rectangle(canvas, left, y, left + extent * density, y + 6, picture_exact);
+    canvas_rectangle(canvas, left, y, left + extent, y + 6, canvas_track);
+    canvas_rectangle(canvas, left, y, left + extent * density, y + 6, picture_exact);
     picture_draw_map(canvas, panel, left, top, extent);
     picture_draw_strip(canvas, panel, 0, left, top, extent);
     picture_draw_strip(canvas, panel, 1, left, top, extent);
-    picture_rectangle(canvas, left - 1, top - 1, left + extent + 1, top, picture_faint);
-    picture_rectangle(canvas, left - 1, top + extent, left + extent + 1, top + extent + 1, picture_faint);
-    picture_rectangle(canvas, left - 1, top, left, top + extent, picture_faint);
-    picture_rectangle(canvas, left + extent, top, left + extent + 1, top + extent, picture_faint);
+    canvas_rectangle(canvas, left - 1, top - 1, left + extent + 1, top, canvas_faint);
+    canvas_rectangle(canvas, left - 1, top + extent, left + extent + 1, top + extent + 1, canvas_faint);
+    canvas_rectangle(canvas, left - 1, top, left, top + extent, canvas_faint);
+    canvas_rectangle(canvas, left + extent, top, left + extent + 1, top + extent, canvas_faint);
 }
 
 /* ==== >>page ============================================================================= */
 /* A legend that breaks its lines. With a NULL canvas it only measures. */
 typedef struct picture_legend {
-    picture_canvas *canvas;
-    double          left, right, x, y;
+    canvas_image *canvas;
+    double        left, right, x, y;
 } picture_legend;
 
 #define PICTURE_UNIT 2.0 /* of small print */
@@ -619,34 +491,34 @@ static void picture_legend_room(picture_legend *legend, double width)
     }
 }
 
-static void picture_legend_entry(picture_legend *legend, const picture_color *colors, int count, const char *text)
+static void picture_legend_entry(picture_legend *legend, const canvas_color *colors, int count, const char *text)
 {
-    double width = count > 1 ? 96 : 22, all = width + 8 + picture_text_width(text, PICTURE_UNIT);
+    double width = count > 1 ? 96 : 22, all = width + 8 + canvas_text_width(text, PICTURE_UNIT);
     int    x;
     picture_legend_room(legend, all);
     if (legend->canvas) {
         for (x = 0; x < (int)width; ++x) {
-            picture_color color = count > 1 ? picture_ramp(colors, count, x / (width - 1)) : colors[0];
-            picture_rectangle(legend->canvas, legend->x + x, legend->y, legend->x + x + 1, legend->y + 14, color);
+            canvas_color color = count > 1 ? picture_ramp(colors, count, x / (width - 1)) : colors[0];
+            canvas_rectangle(legend->canvas, legend->x + x, legend->y, legend->x + x + 1, legend->y + 14, color);
         }
-        picture_print(legend->canvas, legend->x + width + 8, legend->y, PICTURE_UNIT, picture_ink, text);
+        canvas_print(legend->canvas, legend->x + width + 8, legend->y, PICTURE_UNIT, canvas_ink, text);
     }
     legend->x += all + 34;
 }
 
 static void picture_legend_note(picture_legend *legend, const char *text)
 {
-    double width = picture_text_width(text, PICTURE_UNIT);
+    double width = canvas_text_width(text, PICTURE_UNIT);
     picture_legend_room(legend, width);
-    if (legend->canvas) picture_print(legend->canvas, legend->x, legend->y, PICTURE_UNIT, picture_faint, text);
+    if (legend->canvas) canvas_print(legend->canvas, legend->x, legend->y, PICTURE_UNIT, canvas_faint, text);
     legend->x += width + 34;
 }
 
 /* Returns the y below it. */
-static double picture_draw_legend(picture_canvas *canvas, const picture_desc *desc, double left, double right, double y)
+static double picture_draw_legend(canvas_image *canvas, const picture_desc *desc, double left, double right, double y)
 {
     picture_legend legend;
-    picture_color  ramp[9];
+    canvas_color   ramp[9];
     int            i;
 
     legend.canvas = canvas;
@@ -660,7 +532,7 @@ static double picture_draw_legend(picture_canvas *canvas, const picture_desc *de
         picture_legend_entry(&legend, ramp, 9, "skipped, 0.001 .. 10 x uniform");
     } else {
         picture_legend_entry(&legend, &picture_exact, 1, "computed exactly");
-        picture_legend_entry(&legend, &picture_track, 1, "skipped");
+        picture_legend_entry(&legend, &canvas_track, 1, "skipped");
     }
     for (i = 0; i < 9; ++i) ramp[i] = picture_time_color(i / 8.0);
     picture_legend_entry(&legend, ramp, 9, desc->has_frames ? "cluster sizes, coloured by mean frame: first .. last"
@@ -675,7 +547,7 @@ static double picture_draw_legend(picture_canvas *canvas, const picture_desc *de
 }
 
 /* Density (and missed mass) of all heads side by side. */
-static void picture_draw_chart(picture_canvas *canvas, const picture_desc *desc, double left, double right, double top,
+static void picture_draw_chart(canvas_image *canvas, const picture_desc *desc, double left, double right, double top,
                                double height)
 {
     int32_t heads = desc->batch * desc->heads, head;
@@ -693,34 +565,34 @@ static void picture_draw_chart(picture_canvas *canvas, const picture_desc *desc,
     if (!(largest > 0)) largest = step;
     for (value = 0; value <= largest + 1e-9; value += step) {
         double y = bottom - height * value / largest;
-        picture_rectangle(canvas, first, y - 0.5, right, y + 0.5, picture_track);
+        canvas_rectangle(canvas, first, y - 0.5, right, y + 0.5, canvas_track);
         snprintf(text, sizeof text, "%.0f %%", 100 * value);
-        picture_print(canvas, first - 10 - picture_text_width(text, 1.8), y - 6, 1.8, picture_faint, text);
+        canvas_print(canvas, first - 10 - canvas_text_width(text, 1.8), y - 6, 1.8, canvas_faint, text);
     }
     slot = (right - first) / heads;
     bar = slot * 0.7 < 46 ? slot * 0.7 : 46;
     for (head = 0; head < heads; ++head) {
         double x = first + slot * (head + 0.5), split = desc->recall ? x + bar * 0.15 : x + bar / 2;
-        picture_rectangle(canvas, x - bar / 2, bottom - height * (double)desc->density[head] / largest, split, bottom,
-                          picture_exact);
+        canvas_rectangle(canvas, x - bar / 2, bottom - height * (double)desc->density[head] / largest, split, bottom,
+                         picture_exact);
         if (desc->recall) {
-            picture_rectangle(canvas, split, bottom - height * (1 - desc->recall[head]) / largest, x + bar / 2, bottom,
-                              picture_missed);
+            canvas_rectangle(canvas, split, bottom - height * (1 - desc->recall[head]) / largest, x + bar / 2, bottom,
+                             picture_missed);
         }
         snprintf(text, sizeof text, "%d", head % desc->heads);
-        if (picture_text_width(text, 1.8) + 4 < slot) {
-            picture_print(canvas, x - picture_text_width(text, 1.8) / 2, bottom + 8, 1.8, picture_faint, text);
+        if (canvas_text_width(text, 1.8) + 4 < slot) {
+            canvas_print(canvas, x - canvas_text_width(text, 1.8) / 2, bottom + 8, 1.8, canvas_faint, text);
         }
     }
     for (value = first; value < right; value += 14) {
         double y = bottom - height * mean / largest;
-        picture_rectangle(canvas, value, y - 0.75, value + 8 < right ? value + 8 : right, y + 0.75, picture_ink);
+        canvas_rectangle(canvas, value, y - 0.75, value + 8 < right ? value + 8 : right, y + 0.75, canvas_ink);
     }
     snprintf(text, sizeof text, "mean %.1f %%", 100 * mean);
-    picture_print(canvas, right - picture_text_width(text, 1.8), bottom - height * mean / largest - 18, 1.8,
-                  picture_ink, text);
-    picture_print(canvas, first, top - 30, PICTURE_UNIT, picture_ink,
-                  desc->recall ? "density of each head; orange: attention mass missed" : "density of each head");
+    canvas_print(canvas, right - canvas_text_width(text, 1.8), bottom - height * mean / largest - 18, 1.8,
+                 canvas_ink, text);
+    canvas_print(canvas, first, top - 30, PICTURE_UNIT, canvas_ink,
+                 desc->recall ? "density of each head; orange: attention mass missed" : "density of each head");
 }
 
 /* Returns 0 on failure. */
@@ -730,8 +602,7 @@ static int picture_write(FILE *file, const picture_desc *desc)
         int panels, columns, extent;
     } layouts[] = {{1, 1, 1080}, {2, 2, 820}, {4, 2, 780}, {6, 3, 600}, {9, 3, 580}, {12, 4, 460}, {16, 4, 440},
                    {25, 5, 360}, {36, 6, 320}, {1 << 30, 8, 240}};
-    picture_canvas canvas;
-    png_image      image;
+    canvas_image   canvas;
     int32_t heads = desc->batch * desc->heads, panels = heads < PICTURE_MAX_PANELS ? heads : PICTURE_MAX_PANELS,
             index;
     int            columns, extent, rows, margin = 44, gap = 30, chart = heads > 1 ? 190 : 0, x, y, i;
@@ -744,20 +615,18 @@ static int picture_write(FILE *file, const picture_desc *desc)
     rows = (panels + columns - 1) / columns;
     x = extent + (int)PICTURE_STRIP + gap;
     y = extent + (int)(PICTURE_STRIP + PICTURE_HEADER) + gap;
-    canvas.width = 2 * margin + columns * x - gap;
-    right = canvas.width - margin;
+    right = margin + columns * x - gap;
     legend_top = margin + 76;
     panels_top = picture_draw_legend(NULL, desc, margin, right, legend_top) + 14;
     bottom = panels_top + rows * y;
-    canvas.height = (int)bottom + (chart ? chart + 84 : 0) + (panels < heads ? 30 : 0) + 14;
-    canvas.pixels = (uint8_t *)malloc((size_t)canvas.width * (size_t)canvas.height * 3);
-    if (!canvas.pixels) return 0;
-    memset(canvas.pixels, 255, (size_t)canvas.width * (size_t)canvas.height * 3);
+    if (!canvas_create(&canvas, 2 * margin + columns * x - gap,
+                       (int)bottom + (chart ? chart + 84 : 0) + (panels < heads ? 30 : 0) + 14))
+        return 0;
 
     unit = (right - margin) / (6 * (double)strlen(desc->title));
-    picture_print(&canvas, margin, margin - 8, unit < 3.4 ? unit : 3.4, picture_ink, desc->title);
+    canvas_print(&canvas, margin, margin - 8, unit < 3.4 ? unit : 3.4, canvas_ink, desc->title);
     unit = (right - margin) / (6 * (double)strlen(desc->settings));
-    picture_print(&canvas, margin, margin + 32, unit < 2.2 ? unit : 2.2, picture_faint, desc->settings);
+    canvas_print(&canvas, margin, margin + 32, unit < 2.2 ? unit : 2.2, canvas_faint, desc->settings);
     picture_draw_legend(&canvas, desc, margin, right, legend_top);
     for (index = 0; index < panels; ++index) {
         picture_panel panel;
@@ -774,19 +643,14 @@ static int picture_write(FILE *file, const picture_desc *desc)
     }
     if (panels < heads) {
         snprintf(note, sizeof note, "%d more heads are not shown", heads - panels);
-        picture_print(&canvas, margin, bottom, PICTURE_UNIT, picture_faint, note);
+        canvas_print(&canvas, margin, bottom, PICTURE_UNIT, canvas_faint, note);
         bottom += 30;
     }
     if (chart) picture_draw_chart(&canvas, desc, margin, right, bottom + 36, chart);
 
-    memset(&image, 0, sizeof image);
-    image.version = PNG_IMAGE_VERSION;
-    image.width = (png_uint_32)canvas.width;
-    image.height = (png_uint_32)canvas.height;
-    image.format = PNG_FORMAT_RGB;
-    i = png_image_write_to_stdio(&image, file, 0, canvas.pixels, 0, NULL);
+    i = canvas_write_png(file, &canvas);
     free(canvas.pixels);
-    return i != 0;
+    return i;
 }
 
 #endif /* SVG2_TOOL_NO_PNG */
