@@ -21,7 +21,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define TOOL_MAX_OUTPUTS 32
+#ifndef TOOL_MAX_OUTPUTS
+#  define TOOL_MAX_OUTPUTS 32
+#endif
 #define TOOL_FAILURE 1
 #define TOOL_USAGE 2
 
