@@ -22,10 +22,12 @@ OPENMP := $(if $(filter tsan,$(config)),,-fopenmp)
 TESTS := base dtype dispatch kmeans permute score select attention mass schedule parallel pipeline stats
 PROGRAMS := $(TESTS:%=$B/tests/test_%)
 
-all: $B/svg2 $B/minimal
+all: $B/svg2 $B/wan $B/minimal
 
 $B/svg2: examples/svg2.c build/.deps | $B/tests
 	$(CC) $(FLAGS) $(OPENMP) -I. $< $$(CC="$(CC)" tests/deps.sh tool-flags) $(LDFLAGS) -lm -o $@
+$B/wan: examples/wan/wan.c build/.deps | $B/tests
+	$(CC) $(FLAGS) $(OPENMP) -I. $< $$(CC="$(CC)" tests/deps.sh wan-flags) $(LDFLAGS) -lm -o $@
 $B/minimal: examples/minimal.c | $B/tests
 	$(CC) $(FLAGS) -I. $< $(LDFLAGS) -lm -o $@
 $B/bench: bench/bench.c | $B/tests
@@ -54,8 +56,10 @@ test: build/.deps
 	@CC="$(CC)" MAKE="$(MAKE)" tests/run.sh
 fuzz: build/.deps
 	@CC="$(CC)" MAKE="$(MAKE)" tests/fuzz.sh $(or $(seconds),300)
-demo: $B/svg2
-	@tests/demo.sh $B/svg2
+demo: $B/wan $B/svg2
+	@examples/wan/demo.sh $B/wan $B/svg2
+pareto: $B/wan
+	@examples/wan/pareto.sh $B/wan $(args)
 bench: $B/bench
 	$B/bench $(args)
 compare:
@@ -63,8 +67,9 @@ compare:
 clean:
 	rm -rf build out
 help:
-	@echo "make            build/svg2, the command-line tool, and build/minimal"
-	@echo "make demo       the tool on made-up video attention: dense against sparse, with a picture; in out/"
+	@echo "make            build/svg2, the command-line tool; build/wan, a video transformer; build/minimal"
+	@echo "make demo       generates a clip with dense and with sparse attention and compares them; in out/"
+	@echo "make pareto     quality of generated clips against density: CSV and plot       args='--quick'"
 	@echo "make test       all tests: the programs of tests/, sanitizers, header hygiene, a short fuzz run"
 	@echo "make bench      speed beside the machine's own FMA peak        args='--quick'"
 	@echo "make compare    speed beside PyTorch and scikit-learn, if there"
@@ -72,6 +77,6 @@ help:
 	@echo "make clean      removes build/ and out/"
 	@echo "config=release|debug|asan|tsan|scalar   CC=clang   CFLAGS=... LDFLAGS=..."
 
-.PHONY: all programs test fuzz demo bench compare clean help
+.PHONY: all programs test fuzz demo pareto bench compare clean help
 .SECONDARY:
 -include $(wildcard $B/*.d $B/tests/*.d)

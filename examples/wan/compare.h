@@ -1,0 +1,343 @@
+/* compare.h - MIT licence - part of wan.c: what its runs can be, and what is measured beside them
+
+   >>settings  a run as text            >>timed   the stages of the backend, with their seconds
+   >>blocks    blocks by position in place of clusters
+   >>exact     dense attention and exact mass    >>oracle  clusters selected by exact mass
+   >>check     error and recall of a sparse call */
+
+/* ==== >>settings ====================================================================== */
+/* "svg2,tail=1,density=0.2" or "NAME:svg2,..."; what is not given keeps the default of svg2.h. */
+static void wan_run_parse(wan_run *run, const char *text)
+{
+    static const char *const keys[] = {"tail",           "route",        "budget",       "density",
+                                       "top-p",          "min-keep",     "target-error", "dense-above",
+                                       "query-clusters", "key-clusters", "init-iters",   "step-iters",
+                                       "dense-steps",    "dense-layers", "cold",         "init-on-dense"};
+    const char *colon = strchr(text, ':'), *at = text;
+    char word[64];
+    size_t count;
+    svg2_desc *d = &run->desc;
+
+    memset(run, 0, sizeof *run);
+    if (colon) {
+        at = colon + 1;
+        if (colon - text > 63 || colon == text) tool_fail(TOOL_USAGE, "'%s': the name is empty or too long", text);
+        memcpy(run->label, text, (size_t)(colon - text));
+        if (strspn(run->label, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_+.%") !=
+                strlen(run->label) ||
+            run->label[0] == '.') {
+            tool_fail(TOOL_USAGE,
+                      "'%s': a name is made of letters, digits and - _ + . %%, and does not begin with a dot", text);
+        }
+    }
+    if (strlen(at) >= sizeof run->settings) tool_fail(TOOL_USAGE, "'%s' is too long", text);
+    strcpy(run->settings, at);
+    count = strcspn(at, ",");
+    if (count >= sizeof word) count = sizeof word - 1;
+    memcpy(word, at, count);
+    word[count] = 0;
+    run->method = (wan_method)tool_parse_choice(WAN_METHODS, word);
+    if ((int)run->method < 0) tool_fail(TOOL_USAGE, "'%s' is not one of %s", word, WAN_METHODS);
+    if (!colon) strcpy(run->label, word);
+    for (at += strcspn(at, ","); *at == ',';) {
+        const char *equals;
+        char *end;
+        double value;
+        size_t k;
+        int choice;
+        count = strcspn(++at, ",");
+        if (count >= sizeof word) tool_fail(TOOL_USAGE, "'%s': a setting is too long", text);
+        memcpy(word, at, count);
+        word[count] = 0;
+        at += count;
+        equals = strchr(word, '=');
+        if (!equals) tool_fail(TOOL_USAGE, "'%s': '%s' is not key=value", text, word);
+        for (k = 0; k < sizeof keys / sizeof *keys; ++k) {
+            if (strlen(keys[k]) == (size_t)(equals - word) && !memcmp(keys[k], word, (size_t)(equals - word))) break;
+        }
+        value = strtod(++equals, &end);
+        if (k == 1 || k == 2) {
+            choice = tool_parse_choice(k == 1 ? "mass|spread" : "row|head", equals);
+            if (choice < 0)
+                tool_fail(TOOL_USAGE, "'%s': '%s' is not one of %s", text, equals, k == 1 ? "mass|spread" : "row|head");
+            if (k == 1)
+                d->route = choice ? SVG2_ROUTE_SPREAD : SVG2_ROUTE_MASS;
+            else
+                d->budget = choice ? SVG2_BUDGET_HEAD : SVG2_BUDGET_ROW;
+            continue;
+        }
+        if (k < sizeof keys / sizeof *keys &&
+            (end == equals || *end || !isfinite(value) || value < -1 || value > 1e6)) {
+            tool_fail(TOOL_USAGE, "'%s': '%s' is not a number in range", text, equals);
+        }
+        if ((k == 0 || k >= 8) && k < sizeof keys / sizeof *keys && value != floor(value)) {
+            tool_fail(TOOL_USAGE, "'%s': '%s' is not a whole number", text, equals);
+        }
+        switch (k) {
+        case 0:
+            if (value < 0 || value > 2)
+                tool_fail(TOOL_USAGE, "'%s': tail is 0 (dropped), 1 (means) or 2 (first order)", text);
+            d->tail = value < 1 ? SVG2_TAIL_NONE : value < 2 ? SVG2_TAIL_ORDER0 : SVG2_TAIL_ORDER1;
+            break;
+        case 3:
+            d->density = (float)value;
+            break;
+        case 4:
+            d->top_p = (float)value;
+            break;
+        case 5:
+            d->min_keep = value == 0 ? -1 : (float)value;
+            break;
+        case 6:
+            d->target_error = (float)value;
+            break;
+        case 7:
+            d->dense_above = (float)value;
+            break;
+        case 8:
+            d->query_clusters = (int32_t)value;
+            break;
+        case 9:
+            d->key_clusters = (int32_t)value;
+            break;
+        case 10:
+            d->init_iterations = (int32_t)value;
+            break;
+        case 11:
+            d->step_iterations = value == 0 ? -1 : (int32_t)value;
+            break;
+        case 12:
+            d->dense_steps = (int32_t)value;
+            break;
+        case 13:
+            d->dense_layers = (int32_t)value;
+            break;
+        case 14:
+            run->is_cold = value > 0;
+            break;
+        case 15:
+            d->init_on_dense = (int32_t)value;
+            break;
+        default:
+            tool_fail(TOOL_USAGE, "'%s': unknown setting '%s'", text, word);
+        }
+    }
+    if (run->method == WAN_DENSE) d->method = SVG2_METHOD_DENSE;
+}
+
+/* ==== >>timed ========================================================================= */
+/* Stages of the backend, timed: svg2.h invites to wrap them. */
+#define WAN_TIMED(stage, name)                                                                                         \
+  static svg2_result wan_timed_##name(const svg2_backend *backend, const svg2_##name##_desc *desc, void *work,         \
+                                      svg2_error *err)                                                                 \
+  {                                                                                                                    \
+    wan_run *run = (wan_run *)backend->user;                                                                           \
+    double start = now();                                                                                              \
+    svg2_result result = run->cpu.name(&run->cpu, desc, work, err);                                                    \
+    if (run->step) run->step->seconds[stage] += now() - start;                                                         \
+    return result;                                                                                                     \
+  }
+WAN_TIMED(SVG2_STAGE_KMEANS, kmeans)
+WAN_TIMED(SVG2_STAGE_PERMUTE, permute)
+WAN_TIMED(SVG2_STAGE_SUMMARIZE, summarize)
+WAN_TIMED(SVG2_STAGE_SCORE, score)
+WAN_TIMED(SVG2_STAGE_SELECT, select)
+WAN_TIMED(SVG2_STAGE_TAIL, tail)
+WAN_TIMED(SVG2_STAGE_ATTENTION, attention)
+#undef WAN_TIMED
+
+/* ==== >>blocks ======================================================================== */
+/* Blocks of neighbouring tokens in place of clusters: runs in raster order, or boxes in time, height and width. */
+static svg2_result wan_position_blocks(const svg2_backend *backend, const svg2_kmeans_desc *d, void *work,
+                                       svg2_error *err)
+{
+    wan_run *run = (wan_run *)backend->user;
+    const wan_grid *g = run->grid;
+    int32_t box[3] = {1, 1, 1}, count[3], token, head, c, axis;
+    const int32_t extent[3] = {g->frames, g->height, g->width};
+    if (d->clusters == 1) return run->cpu.kmeans(&run->cpu, d, work, err);
+    while ((int64_t)((extent[0] + box[0] - 1) / box[0]) * ((extent[1] + box[1] - 1) / box[1]) *
+               ((extent[2] + box[2] - 1) / box[2]) >
+           d->clusters) { /* grow the side that has most boxes */
+        for (axis = 0, c = 1; c < 3; ++c) {
+            if ((extent[c] + box[c] - 1) / box[c] >= (extent[axis] + box[axis] - 1) / box[axis]) axis = c;
+        }
+        ++box[axis];
+    }
+    for (axis = 0; axis < 3; ++axis) count[axis] = (extent[axis] + box[axis] - 1) / box[axis];
+    for (head = 0; head < d->heads; ++head) {
+        const size_t at = (size_t)head * (size_t)d->clusters;
+        float *centroid = d->centroid + at * (size_t)d->head_dim, *mean = d->mean + (size_t)head * (size_t)d->head_dim;
+        int32_t *size = d->size + at, *label = d->label + (size_t)head * (size_t)d->tokens;
+        memset(centroid, 0, (size_t)d->clusters * (size_t)d->head_dim * sizeof *centroid);
+        memset(mean, 0, (size_t)d->head_dim * sizeof *mean);
+        memset(size, 0, (size_t)d->clusters * sizeof *size);
+        for (token = 0; token < d->tokens; ++token) {
+            const float *x = (const float *)d->x + head * d->layout.stride_head + token * d->layout.stride_token;
+            int32_t j = (int32_t)((int64_t)token * d->clusters / d->tokens);
+            if (run->method == WAN_TILES) {
+                int32_t t = token / g->width / g->height / box[0], h = token / g->width % g->height / box[1],
+                        w = token % g->width / box[2];
+                j = (t * count[1] + h) * count[2] + w;
+            }
+            label[token] = j;
+            ++size[j];
+            for (c = 0; c < d->head_dim; ++c) {
+                centroid[(int64_t)j * d->head_dim + c] += x[c];
+                mean[c] += x[c] / (float)d->tokens;
+            }
+        }
+        for (token = 0; token < d->clusters; ++token) {
+            for (c = 0; c < d->head_dim; ++c) {
+                float *value = &centroid[(int64_t)token * d->head_dim + c];
+                *value = size[token] ? *value / (float)size[token] : mean[c];
+            }
+        }
+        if (d->store) {
+            for (token = 0; token < d->clusters * d->head_dim; ++token) {
+                ((float *)d->store)[at * (size_t)d->head_dim + (size_t)token] =
+                    centroid[token] - mean[token % d->head_dim];
+            }
+        }
+    }
+    return SVG2_OK;
+}
+
+/* ==== >>exact ========================================================================= */
+static void wan_exact(wan_run *run, svg2_attention_desc *a, float *out, float *lse)
+{
+    svg2_error err;
+    size_t bytes;
+    void *work;
+    memset(a, 0, sizeof *a);
+    a->batch = 1, a->heads = a->heads_kv = run->desc.heads, a->head_dim = run->desc.head_dim;
+    a->tokens = a->tokens_kv = run->desc.tokens;
+    a->scale = 1.0f / sqrtf((float)a->head_dim);
+    a->q = run->q, a->k = run->k, a->v = run->v;
+    a->q_layout = a->k_layout = a->v_layout = a->out_layout = run->desc.q;
+    a->out = out, a->lse = lse;
+    bytes = svg2_stage_workspace_bytes(&run->cpu, SVG2_STAGE_ATTENTION, a);
+    work = tool_allocate(bytes, 1);
+    wan_expect(svg2_attention(&run->cpu, a, work, bytes, &err), &err);
+    free(work);
+}
+
+static void wan_exact_mass(wan_run *run, const svg2_mass_desc *desc)
+{
+    svg2_error err;
+    size_t bytes = svg2_stage_workspace_bytes(&run->cpu, SVG2_STAGE_MASS, desc);
+    void *work = tool_allocate(bytes, 1);
+    wan_expect(svg2_block_mass(&run->cpu, desc, work, bytes, &err), &err);
+    free(work);
+}
+
+/* ==== >>oracle ======================================================================== */
+/* The oracle knows the exact mass of every block, which takes dense attention to find out. */
+static svg2_result wan_keep_order(const svg2_backend *backend, const svg2_permute_desc *d, void *work, svg2_error *err)
+{
+    wan_run *run = (wan_run *)backend->user;
+    run->permuted[0] = run->permuted[1];
+    run->permuted[1] = *d;
+    return run->cpu.permute(&run->cpu, d, work, err);
+}
+
+typedef struct wan_ranked {
+    float score;
+    int32_t index;
+} wan_ranked;
+
+static int wan_by_score(const void *left, const void *right)
+{
+    const wan_ranked *a = (const wan_ranked *)left, *b = (const wan_ranked *)right;
+    if (a->score != b->score) return a->score > b->score ? -1 : 1;
+    return a->index < b->index ? -1 : a->index > b->index;
+}
+
+static svg2_result wan_oracle_select(const svg2_backend *backend, const svg2_select_desc *d, void *work,
+                                     svg2_error *err)
+{
+    wan_run *run = (wan_run *)backend->user;
+    const size_t blocks = (size_t)d->query_clusters * (size_t)d->key_clusters;
+    const int32_t heads = d->heads, tokens = run->desc.tokens;
+    svg2_mass_desc mass;
+    float *lse, *value, *out;
+    wan_ranked *ranked;
+    int32_t head, i;
+    size_t j;
+
+    if (d->query_clusters == 1 && d->key_clusters == 1) return run->cpu.select(&run->cpu, d, work, err);
+    lse = floats((size_t)heads, (size_t)tokens);
+    value = floats((size_t)heads, blocks);
+    out = floats((size_t)tokens * (size_t)heads, (size_t)d->head_dim);
+    ranked = (wan_ranked *)tool_allocate(blocks, sizeof *ranked);
+    memset(&mass, 0, sizeof mass);
+    wan_exact(run, &mass.attention, out, lse);
+    mass.attention.query_blocks = d->query_clusters, mass.attention.key_blocks = d->key_clusters;
+    mass.attention.query_order = run->permuted[0].order, mass.attention.query_offset = d->query_offset;
+    mass.attention.key_order = run->permuted[1].order, mass.attention.key_offset = d->key_offset;
+    mass.mass = value;
+    wan_exact_mass(run, &mass);
+    for (head = 0; head < heads; ++head) {
+        const int32_t *rows = d->query_offset + (size_t)head * (size_t)(d->query_clusters + 1);
+        const int32_t *keys = d->key_offset + (size_t)head * (size_t)(d->key_clusters + 1);
+        uint8_t *map = d->map + (size_t)head * blocks;
+        double left = (double)d->density * tokens * tokens, area, used = 0;
+        for (j = 0; j < blocks; ++j) {
+            i = (int32_t)j;
+            area = (double)(rows[i / d->key_clusters + 1] - rows[i / d->key_clusters]) *
+                   (keys[i % d->key_clusters + 1] - keys[i % d->key_clusters]);
+            ranked[i].score = area > 0 ? value[(size_t)head * blocks + (size_t)i] / (float)area : 0;
+            ranked[i].index = i;
+        }
+        qsort(ranked, blocks, sizeof *ranked, wan_by_score);
+        memset(map, 0, blocks);
+        for (j = 0; j < blocks; ++j) {
+            i = ranked[j].index;
+            area = (double)(rows[i / d->key_clusters + 1] - rows[i / d->key_clusters]) *
+                   (keys[i % d->key_clusters + 1] - keys[i % d->key_clusters]);
+            if (used + area > left) break;
+            used += area;
+            map[i] = 1;
+        }
+        if (d->stats) {
+            memset(&d->stats[head], 0, sizeof *d->stats);
+            d->stats[head].pairs = (int64_t)used;
+            d->stats[head].pairs_total = (int64_t)tokens * tokens;
+            d->stats[head].density = (float)(used / tokens / tokens);
+        }
+    }
+    free(lse), free(value), free(out), free(ranked);
+    return SVG2_OK;
+}
+
+/* ==== >>check ============================================================================ */
+/* Beside a sparse call: its error against dense attention, and how much of each row's attention its map holds. */
+static void wan_check(wan_run *run, const svg2_desc *desc, int32_t step, const float *out)
+{
+    const size_t rows = (size_t)desc->heads * (size_t)desc->tokens, count = rows * (size_t)desc->head_dim;
+    float *exact = floats(count, 1), *lse = floats(rows, 1), *recall = floats(rows, 1);
+    svg2_plan plan = svg2_plan_view(&run->backend, desc, step, run->work);
+    svg2_mass_desc mass;
+    wan_step *s = run->step;
+    size_t i;
+
+    memset(&mass, 0, sizeof mass);
+    wan_exact(run, &mass.attention, exact, lse);
+    mass.attention.query_blocks = plan.query_blocks, mass.attention.key_blocks = plan.key_blocks;
+    mass.attention.query_order = plan.query_order, mass.attention.query_offset = plan.query_offset;
+    mass.attention.key_order = plan.key_order, mass.attention.key_offset = plan.key_offset;
+    mass.attention.map = plan.map;
+    mass.recall = recall;
+    wan_exact_mass(run, &mass);
+    for (i = 0; i < count; ++i) {
+        double difference = (double)out[i] - (double)exact[i];
+        s->error += difference * difference;
+        s->norm += (double)exact[i] * (double)exact[i];
+    }
+    for (i = 0; i < rows; ++i) {
+        s->recall += (double)recall[i];
+        if (s->rows == 0 || (double)recall[i] < s->recall_min) s->recall_min = (double)recall[i];
+        ++s->rows;
+    }
+    free(exact), free(lse), free(recall);
+}

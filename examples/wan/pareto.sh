@@ -1,0 +1,138 @@
+#!/bin/sh
+# make pareto: quality of generated clips against density. Writes out/pareto/runs.csv (every clip), pareto.csv (means
+# over the clips), pareto.png (gnuplot) and a table.
+#
+#   examples/wan/pareto.sh BINARY [--quick] [--clips N] [--out DIR] [--only NAME,NAME] [--extra "wan options"]
+#
+# A clip is one prompt and seed. Each is generated dense, then with every setting, all from the same noise; PSNR is
+# against the dense one. The first steps are dense in all, as in the published settings; density counts the others.
+set -eu
+wan=$1; shift
+clips=3; out=out/pareto; quick=; only=; extra=
+while [ $# -gt 0 ]; do
+    case $1 in
+    --quick) quick=1; clips=1 ;;
+    --clips) clips=$2; shift ;;
+    --out) out=$2; shift ;;
+    --only) only=,$2,; shift ;;
+    --extra) extra=$2; shift ;;
+    *) echo "pareto.sh: unknown option '$1'"; exit 2 ;;
+    esac
+    shift
+done
+mkdir -p "$out"
+start=dense-steps=4
+dense_first=dense-layers=1
+
+# name_value:settings, one per line
+runs=$out/runs.txt
+: >"$runs"
+sweep() { # name, settings with X for the value, values
+    name=$1; settings=$2; shift 2
+    if [ -n "$only" ] && [ "${only#*,"$name",}" = "$only" ]; then return; fi
+    for x in "$@"; do echo "${name}_$x:$(echo "$settings" | sed "s/X/$x/"),$start" >>"$runs"; done
+}
+if [ -n "$quick" ]; then
+    sweep plain "svg2,tail=0,top-p=X,$dense_first" 0.5 0.85
+    sweep order0 "svg2,tail=1,density=X,$dense_first" 0.1 0.3
+    sweep order1 "svg2,tail=2,density=X,$dense_first" 0.05 0.1 0.3
+    sweep raster "raster,tail=0,density=X,$dense_first" 0.1 0.3
+else
+    d="0.02 0.05 0.1 0.2 0.3 0.5"
+    # the first layer dense
+    # shellcheck disable=SC2086
+    {
+        sweep plain "svg2,tail=0,top-p=X,$dense_first" 0.3 0.5 0.7 0.85 0.95
+        sweep none "svg2,tail=0,budget=head,density=X,$dense_first" 0.05 0.1 0.2 0.3 0.5
+        sweep order0 "svg2,tail=1,density=X,$dense_first" $d
+        sweep order1 "svg2,tail=2,density=X,$dense_first" $d
+        sweep order1-mass-row "svg2,tail=2,route=mass,budget=row,density=X,$dense_first" 0.05 0.1 0.2
+        sweep order1-mass-head "svg2,tail=2,route=mass,budget=head,density=X,$dense_first" 0.05 0.1 0.2
+        sweep order1-spread-row "svg2,tail=2,route=spread,budget=row,density=X,$dense_first" 0.05 0.1 0.2
+        sweep raster "raster,tail=0,density=X,$dense_first" 0.1 0.2 0.3 0.5
+        sweep raster-order1 "raster,tail=2,density=X,$dense_first" 0.1 0.2 0.3 0.5
+        sweep tiles "tiles,tail=0,density=X,$dense_first" 0.1 0.2 0.3 0.5
+        sweep tiles-order1 "tiles,tail=2,density=X,$dense_first" 0.1 0.2 0.3 0.5
+        sweep oracle "oracle,tail=0,density=X,$dense_first" 0.05 0.1 0.2 0.3
+        sweep oracle-order1 "oracle,tail=2,density=X,$dense_first" 0.02 0.05 0.1 0.2
+        # clusters: queries / keys; 71 / 231 are the default for 4,096 tokens
+        sweep half-clusters "svg2,tail=2,query-clusters=35,key-clusters=115,density=X,$dense_first" 0.05 0.1 0.2
+        sweep double-clusters "svg2,tail=2,query-clusters=141,key-clusters=461,density=X,$dense_first" 0.02 0.05 0.1 0.2
+        sweep cold "svg2,tail=2,cold=1,init-iters=2,density=X,$dense_first" 0.1
+        sweep fresh "svg2,tail=2,cold=1,init-iters=10,density=X,$dense_first" 0.1
+        # no layer fixed dense
+        sweep order1-all "svg2,tail=2,density=X" $d
+        sweep target "svg2,tail=2,target-error=X" 0.02 0.03 0.05 0.1 0.2
+        sweep target-order0 "svg2,tail=1,target-error=X" 0.03 0.05 0.1 0.2
+    }
+fi
+
+clip=0
+while [ $clip -lt "$clips" ]; do
+    prompt=$(sed -n "$((clip + 1))p" <<'PROMPTS'
+red striped disc; blue dotted square; grey waves pan-left
+green checked triangle; yellow solid ring; navy tiles still
+magenta dotted disc; cyan striped square; brown gradient zoom-in
+blue checked ring; red solid triangle; black waves pan-up
+yellow striped square; green dotted disc; navy plain still
+cyan checked disc; magenta striped ring; grey tiles pan-right
+PROMPTS
+    )
+    [ -n "$prompt" ] || { echo "pareto.sh: there are six clips"; exit 2; }
+    echo "clip $((clip + 1)) of $clips: $prompt"
+    # shellcheck disable=SC2046,SC2086
+    "$wan" dense $(cat "$runs") --prompt "$prompt" --seed $clip --out none --csv "$out/clip-$clip.csv" $extra >"$out/clip-$clip.txt"
+    clip=$((clip + 1))
+done
+
+# one file, one header; then means over the clips
+awk 'FNR > 1 || NR == 1' "$out"/clip-?.csv >"$out/runs.csv"
+# settings are quoted and hold commas: cut them out first
+sed 's/"[^"]*"//g' "$out/runs.csv" | awk -F, -v OFS=, '
+    NR == 1 { print "series", "value", "clips", "density", "density_all", "psnr", "psnr_least", "ssim", "attention_seconds", "total_seconds"; next }
+    $1 == "dense" { next }
+    { if (!($1 in n)) order[++count] = $1
+      n[$1]++; d[$1] += $4; a[$1] += $5; p[$1] += $6; s[$1] += $7; t[$1] += $8; w[$1] += $9
+      if (n[$1] == 1 || $6 < least[$1]) least[$1] = $6 }
+    END { for (i = 1; i <= count; ++i) { k = order[i]; at = match(k, /_[^_]*$/)
+        printf "%s,%s,%d,%.5f,%.5f,%.3f,%.3f,%.5f,%.3f,%.3f\n", substr(k, 1, at - 1), substr(k, at + 1), n[k], d[k] / n[k], a[k] / n[k],
+            p[k] / n[k], least[k], s[k] / n[k], t[k] / n[k], w[k] / n[k] } }' >"$out/pareto.csv"
+awk -F, 'NR == 1 { printf "%-20s%8s%10s%10s%10s%8s\n", "", "value", "density", "PSNR", "least", "SSIM"; next }
+    $1 != last { if (last != "") print ""; last = $1 }
+    { printf "%-20s%8s%8.1f %%%7.2f dB%7.2f dB%8.4f\n", $1, $2, 100 * $4, $6, $7, $8 }' "$out/pareto.csv"
+
+if ! command -v gnuplot >/dev/null; then
+    echo "no gnuplot (Debian: gnuplot-nox): $out/pareto.csv is there, pareto.png is not"
+    exit 0
+fi
+series() { # name, title, style: only what has been run
+    grep -q "^$1," "$out/pareto.csv" || return 0
+    printf '%s"< grep ^%s, %s/pareto.csv" using ($4*100):6 with linespoints %s title "%s"' "$comma" "$1" "$out" "$3" "$2"
+    comma=", "
+}
+comma=
+{
+    echo "set datafile separator ','"
+    echo "set terminal pngcairo size 1100, 720 font 'DejaVu Sans,12' background rgb 'white'"
+    echo "set output '$out/pareto.png'"
+    echo "set logscale x; set xrange [1.6:60]; set xtics (2, 5, 10, 20, 30, 50) format '%g %%'; set grid back lc rgb '#dddddd'"
+    echo "set xlabel 'pairs computed exactly in sparse calls'; set ylabel 'PSNR of the clip against dense attention (dB)'"
+    echo "set key outside right top spacing 1.25 samplen 2.5; set border 3; set tics nomirror"
+    printf 'plot '
+    series oracle-order1 "clusters by exact mass, first order" "lw 1.5 lc rgb '#999999' dt 2 pt 1"
+    series double-clusters "first order, twice the clusters" "lw 1.5 lc rgb '#7b1fa2' pt 9"
+    series order1 "first order" "lw 3 lc rgb '#d32f2f' pt 7"
+    series target "first order, by target error, no layer dense" "lw 1.5 lc rgb '#f57c00' pt 5"
+    series order1-all "first order, no layer dense" "lw 1.5 lc rgb '#ef9a9a' dt 3 pt 7"
+    series order0 "means (order 0)" "lw 2 lc rgb '#1976d2' pt 7"
+    series oracle "clusters by exact mass, rest dropped" "lw 1.5 lc rgb '#999999' pt 1"
+    series plain "SVG2: top-p, rest dropped" "lw 2 lc rgb '#388e3c' pt 7"
+    series none "one budget per head, rest dropped" "lw 1.5 lc rgb '#81c784' pt 6"
+    series tiles-order1 "tiles, first order" "lw 1.5 lc rgb '#8d6e63' dt 2 pt 4"
+    series raster-order1 "raster blocks, first order" "lw 1.5 lc rgb '#bcaaa4' dt 2 pt 4"
+    series tiles "tiles, rest dropped" "lw 1.5 lc rgb '#8d6e63' pt 6"
+    series raster "raster blocks, rest dropped" "lw 1.5 lc rgb '#bcaaa4' pt 6"
+    echo
+} >"$out/pareto.gp"
+gnuplot "$out/pareto.gp"
+echo "wrote $out/pareto.csv, $out/pareto.png"
