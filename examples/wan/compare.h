@@ -9,18 +9,36 @@
 /* "svg2,tail=1,density=0.2" or "NAME:svg2,..."; what is not given keeps the default of svg2.h. */
 static void wan_run_parse(wan_run *run, const char *text)
 {
-    static const char *const keys[] = {"tail",           "route",        "budget",       "density",
-                                       "top-p",          "min-keep",     "target-error", "dense-above",
-                                       "query-clusters", "key-clusters", "init-iters",   "step-iters",
-                                       "dense-steps",    "dense-layers", "cold",         "init-on-dense"};
-    const char *colon = strchr(text, ':'), *at = text;
-    char word[64];
-    size_t count;
+    static const svg2_simd simds[] = {SVG2_SIMD_SCALAR, SVG2_SIMD_AVX2, SVG2_SIMD_AVX512, SVG2_SIMD_AVX512BF16};
     svg2_desc *d = &run->desc;
+    double top_p = 0, min_keep = -1, density = 0, target_error = 0, dense_above = 0;
+    int32_t tail = -1, step_iterations = -1, is_cold = 0;
+    int route = -1, budget = -1, simd = -1;
+    const tool_option settings[] = {
+        {TOOL_INT, "tail", "", &tail, 0, 2, 0, ""},
+        {TOOL_CHOICE, "route", "mass|spread", &route, 0, 0, 0, ""},
+        {TOOL_CHOICE, "budget", "row|head", &budget, 0, 0, 0, ""},
+        {TOOL_REAL, "density", "", &density, 0, 1, 0, ""},
+        {TOOL_REAL, "top-p", "", &top_p, 0, 1, 0, ""},
+        {TOOL_REAL, "min-keep", "", &min_keep, 0, 1, 1, ""},
+        {TOOL_REAL, "target-error", "", &target_error, 0, 1, 0, ""},
+        {TOOL_REAL, "dense-above", "", &dense_above, 0, 1, 0, ""},
+        {TOOL_INT, "query-clusters", "", &d->query_clusters, 1, 65536, 0, ""},
+        {TOOL_INT, "key-clusters", "", &d->key_clusters, 1, 65536, 0, ""},
+        {TOOL_INT, "init-iters", "", &d->init_iterations, 1, 10000, 0, ""},
+        {TOOL_INT, "step-iters", "", &step_iterations, 0, 10000, 0, ""},
+        {TOOL_INT, "dense-steps", "", &d->dense_steps, 0, WAN_MAX_STEPS, 0, ""},
+        {TOOL_INT, "dense-layers", "", &d->dense_layers, 0, 1000, 0, ""},
+        {TOOL_INT, "init-on-dense", "", &d->init_on_dense, 0, 1, 0, ""},
+        {TOOL_INT, "cold", "", &is_cold, 0, 1, 0, ""},
+        {TOOL_CHOICE, "simd", "scalar|avx2|avx512|avx512bf16", &simd, 0, 0, 0, ""},
+    };
+    const char *colon = strchr(text, ':'), *at = colon ? colon + 1 : text;
+    char word[64];
+    size_t count, k;
 
     memset(run, 0, sizeof *run);
     if (colon) {
-        at = colon + 1;
         if (colon - text > 63 || colon == text) tool_fail(TOOL_USAGE, "'%s': the name is empty or too long", text);
         memcpy(run->label, text, (size_t)(colon - text));
         if (strspn(run->label, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_+.%") !=
@@ -32,96 +50,36 @@ static void wan_run_parse(wan_run *run, const char *text)
     }
     if (strlen(at) >= sizeof run->settings) tool_fail(TOOL_USAGE, "'%s' is too long", text);
     strcpy(run->settings, at);
-    count = strcspn(at, ",");
-    if (count >= sizeof word) count = sizeof word - 1;
-    memcpy(word, at, count);
-    word[count] = 0;
-    run->method = (wan_method)tool_parse_choice(WAN_METHODS, word);
-    if ((int)run->method < 0) tool_fail(TOOL_USAGE, "'%s' is not one of %s", word, WAN_METHODS);
-    if (!colon) strcpy(run->label, word);
-    for (at += strcspn(at, ","); *at == ',';) {
-        const char *equals;
-        char *end;
-        double value;
-        size_t k;
-        int choice;
-        count = strcspn(++at, ",");
+    for (k = 0;; ++k, ++at) { /* the method, then key=value */
+        count = strcspn(at, ",");
         if (count >= sizeof word) tool_fail(TOOL_USAGE, "'%s': a setting is too long", text);
         memcpy(word, at, count);
         word[count] = 0;
         at += count;
-        equals = strchr(word, '=');
-        if (!equals) tool_fail(TOOL_USAGE, "'%s': '%s' is not key=value", text, word);
-        for (k = 0; k < sizeof keys / sizeof *keys; ++k) {
-            if (strlen(keys[k]) == (size_t)(equals - word) && !memcmp(keys[k], word, (size_t)(equals - word))) break;
+        if (k == 0) {
+            run->method = (wan_method)tool_parse_choice(WAN_METHODS, word);
+            if ((int)run->method < 0) tool_fail(TOOL_USAGE, "'%s' is not one of %s", word, WAN_METHODS);
+            if (!colon) strcpy(run->label, word);
+        } else {
+            char *equals = strchr(word, '=');
+            size_t i = 0;
+            if (!equals) tool_fail(TOOL_USAGE, "'%s': '%s' is not key=value", text, word);
+            *equals = 0;
+            while (i < sizeof settings / sizeof *settings && strcmp(settings[i].name, word) != 0) ++i;
+            if (i == sizeof settings / sizeof *settings) tool_fail(TOOL_USAGE, "'%s': unknown setting '%s'", text, word);
+            tool_parse_value(&settings[i], equals + 1);
         }
-        value = strtod(++equals, &end);
-        if (k == 1 || k == 2) {
-            choice = tool_parse_choice(k == 1 ? "mass|spread" : "row|head", equals);
-            if (choice < 0)
-                tool_fail(TOOL_USAGE, "'%s': '%s' is not one of %s", text, equals, k == 1 ? "mass|spread" : "row|head");
-            if (k == 1)
-                d->route = choice ? SVG2_ROUTE_SPREAD : SVG2_ROUTE_MASS;
-            else
-                d->budget = choice ? SVG2_BUDGET_HEAD : SVG2_BUDGET_ROW;
-            continue;
-        }
-        if (k < sizeof keys / sizeof *keys &&
-            (end == equals || *end || !isfinite(value) || value < -1 || value > 1e6)) {
-            tool_fail(TOOL_USAGE, "'%s': '%s' is not a number in range", text, equals);
-        }
-        if ((k == 0 || k >= 8) && k < sizeof keys / sizeof *keys && value != floor(value)) {
-            tool_fail(TOOL_USAGE, "'%s': '%s' is not a whole number", text, equals);
-        }
-        switch (k) {
-        case 0:
-            if (value < 0 || value > 2)
-                tool_fail(TOOL_USAGE, "'%s': tail is 0 (dropped), 1 (means) or 2 (first order)", text);
-            d->tail = value < 1 ? SVG2_TAIL_NONE : value < 2 ? SVG2_TAIL_ORDER0 : SVG2_TAIL_ORDER1;
-            break;
-        case 3:
-            d->density = (float)value;
-            break;
-        case 4:
-            d->top_p = (float)value;
-            break;
-        case 5:
-            d->min_keep = value == 0 ? -1 : (float)value;
-            break;
-        case 6:
-            d->target_error = (float)value;
-            break;
-        case 7:
-            d->dense_above = (float)value;
-            break;
-        case 8:
-            d->query_clusters = (int32_t)value;
-            break;
-        case 9:
-            d->key_clusters = (int32_t)value;
-            break;
-        case 10:
-            d->init_iterations = (int32_t)value;
-            break;
-        case 11:
-            d->step_iterations = value == 0 ? -1 : (int32_t)value;
-            break;
-        case 12:
-            d->dense_steps = (int32_t)value;
-            break;
-        case 13:
-            d->dense_layers = (int32_t)value;
-            break;
-        case 14:
-            run->is_cold = value > 0;
-            break;
-        case 15:
-            d->init_on_dense = (int32_t)value;
-            break;
-        default:
-            tool_fail(TOOL_USAGE, "'%s': unknown setting '%s'", text, word);
-        }
+        if (*at != ',') break;
     }
+    d->tail = tail < 0 ? SVG2_TAIL_DEFAULT : tail < 1 ? SVG2_TAIL_NONE : tail < 2 ? SVG2_TAIL_ORDER0 : SVG2_TAIL_ORDER1;
+    d->route = route < 0 ? SVG2_ROUTE_DEFAULT : route < 1 ? SVG2_ROUTE_MASS : SVG2_ROUTE_SPREAD;
+    d->budget = budget < 0 ? SVG2_BUDGET_DEFAULT : budget < 1 ? SVG2_BUDGET_ROW : SVG2_BUDGET_HEAD;
+    d->density = (float)density, d->top_p = (float)top_p;
+    d->target_error = (float)target_error, d->dense_above = (float)dense_above;
+    d->min_keep = min_keep < 0 ? 0 : min_keep > 0 ? (float)min_keep : -1; /* in svg2_desc 0 is the default */
+    d->step_iterations = step_iterations < 0 ? 0 : step_iterations > 0 ? step_iterations : -1;
+    run->is_cold = is_cold;
+    run->simd = simd < 0 ? SVG2_SIMD_BEST : simds[simd];
     if (run->method == WAN_DENSE) d->method = SVG2_METHOD_DENSE;
 }
 

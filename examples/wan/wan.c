@@ -604,6 +604,7 @@ typedef struct wan_run {
     wan_method method;
     int is_cold;               /* forget the clusters at every step */
     svg2_desc desc;            /* of layer 0 */
+    svg2_simd simd;            /* restricted to this instruction set */
     svg2_backend cpu, backend; /* as it is; with the stages wrapped */
     svg2_state *state;         /* [branches, layers] */
     char *state_memory;
@@ -658,7 +659,9 @@ static void wan_run_open(wan_run *run, const wan_model *m, const wan_grid *g, in
     if (run->method == WAN_ORACLE && !(run->desc.density > 0))
         tool_fail(TOOL_USAGE, "run '%s': the oracle needs a density", run->label);
 
-    run->cpu = run->backend = svg2_cpu_backend(&parallel);
+    run->cpu = run->backend = svg2_cpu_backend_simd(&parallel, run->simd);
+    if (run->simd != SVG2_SIMD_BEST && run->cpu.simd != run->simd)
+        tool_fail(TOOL_FAILURE, "run '%s': this machine lacks these instructions", run->label);
     run->backend.user = run;
     run->backend.kmeans =
         run->method == WAN_RASTER || run->method == WAN_TILES ? wan_position_blocks : wan_timed_kmeans;
@@ -1259,7 +1262,7 @@ int main(int argc, char **argv)
             "...]\n"
             "  METHOD   %s: clusters, or blocks of neighbouring tokens, or clusters chosen by exact mass\n"
             "  keys     tail=0|1|2 density top-p min-keep target-error dense-above route=mass|spread budget=row|head\n"
-            "           query-clusters key-clusters init-iters step-iters dense-steps dense-layers init-on-dense "
+            "           query-clusters key-clusters init-iters step-iters dense-steps dense-layers init-on-dense simd "
             "cold=1\n"
             "Without any: dense svg2.\n",
             WAN_METHODS);
