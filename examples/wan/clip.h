@@ -317,13 +317,13 @@ static int clip_write_sheet(FILE *file, const clip *clips, const char *const *la
 #define CLIP_PAGE_RAMP 8 /* from ink to white; then come faint and track */
 #define CLIP_PAGE_COLORS (CLIP_PAGE_RAMP + 2)
 #define CLIP_PALETTE_ROUNDS 8
-#define CLIP_PALETTE_SAMPLES 2000000 /* pixels looked at, about */
+#define CLIP_PALETTE_SAMPLES 300000 /* pixels looked at, about */
 
 /* From this distance on a step in a smooth ground is seen, and colours are mixed. Mixing all of them made files 1.3
    times as large; mixing none left terraces. */
-#define CLIP_DITHER_FROM 2.0
+#define CLIP_DITHER_FROM 2.0f
 /* What the distance of the two colours of a mix counts: 0.02 gave specks, 0.3 some terraces. */
-#define CLIP_DITHER_COST 0.2
+#define CLIP_DITHER_COST 0.2f
 
 typedef struct clip_color {
     float at[3]; /* red, green, blue by clip_axis: distances are what the eye sees, roughly */
@@ -525,28 +525,21 @@ static int clip_palette_create(clip_palette *palette, const clip *clips, int cli
 /* What stands for a colour: the nearest one and, where that is seen to be another, some of a second one. */
 static uint32_t clip_palette_mix(const clip_palette *palette, const clip_color *color)
 {
-    int    nearest = clip_nearest(palette, palette->count, color), other = nearest, share = 0, i, k;
-    double best = 1e30;
-    for (i = 0; i < palette->count; ++i) {
-        double length = 0, along = 0, distance = 0, part, cost; /* of the ways from the nearest to i and to color */
-        for (k = 0; k < 3; ++k) {
-            double step = (double)palette->color[i].at[k] - (double)palette->color[nearest].at[k];
-            double want = (double)color->at[k] - (double)palette->color[nearest].at[k];
-            length += step * step;
-            along += step * want;
-            distance += want * want;
-        }
-        if (distance < CLIP_DITHER_FROM * CLIP_DITHER_FROM) break;
-        if (!(length > 0) || !(along > 0)) continue;
-        part = along < 0.5 * length ? along / length : 0.5;
-        cost = distance - 2 * part * along + part * part * length + CLIP_DITHER_COST * part * (1 - part) * length;
-        if (cost < best) {
-            best = cost;
-            other = i;
-            share = (int)(64 * part + 0.5);
-        }
+    int          nearest = clip_nearest(palette, palette->count, color), other = nearest, i;
+    const float *from = palette->color[nearest].at;
+    float        want[3], distance, best = 0, share = 0;
+    for (i = 0; i < 3; ++i) want[i] = color->at[i] - from[i];
+    distance = want[0] * want[0] + want[1] * want[1] + want[2] * want[2];
+    for (i = 0; i < palette->count && distance > CLIP_DITHER_FROM * CLIP_DITHER_FROM; ++i) {
+        const float *to = palette->color[i].at;
+        float        a = to[0] - from[0], b = to[1] - from[1], c = to[2] - from[2], part, cost;
+        float        along = a * want[0] + b * want[1] + c * want[2], length = a * a + b * b + c * c;
+        if (!(along > 0)) continue;
+        part = along < 0.5f * length ? along / length : 0.5f;
+        cost = part * (part * length - 2 * along + CLIP_DITHER_COST * (1 - part) * length); /* beside distance */
+        if (cost < best) best = cost, other = i, share = part;
     }
-    return (uint32_t)(nearest + 1) | (uint32_t)other << 8 | (uint32_t)share << 16;
+    return (uint32_t)(nearest + 1) | (uint32_t)other << 8 | (uint32_t)(64 * share + 0.5f) << 16;
 }
 
 /* The palette's colour for a place on the page, by ordered dither. */
