@@ -40,6 +40,12 @@ $B/tests/test_%: $B/tests/test_%.o $B/tests/impl.o
 	$(CC) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lpthread -lm -o $@
 $B/tests/test_tool $B/tests/test_dispatch: $B/tests/test_%: $B/tests/test_%.o
 	$(CC) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lm -o $@
+$B/tests/test_wan: tests/test_wan.c build/.deps | $B/tests
+	$(CC) $(FLAGS) $(OPENMP) -I. $< $$(CC="$(CC)" tests/deps.sh wan-flags) $(LDFLAGS) -lcmocka -lpthread -lm -o $@
+$B/tests/test_clip $B/tests/test_file: $B/tests/test_%: tests/test_%.c $B/tests/impl.o build/.deps | $B/tests
+	$(CC) $(FLAGS) -I. $< $B/tests/impl.o $$(CC="$(CC)" tests/deps.sh wan-flags) $(LDFLAGS) -lcmocka -lpthread -lm -o $@
+$B/tests/test_wan_tool: $B/tests/test_wan_tool.o $B/tests/impl.o
+	$(CC) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lcjson -lpthread -lm -o $@
 $B/tests/fuzz_desc $B/tests/fuzz_file: $B/tests/fuzz_%: $B/tests/fuzz_%.o $B/tests/fuzz_main.o
 	$(CC) $(FLAGS_$(config)) $^ $(LDFLAGS) $$(CC="$(CC)" tests/deps.sh tool-flags | grep -o -e -lcjson) -lm -o $@
 ifeq ($(shell CC="$(CC)" tests/deps.sh has cjson/cJSON.h || echo no),no)

@@ -2,6 +2,9 @@
    TF_NO_CJSON: built without cJSON, .safetensors cannot be read and is left out. */
 #define _XOPEN_SOURCE 700
 #define TF_IMPLEMENTATION
+#ifdef SVG2_TOOL_NO_CJSON
+#  define TF_NO_CJSON
+#endif
 #include "../examples/tensor_file.h" /* first: test.h has a type named tensor */
 
 #include "test.h"

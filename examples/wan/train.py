@@ -248,9 +248,9 @@ def export(path, weights, args, note):
 def shape_for(progress, tokens, generator):
     """(batch, frames, size): short and small first, the size of generation at the end."""
     draw = torch.rand(1, generator=generator).item()
-    if progress < .45:
+    if progress < .58:
         frames, size = (8, 32) if draw < .7 else (16, 32)
-    elif progress < .70:
+    elif progress < .80:
         frames, size = ((8, 32), (16, 32), (8, 64))[min(2, int(draw * 3.3))]
     else:
         frames, size = ((16, 32), (8, 64), (16, 64))[0 if draw < .1 else 1 if draw < .25 else 2]
