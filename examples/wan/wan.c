@@ -259,12 +259,27 @@ static int32_t wan_metadata_int(const wan_model *m, const char *key, int32_t oth
     return (int32_t)value;
 }
 
+/* Panels are filled up to a multiple of 32 rows. */
+static size_t wan_scratch_count(const wan_model *m)
+{
+    const wan_linear *l[8];
+    size_t largest = 0, count;
+    int i;
+    l[0] = &m->patch, l[1] = &m->text0, l[2] = &m->text2, l[3] = &m->time0, l[4] = &m->time_projection, l[5] = &m->head;
+    l[6] = &m->blocks[0].ffn0, l[7] = &m->blocks[0].ffn2; /* all blocks are alike, and their other layers smaller */
+    for (i = 0; i < 8; ++i) {
+        count = ((size_t)l[i]->rows + 31) * (size_t)l[i]->columns;
+        if (count > largest) largest = count;
+    }
+    return largest;
+}
+
 static void wan_model_open(wan_model *m, const char *path, int32_t heads)
 {
     static const int64_t patch_shape[5] = {-1, -1, 1, 2, 2};
     char message[TF_MESSAGE_COUNT], prefix[64];
     const tf_tensor *t;
-    size_t i, largest = 0;
+    size_t i;
     int32_t layer;
 
     memset(m, 0, sizeof *m);
@@ -288,6 +303,11 @@ static void wan_model_open(wan_model *m, const char *path, int32_t heads)
     m->text_len = wan_metadata_int(m, "text_len", 512, 1, 65536);
     m->pixel_fold = wan_metadata_int(m, "pixel_fold", 0, 0, 16);
     m->words = tf_metadata(&m->file, "words");
+    if (m->words) m->words += strspn(m->words, " ");
+    for (i = 0; m->words && m->words[i]; ++i) { /* they are printed */
+        if ((unsigned char)m->words[i] < 32 || m->words[i] == 127 || m->words[i] == '"')
+            tool_fail(TOOL_FAILURE, "%s: metadata words are not words with spaces between", path);
+    }
     m->parts = wan_metadata_int(m, "parts", 1, 1, 64);
     if (m->pixel_fold && m->channels != 3 * m->pixel_fold * m->pixel_fold) {
         tool_fail(TOOL_FAILURE, "%s: metadata pixel_fold %d needs %d channels, the tensors have %d", path,
@@ -332,13 +352,31 @@ static void wan_model_open(wan_model *m, const char *path, int32_t heads)
         b->norm3_bias = wan_vector(m, prefix, "norm3.bias", 1, m->dim, 0, 0);
         b->modulation = wan_vector(m, prefix, "modulation", 3, 1, 6, m->dim);
     }
+    m->scratch = floats(wan_scratch_count(m), 1);
+}
+
+/* A damaged file would come out as a picture of nothing. */
+static void wan_model_check(const wan_model *m)
+{
+    char printable[64];
+    size_t i;
+    int64_t first;
     for (i = 0; i < m->file.tensor_count; ++i) {
-        const tf_tensor *l = &m->file.tensors[i]; /* panels are filled up to a multiple of 32 rows */
-        if (l->rank > 1 && l->shape[0] > 0 && (size_t)(l->count / l->shape[0] * (l->shape[0] + 31)) > largest) {
-            largest = (size_t)(l->count / l->shape[0] * (l->shape[0] + 31));
+        const tf_tensor *t = &m->file.tensors[i];
+        int bad = 0;
+        if (t->dtype != TF_F32 && t->dtype != TF_F16 && t->dtype != TF_BF16) continue;
+#pragma omp parallel for reduction(+ : bad)
+        for (first = 0; first < t->count; first += 1024) {
+            float values[1024];
+            int64_t some = t->count - first < 1024 ? t->count - first : 1024, k;
+            tf_get_f32(t, first, some, values);
+            for (k = 0; k < some && !bad; ++k) bad = !isfinite(values[k]);
+        }
+        if (bad) {
+            tool_fail(TOOL_FAILURE, "%s: tensor '%s' has a NaN or an infinity", m->path,
+                      tf__printable(t->name, printable));
         }
     }
-    m->scratch = floats(largest, 1);
 }
 
 static void wan_linear_close(wan_linear *l) { free(l->bias); }
@@ -634,12 +672,11 @@ static void wan_expect(svg2_result result, const svg2_error *err)
 
 #include "compare.h" /* what a run can be, its stages timed or replaced, exact attention beside it */
 
-/* Memory for one clip: states of all layers and branches, and a workspace that they share. */
-static void wan_run_open(wan_run *run, const wan_model *m, const wan_grid *g, int32_t threads)
+/* Descriptor, backend and sizes; what cannot be run is refused. */
+static void wan_run_prepare(wan_run *run, const wan_model *m, const wan_grid *g, int32_t threads)
 {
     svg2_error err;
     svg2_parallel parallel = SVG2_ZERO;
-    int32_t i;
 
 #ifdef SVG2_OPENMP
     parallel = svg2_parallel_openmp(threads);
@@ -674,6 +711,15 @@ static void wan_run_open(wan_run *run, const wan_model *m, const wan_grid *g, in
 
     run->state_bytes = (svg2_state_bytes(&run->desc) + SVG2_ALIGN - 1) / SVG2_ALIGN * SVG2_ALIGN;
     run->work_bytes = svg2_workspace_bytes(&run->backend, &run->desc);
+}
+
+/* Memory for one clip: states of all layers and branches, and a workspace that they share. */
+static void wan_run_open(wan_run *run, const wan_model *m, const wan_grid *g, int32_t threads)
+{
+    svg2_error err;
+    int32_t i;
+
+    wan_run_prepare(run, m, g, threads);
     run->work = tool_allocate(run->work_bytes, 1);
     run->stats = (svg2_head_stats *)tool_allocate((size_t)m->heads, sizeof *run->stats);
     run->state = (svg2_state *)tool_allocate((size_t)(WAN_BRANCHES * m->layers), sizeof *run->state);
@@ -904,7 +950,7 @@ static void wan_forward(const wan_model *m, const wan_grid *g, wan_work *w, wan_
 static double wan_sigma(const wan_options *o, int32_t step)
 {
     double even = 1 - (double)step / o->steps;
-    return o->shift * even / (1 + (o->shift - 1) * even);
+    return o->shift * even / (1 - even + o->shift * even);
 }
 
 /* Counter-based: the noise of a position does not depend on anything else. */
@@ -932,7 +978,7 @@ typedef struct wan_job {
     wan_model model, late; /* late: from o.boundary on, if there is one */
     wan_grid grid;
     wan_work work;
-    int has_late;
+    int has_late, is_default_prompt;
     float *text, *negative; /* [text_len, text_dim]                 */
     float *noise;           /* [channels, frames, height, width]    */
     size_t count;           /* its elements                         */
@@ -967,6 +1013,7 @@ static void wan_generate(wan_job *job, wan_run *run, float *latent)
     wan_hooks hooks = {NULL, wan_dump, NULL};
     double start = now();
     int32_t step, branch, i;
+    int is_finite = 1;
     size_t at;
 
     hooks.user = job;
@@ -998,6 +1045,11 @@ static void wan_generate(wan_job *job, wan_run *run, float *latent)
             float v = velocity[0][at];
             if (branches == 2) v = velocity[1][at] + guidance * (v - velocity[1][at]);
             latent[at] += length * v;
+            is_finite &= isfinite(latent[at]) != 0;
+        }
+        if (!is_finite) {
+            tool_fail(TOOL_FAILURE, "run '%s': the latent has a NaN or an infinity after step %d of %d", run->label,
+                      step + 1, o->steps);
         }
         wan_progress(run, o, step + 1, now() - start);
     }
@@ -1018,6 +1070,7 @@ static float *wan_read(const char *where, int *rank, int64_t shape[TF_MAX_RANK])
     tf_file file;
     const tf_tensor *t;
     float *values;
+    int64_t i;
     if (!path) tool_fail(TOOL_FAILURE, "out of memory");
     if (tf_open(&file, path, message, sizeof message) != TF_OK) tool_fail(TOOL_FAILURE, "%s", message);
     t = tf_find(&file, name);
@@ -1025,6 +1078,9 @@ static float *wan_read(const char *where, int *rank, int64_t shape[TF_MAX_RANK])
     values = floats((size_t)t->count, 1);
     if (!tf_get_f32(t, 0, t->count, values))
         tool_fail(TOOL_FAILURE, "%s: dtype %s cannot be used here", where, tf_dtype_name(t->dtype));
+    for (i = 0; i < t->count; ++i) {
+        if (!isfinite(values[i])) tool_fail(TOOL_FAILURE, "%s: has a NaN or an infinity", where);
+    }
     *rank = t->rank;
     memcpy(shape, t->shape, sizeof t->shape);
     tf_close(&file);
@@ -1038,7 +1094,7 @@ static float *wan_read_text(const wan_model *m, const char *where)
     int rank;
     int64_t shape[TF_MAX_RANK];
     float *values = wan_read(where, &rank, shape), *text = floats((size_t)m->text_len, (size_t)m->text_dim);
-    int64_t *last = shape + rank - 2;
+    const int64_t *last = shape + (rank == 3);
     if (rank < 2 || rank > 3 || (rank == 3 && shape[0] != 1) || last[1] != m->text_dim || last[0] > m->text_len ||
         last[0] < 1) {
         tool_fail(TOOL_FAILURE, "%s: a text embedding has shape [L, %d] with L from 1 to %d", where, m->text_dim,
@@ -1081,8 +1137,8 @@ static float *wan_embed_prompt(const wan_model *m, const char *prompt)
             w += length;
         }
         if (!*w)
-            tool_fail(TOOL_USAGE, "--prompt: unknown word '%.*s'; the model knows: %s", (int)(count < 40 ? count : 40),
-                      at, m->words);
+            tool_fail(TOOL_USAGE, "--prompt: unknown word '%.*s'; the model knows: %.2000s",
+                      (int)(count < 40 ? count : 40), at, m->words);
         if (token == m->text_len) tool_fail(TOOL_USAGE, "--prompt: more than %d words", m->text_len);
         text[(int64_t)token * m->text_dim + index] = 1;
         text[(int64_t)token * m->text_dim + words + part] = 1;
@@ -1164,11 +1220,49 @@ static void wan_open_outputs(wan_job *job)
     if (o->csv) job->csv = tool_open_output(o->csv);
 }
 
+/* Linux grants more memory than there is, and kills who uses it: hours later, and without a word. */
+static void wan_check_memory(const wan_job *job)
+{
+    double have = 0, text = job->model.text_len, dim = job->model.dim, values, bytes, most = 0;
+    int32_t i;
+    values = (double)job->grid.tokens * (6 * dim + job->model.head_dim + (double)job->model.channels * WAN_PATCH) +
+             text * (2.0 * job->model.text_dim + 6 * dim) +
+             (double)job->count * (3 + job->run_count * (job->model.pixel_fold ? 2.0 : 1.0));
+    for (i = 0; i < job->run_count; ++i) {
+        const wan_run *run = &job->runs[i];
+        bytes = (double)run->work_bytes + (double)run->state_bytes * WAN_BRANCHES * job->model.layers;
+        if (bytes > most) most = bytes;
+    }
+    bytes = 4 * values + most;
+#ifdef _SC_PHYS_PAGES
+    have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+#endif
+    if (have > 0 && bytes > have) {
+        tool_fail(TOOL_FAILURE, "%lld tokens need %.1f GiB of memory, this machine has %.1f",
+                  (long long)job->grid.tokens, bytes / (1 << 30), have / (1 << 30));
+    }
+}
+
+/* What clip.h would refuse in the end (its limits, rounded down) is refused before the work. */
+static void wan_check_pictures(const wan_job *job)
+{
+    const double width = job->o.width, height = job->o.height, scale = job->o.scale, area = (1 << 30) / 3,
+                 runs = job->run_count < 8 ? job->run_count : 8;
+    const double sheet_width = 8 * (width * scale + 6) + 400, sheet_height = runs * (height * scale + 100) + 100,
+                 gif_width = runs * (width * (scale + 1) + 160) + 100, gif_height = height * (scale + 1) + 300;
+    if (width > CLIP_MAX_EXTENT || height > CLIP_MAX_EXTENT)
+        tool_fail(TOOL_USAGE, "--width, --height: a clip has at most %d", CLIP_MAX_EXTENT);
+    if (width * scale > INT16_MAX || height * scale > INT16_MAX || sheet_width * sheet_height > area ||
+        gif_width > UINT16_MAX || gif_height > UINT16_MAX || gif_width * gif_height > area) {
+        tool_fail(TOOL_USAGE, "--scale %d: the pictures would be too large (--out none writes none)", job->o.scale);
+    }
+}
+
 static void wan_open_input(wan_job *job)
 {
     wan_options *o = &job->o;
     wan_model *m = &job->model;
-    int32_t fold;
+    int32_t fold, i;
     int rank;
     int64_t shape[TF_MAX_RANK];
 
@@ -1193,12 +1287,19 @@ static void wan_open_input(wan_job *job)
         }
     }
     if (o->text && o->prompt) tool_fail(TOOL_USAGE, "--text and --prompt exclude each other");
+    job->grid.frames = o->frames, job->grid.height = o->height / fold / 2, job->grid.width = o->width / fold / 2;
+    job->grid.tokens = (int64_t)job->grid.frames * job->grid.height * job->grid.width;
+    job->count = (size_t)job->grid.tokens * (size_t)m->channels * WAN_PATCH;
+    for (i = 0; i < job->run_count; ++i) /* what is wrong with the last run is said before the first */
+        wan_run_prepare(&job->runs[i], m, &job->grid, o->threads);
+    wan_check_memory(job);
+    if (m->pixel_fold && strcmp(o->out, "none") != 0) wan_check_pictures(job);
     if (o->text)
         job->text = wan_read_text(m, o->text);
     else if (m->words) {
         if (!o->prompt) {
             o->prompt = "red striped disc; blue dotted square; grey waves pan-left";
-            tool_notice("no --prompt given; this one: \"%s\"", o->prompt);
+            job->is_default_prompt = 1;
         }
         job->text = wan_embed_prompt(m, o->prompt);
     } else {
@@ -1210,8 +1311,7 @@ static void wan_open_input(wan_job *job)
         job->negative = floats((size_t)m->text_len, (size_t)m->text_dim);
         memset(job->negative, 0, (size_t)m->text_len * (size_t)m->text_dim * sizeof *job->negative);
     }
-    wan_grid_open(&job->grid, m, o->frames, o->height / fold / 2, o->width / fold / 2);
-    job->count = (size_t)job->grid.tokens * (size_t)m->channels * WAN_PATCH;
+    wan_grid_open(&job->grid, m, job->grid.frames, job->grid.height, job->grid.width);
     if (o->noise) {
         job->noise = wan_read(o->noise, &rank, shape);
         if (rank != 4 || shape[0] != m->channels || shape[1] != o->frames || shape[2] != o->height / fold ||
@@ -1224,6 +1324,8 @@ static void wan_open_input(wan_job *job)
         wan_noise(job->noise, job->count, o->seed);
     }
     wan_work_open(&job->work, m, &job->grid);
+    wan_model_check(m);
+    if (job->has_late) wan_model_check(&job->late);
 }
 
 /* Two runs of one name would write one file: the second becomes name-2. */
@@ -1276,11 +1378,8 @@ int main(int argc, char **argv)
     omp_set_num_threads(job.o.threads);
 #  endif
     wan_open_input(&job);
-    for (i = 0; i < job.run_count; ++i) { /* what is wrong with the last run is said before the first */
-        wan_run_open(&job.runs[i], &job.model, &job.grid, job.o.threads);
-        wan_run_close(&job.runs[i]);
-    }
     wan_open_outputs(&job);
+    if (job.is_default_prompt) tool_notice("no --prompt given; this one: \"%s\"", job.o.prompt);
     printf("%s: %d layers, %d heads of %d, %lld tokens (%d x %d x %d), %d steps, guidance %g\n", job.o.model,
            job.model.layers, job.model.heads, job.model.head_dim, (long long)job.grid.tokens, job.grid.frames,
            job.grid.height, job.grid.width, job.o.steps, job.o.guidance);
