@@ -1408,9 +1408,18 @@ int main(int argc, char **argv)
         if (job.clip_files[i]) is_written &= clip_write_y4m(job.clip_files[i], &job.clips[i], job.o.fps);
     }
     {
-        const char *labels[WAN_MAX_RUNS];
+        const char *labels[8];
         int32_t shown = job.run_count < 8 ? job.run_count : 8;
-        for (i = 0; i < job.run_count; ++i) labels[i] = job.runs[i].label;
+        char text[8][128];
+        for (i = 0; i < shown; ++i) {
+            wan_totals t = wan_total(&job.runs[i], job.o.steps);
+            if (i)
+                snprintf(text[i], sizeof text[i], "%.80s\n%.1f %% of pairs, %.1f dB", job.runs[i].label,
+                         100 * t.all_pairs, job.runs[i].psnr);
+            else
+                snprintf(text[i], sizeof text[i], "%.80s", job.runs[i].label);
+            labels[i] = text[i];
+        }
         if (job.sheet) is_written &= clip_write_sheet(job.sheet, job.clips, labels, shown, 8, job.o.scale);
         if (job.gif) is_written &= clip_write_gif(job.gif, job.clips, labels, shown, job.o.scale + 1, job.o.fps);
     }
