@@ -34,7 +34,7 @@ static void wan_run_parse(wan_run *run, const char *text)
         {TOOL_CHOICE, "simd", "scalar|avx2|avx512|avx512bf16", &simd, 0, 0, 0, ""},
     };
     const char *colon = strchr(text, ':'), *at = colon ? colon + 1 : text;
-    char word[64];
+    char word[64], is_given[sizeof settings / sizeof *settings] = {0};
     size_t count, k;
 
     memset(run, 0, sizeof *run);
@@ -67,6 +67,7 @@ static void wan_run_parse(wan_run *run, const char *text)
             *equals = 0;
             while (i < sizeof settings / sizeof *settings && strcmp(settings[i].name, word) != 0) ++i;
             if (i == sizeof settings / sizeof *settings) tool_fail(TOOL_USAGE, "'%s': unknown setting '%s'", text, word);
+            if (is_given[i]++) tool_fail(TOOL_USAGE, "'%s': '%s' is given twice", text, word);
             tool_parse_value(&settings[i], equals + 1);
         }
         if (*at != ',') break;

@@ -1248,7 +1248,7 @@ static void wan_check_pictures(const wan_job *job)
 {
     const double width = job->o.width, height = job->o.height, scale = job->o.scale, area = (1 << 30) / 3,
                  runs = job->run_count < 8 ? job->run_count : 8;
-    const double sheet_width = 8 * (width * scale + 6) + 400, sheet_height = runs * (height * scale + 100) + 100,
+    const double sheet_width = 8 * (width * scale + 6) + 400, sheet_height = runs * (height * scale + 200) + 100,
                  gif_width = runs * (width * (scale + 1) + 160) + 100, gif_height = height * (scale + 1) + 300;
     if (width > CLIP_MAX_EXTENT || height > CLIP_MAX_EXTENT)
         tool_fail(TOOL_USAGE, "--width, --height: a clip has at most %d", CLIP_MAX_EXTENT);
@@ -1413,9 +1413,12 @@ int main(int argc, char **argv)
         char text[8][128];
         for (i = 0; i < shown; ++i) {
             wan_totals t = wan_total(&job.runs[i], job.o.steps);
-            if (i)
+            if (i && isfinite(job.runs[i].psnr))
                 snprintf(text[i], sizeof text[i], "%.80s\n%.1f %% of pairs, %.1f dB", job.runs[i].label,
                          100 * t.all_pairs, job.runs[i].psnr);
+            else if (i)
+                snprintf(text[i], sizeof text[i], "%.80s\n%.1f %% of pairs, equal", job.runs[i].label,
+                         100 * t.all_pairs);
             else
                 snprintf(text[i], sizeof text[i], "%.80s", job.runs[i].label);
             labels[i] = text[i];
