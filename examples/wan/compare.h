@@ -114,7 +114,12 @@ static svg2_result wan_position_blocks(const svg2_backend *backend, const svg2_k
     const wan_grid *g = run->grid;
     int32_t box[3] = {1, 1, 1}, count[3], token, head, c, axis;
     const int32_t extent[3] = {g->frames, g->height, g->width};
+    svg2_layout layout = d->layout;
     if (d->clusters == 1) return run->cpu.kmeans(&run->cpu, d, work, err);
+    if (!layout.stride_head && !layout.stride_token) { /* contiguous */
+        layout.stride_token = d->head_dim;
+        layout.stride_head = (int64_t)d->tokens * d->head_dim;
+    }
     while ((int64_t)((extent[0] + box[0] - 1) / box[0]) * ((extent[1] + box[1] - 1) / box[1]) *
                ((extent[2] + box[2] - 1) / box[2]) >
            d->clusters) { /* grow the side that has most boxes */
@@ -132,7 +137,7 @@ static svg2_result wan_position_blocks(const svg2_backend *backend, const svg2_k
         memset(mean, 0, (size_t)d->head_dim * sizeof *mean);
         memset(size, 0, (size_t)d->clusters * sizeof *size);
         for (token = 0; token < d->tokens; ++token) {
-            const float *x = (const float *)d->x + head * d->layout.stride_head + token * d->layout.stride_token;
+            const float *x = (const float *)d->x + head * layout.stride_head + token * layout.stride_token;
             int32_t j = (int32_t)((int64_t)token * d->clusters / d->tokens);
             if (run->method == WAN_TILES) {
                 int32_t t = token / g->width / g->height / box[0], h = token / g->width % g->height / box[1],

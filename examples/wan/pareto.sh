@@ -58,6 +58,8 @@ else
         # clusters: queries / keys; 71 / 231 are the default for 4,096 tokens
         sweep half-clusters "svg2,tail=2,query-clusters=35,key-clusters=115,density=X,$dense_first" 0.05 0.1 0.2
         sweep double-clusters "svg2,tail=2,query-clusters=141,key-clusters=461,density=X,$dense_first" 0.02 0.05 0.1 0.2
+        sweep double-queries "svg2,tail=2,query-clusters=141,density=X,$dense_first" 0.05 0.1
+        sweep no-bf16 "svg2,tail=2,simd=avx512,density=X,$dense_first" 0.1
         sweep cold "svg2,tail=2,cold=1,init-iters=2,density=X,$dense_first" 0.1
         sweep fresh "svg2,tail=2,cold=1,init-iters=10,density=X,$dense_first" 0.1
         # no layer fixed dense
@@ -89,17 +91,17 @@ done
 awk 'FNR > 1 || NR == 1' "$out"/clip-?.csv >"$out/runs.csv"
 # settings are quoted and hold commas: cut them out first
 sed 's/"[^"]*"//g' "$out/runs.csv" | awk -F, -v OFS=, '
-    NR == 1 { print "series", "value", "clips", "density", "density_all", "psnr", "psnr_least", "ssim", "attention_seconds", "total_seconds"; next }
+    NR == 1 { print "series", "value", "clips", "density", "density_all", "cost", "psnr", "psnr_least", "ssim", "attention_seconds", "total_seconds"; next }
     $1 == "dense" { next }
     { if (!($1 in n)) order[++count] = $1
-      n[$1]++; d[$1] += $4; a[$1] += $5; p[$1] += $6; s[$1] += $7; t[$1] += $8; w[$1] += $9
-      if (n[$1] == 1 || $6 < least[$1]) least[$1] = $6 }
+      n[$1]++; d[$1] += $4; a[$1] += $5; c[$1] += $6; p[$1] += $7; s[$1] += $8; t[$1] += $9; w[$1] += $10
+      if (n[$1] == 1 || $7 < least[$1]) least[$1] = $7 }
     END { for (i = 1; i <= count; ++i) { k = order[i]; at = match(k, /_[^_]*$/)
-        printf "%s,%s,%d,%.5f,%.5f,%.3f,%.3f,%.5f,%.3f,%.3f\n", substr(k, 1, at - 1), substr(k, at + 1), n[k], d[k] / n[k], a[k] / n[k],
-            p[k] / n[k], least[k], s[k] / n[k], t[k] / n[k], w[k] / n[k] } }' >"$out/pareto.csv"
-awk -F, 'NR == 1 { printf "%-20s%8s%10s%10s%10s%8s\n", "", "value", "density", "PSNR", "least", "SSIM"; next }
+        printf "%s,%s,%d,%.5f,%.5f,%.5f,%.3f,%.3f,%.5f,%.3f,%.3f\n", substr(k, 1, at - 1), substr(k, at + 1), n[k], d[k] / n[k], a[k] / n[k],
+            c[k] / n[k], p[k] / n[k], least[k], s[k] / n[k], t[k] / n[k], w[k] / n[k] } }' >"$out/pareto.csv"
+awk -F, 'NR == 1 { printf "%-20s%8s%10s%10s%11s%11s%8s\n", "", "value", "density", "cost", "PSNR", "least", "SSIM"; next }
     $1 != last { if (last != "") print ""; last = $1 }
-    { printf "%-20s%8s%8.1f %%%7.2f dB%7.2f dB%8.4f\n", $1, $2, 100 * $4, $6, $7, $8 }' "$out/pareto.csv"
+    { printf "%-20s%8s%8.1f %%%8.1f %%%8.2f dB%8.2f dB%8.4f\n", $1, $2, 100 * $4, 100 * $6, $7, $8, $9 }' "$out/pareto.csv"
 
 if ! command -v gnuplot >/dev/null; then
     echo "no gnuplot (Debian: gnuplot-nox): $out/pareto.csv is there, pareto.png is not"
@@ -107,7 +109,7 @@ if ! command -v gnuplot >/dev/null; then
 fi
 series() { # name, title, style: only what has been run
     grep -q "^$1," "$out/pareto.csv" || return 0
-    printf '%s"< grep ^%s, %s/pareto.csv" using ($4*100):6 with linespoints %s title "%s"' "$comma" "$1" "$out" "$3" "$2"
+    printf '%s"< grep ^%s, %s/pareto.csv" using ($4*100):7 with linespoints %s title "%s"' "$comma" "$1" "$out" "$3" "$2"
     comma=", "
 }
 comma=

@@ -81,12 +81,14 @@ static void wan_dump(void *user, int32_t layer, const float *q, const float *k, 
 typedef struct wan_totals {
     double attention_seconds, kmeans_seconds, density, all_pairs, error, recall, recall_min;
     double kmeans_first, kmeans_later; /* seconds of the first step that clusters; mean of the others */
+    double cost;                       /* arithmetic of a warm sparse call / dense, by svg2_cost_estimate */
     int is_checked;
 } wan_totals;
 
 static wan_totals wan_total(const wan_run *run, int32_t steps)
 {
     wan_totals t;
+    svg2_cost cost;
     double density = 0, heads = 0, pairs = 0, pairs_total = 0, error = 0, norm = 0, recall = 0, rows = 0;
     int32_t i, later = 0;
     memset(&t, 0, sizeof t);
@@ -111,6 +113,8 @@ static wan_totals wan_total(const wan_run *run, int32_t steps)
     t.is_checked = rows > 0;
     t.error = norm > 0 ? sqrt(error / norm) : 0;
     t.recall = rows > 0 ? recall / rows : 1;
+    t.cost = 1;
+    if (heads > 0 && svg2_cost_estimate(&run->desc, t.density, 1, &cost, NULL) == SVG2_OK) t.cost = cost.ratio;
     return t;
 }
 
@@ -191,6 +195,7 @@ static void wan_write_report(const wan_job *job)
         wan_print_string(f, "settings", run->settings), fputs(",\n   ", f);
         wan_print_number(f, "density", t.density, 6), fputs(", ", f);
         wan_print_number(f, "density_all", t.all_pairs, 6), fputs(", ", f);
+        wan_print_number(f, "cost", t.cost, 6), fputs(", ", f);
         wan_print_number(f, "psnr", i ? run->psnr : INFINITY, 6), fputs(", ", f);
         wan_print_number(f, "ssim", i && run->ssim >= -1 ? run->ssim : INFINITY, 6), fputs(",\n   ", f);
         wan_print_number(f, "attention_seconds", t.attention_seconds, 5), fputs(", ", f);
@@ -236,14 +241,13 @@ static void wan_write_report(const wan_job *job)
 static void wan_write_csv(const wan_job *job)
 {
     int32_t i;
-    fprintf(job->csv, "name,settings,method,density,density_all,psnr,ssim,attention_seconds,total_seconds,kmeans_"
-                      "seconds,attention_error,recall,"
-                      "recall_worst_row,tokens,steps,seed,prompt\n");
+    fprintf(job->csv, "name,settings,method,density,density_all,cost,psnr,ssim,attention_seconds,total_seconds,"
+                      "kmeans_seconds,attention_error,recall,recall_worst_row,tokens,steps,seed,prompt\n");
     for (i = 0; i < job->run_count; ++i) {
         const wan_run *run = &job->runs[i];
         wan_totals t = wan_total(run, job->o.steps);
-        fprintf(job->csv, "%s,\"%s\",%s,%.5f,%.5f,", run->label, run->settings, wan_method_name(run->method), t.density,
-                t.all_pairs);
+        fprintf(job->csv, "%s,\"%s\",%s,%.5f,%.5f,%.5f,", run->label, run->settings, wan_method_name(run->method),
+                t.density, t.all_pairs, t.cost);
         if (i && isfinite(run->psnr)) fprintf(job->csv, "%.4f", run->psnr);
         fputc(',', job->csv);
         if (i && run->ssim >= -1) fprintf(job->csv, "%.6f", run->ssim);
