@@ -60,6 +60,7 @@ else
         sweep double-clusters "svg2,tail=2,query-clusters=141,key-clusters=461,density=X,$dense_first" 0.02 0.05 0.1 0.2
         sweep double-queries "svg2,tail=2,query-clusters=141,density=X,$dense_first" 0.05 0.1
         sweep no-bf16 "svg2,tail=2,simd=avx512,density=X,$dense_first" 0.1
+        sweep step-iters "svg2,tail=2,density=0.1,step-iters=X,$dense_first" 0 1 2 4
         sweep cold "svg2,tail=2,cold=1,init-iters=2,density=X,$dense_first" 0.1
         sweep fresh "svg2,tail=2,cold=1,init-iters=10,density=X,$dense_first" 0.1
         # no layer fixed dense
