@@ -10,7 +10,7 @@ ground.  Each clip has a caption of nine words in three parts,
 
     pip install numpy torch safetensors
     python3 train.py --minutes 180 --out model.safetensors                    # two CPU cores, 2-4 hours
-    python3 train.py --minutes 10 --device cuda --tokens 131072 --out model.safetensors   # one large GPU
+    python3 train.py --minutes 10 --device cuda --bf16 --compile --tokens 131072 --out model.safetensors   # one large GPU
 
 It may be stopped at any time: --state holds everything, and the same command goes on from there.
 `train.py --reference model.safetensors FILE` writes the test data of tests/test_wan.c instead of training.
@@ -262,6 +262,9 @@ def train(args):
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed + 1)
     model = Wan(3 * args.fold ** 2, args.dim, args.ffn_dim, args.heads, args.layers).to(device)
+    if args.start and not os.path.exists(args.state):
+        from safetensors.torch import load_file
+        model.load_state_dict({k: v.float() for k, v in load_file(args.start).items()})
     muon, rest = parameters_by_rule(model)
     optimizers = [torch.optim.Muon(muon, lr=args.lr, weight_decay=.02, momentum=.95, adjust_lr_fn="match_rms_adamw"),
                   torch.optim.AdamW(rest, lr=args.lr, weight_decay=.0, betas=(.9, .98))]
@@ -350,6 +353,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", default="model.safetensors", help="weights, bf16, averaged over training")
     p.add_argument("--state", default="train.state", help="checkpoint to go on from")
+    p.add_argument("--start", metavar="MODEL", help="begin with the weights of a trained model, with nothing else of it")
     p.add_argument("--reference", nargs=2, metavar=("MODEL", "FILE"), help="write test data for the model and stop")
     p.add_argument("--minutes", type=float, default=180, help="training time in all, earlier runs included")
     p.add_argument("--save-minutes", type=float, default=5)
