@@ -54,7 +54,7 @@ def clips(batch, frames, size, generator, device="cpu"):
     words = [part[i] + first[i] for part in look for i in range(3)]
     words += [ground_colour + first[3], ground + first[4], camera + first[5]]
 
-    at = lambda v: v.view(batch, 1, 1, 1)
+    each, at = torch.arange(batch, device=device), lambda v: v.view(batch, 1, 1, 1)
     t = torch.arange(frames, device=device).float().view(1, frames, 1, 1)
     line = torch.arange(size, device=device).float() - (size - 1) / 2
     # the camera: world position of each pixel
@@ -72,7 +72,7 @@ def clips(batch, frames, size, generator, device="cpu"):
     shade = torch.stack((torch.full_like(x, .5), (.5 + (x * at(rand(batch, lo=-1, hi=1)) + y) / 80).clamp(0, 1),
                          .5 + .5 * torch.tanh(4 * torch.sin(gx) * torch.sin(gy)),
                          .5 + .5 * torch.sin(gx + 1.5 * torch.sin(gy / 2)) * torch.cos(gy / 3)), 1)
-    shade = shade[torch.arange(batch), ground].unsqueeze(1)
+    shade = shade[each, ground].unsqueeze(1)
     base = torch.tensor(list(GROUND_COLOURS.values()), device=device)[ground_colour].view(batch, 3, 1, 1, 1)
     video = base + (shade - .5) * .36
 
@@ -93,10 +93,10 @@ def clips(batch, frames, size, generator, device="cpu"):
         d = (u * u + v * v).sqrt()
         edge = torch.stack((r - d, .88 * r - torch.maximum(u.abs(), v.abs()),
                             torch.minimum(.62 * r - v, (v + 1.15 * r - 1.75 * u.abs()) * .5), .32 * r - (d - .75 * r).abs()), 1)
-        mask = (edge[torch.arange(batch), shape] + .5).clamp(0, 1).unsqueeze(1)
+        mask = (edge[each, shape] + .5).clamp(0, 1).unsqueeze(1)
         wave = 2 * math.pi / 6.5
         fill = torch.stack((torch.ones_like(u), torch.sin(u * wave), torch.sin(u * wave) * torch.sin(v * wave) * 1.6,
-                            torch.cos(u * wave) + torch.cos(v * wave) - .55), 1)[torch.arange(batch), pattern]
+                            torch.cos(u * wave) + torch.cos(v * wave) - .55), 1)[each, pattern]
         fill = .5 + .5 * torch.tanh(3 * fill).unsqueeze(1)
         tint = torch.tensor(list(COLOURS.values()), device=device)[colour].view(batch, 3, 1, 1, 1)
         video = video * (1 - mask) + mask * tint * (.22 + .78 * fill)
@@ -247,7 +247,7 @@ def export(path, weights, args, note):
 
 def shape_for(progress, tokens, generator):
     """(batch, frames, size): short and small first, the size of generation at the end."""
-    draw = torch.rand(1, generator=generator).item()
+    draw = torch.rand(1, generator=generator, device=generator.device).item()
     if progress < .58:
         frames, size = (8, 32) if draw < .7 else (16, 32)
     elif progress < .80:
@@ -260,7 +260,7 @@ def shape_for(progress, tokens, generator):
 def train(args):
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
-    generator = torch.Generator().manual_seed(args.seed + 1)
+    generator = torch.Generator(device).manual_seed(args.seed + 1)
     model = Wan(3 * args.fold ** 2, args.dim, args.ffn_dim, args.heads, args.layers).to(device)
     if args.start and not os.path.exists(args.state):
         from safetensors.torch import load_file
@@ -276,7 +276,7 @@ def train(args):
         for o, s in zip(optimizers, state["optimizers"]):
             o.load_state_dict(s)
         average, step, spent, losses = state["average"], state["step"], state["spent"], state["losses"]
-        generator.set_state(state["generator"])
+        generator.set_state(state["generator"].cpu())
         print(f"going on at step {step}, {spent / 60:.1f} minutes", flush=True)
     print(sum(p.numel() for p in model.parameters()), "parameters", flush=True)
     if args.compile:
@@ -299,13 +299,12 @@ def train(args):
             for g in o.param_groups:
                 g["lr"] = args.lr * rate
         batch, frames, size = shape_for(progress, args.tokens, generator)
-        video, words = clips(batch, frames, size, generator)
-        clean = to_latent(video, args.fold).to(device)
-        text = caption_of(words).to(device)
-        text = text * (torch.rand(batch, 1, 1, generator=generator) > .12).float().to(device)     # guidance needs both
-        sigma = torch.sigmoid(torch.randn(batch, generator=generator) * 1.1)
-        sigma = (args.shift * sigma / (1 + (args.shift - 1) * sigma)).to(device)
-        noise = torch.randn(clean.shape, generator=generator).to(device)
+        video, words = clips(batch, frames, size, generator, device)
+        clean, text = to_latent(video, args.fold), caption_of(words)
+        text = text * (torch.rand(batch, 1, 1, generator=generator, device=device) > .12)     # guidance needs both
+        sigma = torch.sigmoid(torch.randn(batch, generator=generator, device=device) * 1.1)
+        sigma = args.shift * sigma / (1 + (args.shift - 1) * sigma)
+        noise = torch.randn(clean.shape, generator=generator, device=device)
         mix = sigma.view(-1, 1, 1, 1, 1)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
             velocity = model((1 - mix) * clean + mix * noise, sigma * 1000, text)
