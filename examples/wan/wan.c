@@ -1407,6 +1407,7 @@ int main(int argc, char **argv)
         if (job.latent_files[i]) wan_write_latent(&job, job.latent_files[i], job.latents[i]);
         if (job.clip_files[i]) is_written &= clip_write_y4m(job.clip_files[i], &job.clips[i], job.o.fps);
     }
+#  if !defined(SVG2_TOOL_NO_PNG) || !defined(SVG2_TOOL_NO_GIF)
     {
         const char *labels[8];
         int32_t shown = job.run_count < 8 ? job.run_count : 8;
@@ -1423,9 +1424,14 @@ int main(int argc, char **argv)
                 snprintf(text[i], sizeof text[i], "%.80s", job.runs[i].label);
             labels[i] = text[i];
         }
+#    ifndef SVG2_TOOL_NO_PNG
         if (job.sheet) is_written &= clip_write_sheet(job.sheet, job.clips, labels, shown, 8, job.o.scale);
+#    endif
+#    ifndef SVG2_TOOL_NO_GIF
         if (job.gif) is_written &= clip_write_gif(job.gif, job.clips, labels, shown, job.o.scale + 1, job.o.fps);
+#    endif
     }
+#  endif
     if (job.report) wan_write_report(&job);
     if (job.csv) wan_write_csv(&job);
     if (!is_written) tool_fail(TOOL_FAILURE, "%s: a picture could not be written", job.o.out);
