@@ -817,6 +817,7 @@ static void test_bad_options(void **state)
         "svg2,simd=sse9",
         "svg2,density=0.1,density=0.2",
         "oracle,top-p=0.5",
+        "oracle,query-clusters=65536,key-clusters=65536",
         ":svg2",
         "x:",
         "a/b:svg2",

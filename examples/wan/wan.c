@@ -695,6 +695,8 @@ static void wan_run_prepare(wan_run *run, const wan_model *m, const wan_grid *g,
         tool_fail(TOOL_USAGE, "run '%s': %s %s", run->label, err.field, err.text);
     if (run->method == WAN_ORACLE && !(run->desc.density > 0))
         tool_fail(TOOL_USAGE, "run '%s': the oracle needs a density", run->label);
+    if (run->method == WAN_ORACLE && (int64_t)run->desc.query_clusters * run->desc.key_clusters > INT32_MAX)
+        tool_fail(TOOL_USAGE, "run '%s': the oracle needs fewer clusters", run->label);
 
     run->cpu = run->backend = svg2_cpu_backend_simd(&parallel, run->simd);
     if (run->simd != SVG2_SIMD_BEST && run->cpu.simd != run->simd)
