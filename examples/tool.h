@@ -94,8 +94,8 @@ static void tool_on_signal(int number)
 {
     tool_discard_outputs();
     if (number == SIGBUS) { /* a mapped input shrank under us */
-        static const char text[] = "svg2: an input file was truncated while it was read\n";
-        if (write(2, text, sizeof text - 1) < 0) _exit(TOOL_FAILURE);
+        static const char text[] = ": an input file was truncated while it was read\n";
+        if (write(2, tool_name, strlen(tool_name)) < 0 || write(2, text, sizeof text - 1) < 0) _exit(TOOL_FAILURE);
         _exit(TOOL_FAILURE);
     }
     signal(number, SIG_DFL); /* so that the caller sees by which signal we died */

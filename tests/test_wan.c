@@ -1,4 +1,4 @@
-/* examples/wan/wan.c from the inside: the forward pass against PyTorch's, the sampler, one state per layer and branch, and
+/* examples/wan/wan.c from the inside: forward pass against PyTorch, sampler, one state per layer and branch, and
    what attention of a trained model asks of svg2. Data: tests/data/wan_*.safetensors, see tests/data/README.md. */
 #define WAN_NO_MAIN
 #if defined(__GNUC__)
@@ -16,13 +16,13 @@ enum { QKV_COUNT = TEST_SLOW_BUILD ? 1 : 2, BISECTIONS = TEST_SLOW_BUILD ? 3 : 7
 /* ---- the forward pass --------------------------------------------------------------------- */
 typedef struct reference {
     tf_file file;
-    int     compared;
+    int compared;
 } reference;
 
 static float *reference_read(const reference *r, const char *name, int64_t *count)
 {
     const tf_tensor *t = tf_find(&r->file, name);
-    float           *x;
+    float *x;
     if (!t) fail_msg("%s lacks the tensor %s", reference_path, name);
     x = (float *)mem_new((size_t)t->count * sizeof *x);
     assert_true(tf_get_f32(t, 0, t->count, x));
@@ -32,10 +32,10 @@ static float *reference_read(const reference *r, const char *name, int64_t *coun
 
 static void reference_compare(reference *r, const char *name, const float *x)
 {
-    int64_t      count;
-    float       *y = reference_read(r, name, &count);
+    int64_t count;
+    float *y = reference_read(r, name, &count);
     svg2_metrics metrics;
-    svg2_error   err;
+    svg2_error err;
     assert_ok(svg2_compare(x, y, (size_t)count, 0, &metrics, &err));
     assert_true(metrics.finite);
     if (metrics.rel_l2 > 1e-5) fail_msg("%s: relative L2 difference %.3g from PyTorch's", name, metrics.rel_l2);
@@ -52,10 +52,10 @@ static void reference_block(void *user, int32_t layer, const float *x)
 /* A model, a grid and a run, opened. */
 typedef struct fixture {
     wan_model model;
-    wan_grid  grid;
-    wan_work  work;
-    wan_run   run;
-    wan_step  step;
+    wan_grid grid;
+    wan_work work;
+    wan_run run;
+    wan_step step;
 } fixture;
 
 static void fixture_open(fixture *f, const char *settings, int32_t frames, int32_t height, int32_t width)
@@ -79,13 +79,13 @@ static void fixture_close(fixture *f)
 
 static void test_forward_as_in_pytorch(void **state)
 {
-    fixture          f;
-    reference        r;
-    char             message[TF_MESSAGE_COUNT];
+    fixture f;
+    reference r;
+    char message[TF_MESSAGE_COUNT];
     const tf_tensor *latent;
-    wan_hooks        hooks = {&r, NULL, reference_block};
-    float           *x, *text, *timestep, *context, *velocity;
-    int64_t          count;
+    wan_hooks hooks = {&r, NULL, reference_block};
+    float *x, *text, *timestep, *context, *velocity;
+    int64_t count;
     (void)state;
     memset(&r, 0, sizeof r);
     if (tf_open(&r.file, reference_path, message, sizeof message) != TF_OK) fail_msg("%s", message);
@@ -109,18 +109,19 @@ static void test_forward_as_in_pytorch(void **state)
 /* Every extent of a product: rows and tokens that do not fill a panel or a group. */
 static void test_linear_against_f64(void **state)
 {
-    static const int32_t shapes[][3] = {{1, 1, 1}, {5, 7, 3}, {6, 32, 16}, {7, 33, 17}, {13, 100, 40}, {1, 192, 256}, {50, 70, 1030}};
-    uint64_t             seed = 3;
-    size_t               i;
+    static const int32_t shapes[][3] = {{1, 1, 1},     {5, 7, 3},     {6, 32, 16},   {7, 33, 17},
+                                        {13, 100, 40}, {1, 192, 256}, {50, 70, 1030}};
+    uint64_t seed = 3;
+    size_t i;
     (void)state;
     for (i = 0; i < sizeof shapes / sizeof *shapes; ++i) {
         const int32_t n = shapes[i][0], rows = shapes[i][1], columns = shapes[i][2];
-        float        *x = (float *)mem_new((size_t)(n * columns) * 4), *w = (float *)mem_new((size_t)(rows * columns) * 4);
-        float        *y = (float *)mem_new((size_t)(n * rows) * 4), *bias = (float *)mem_new((size_t)rows * 4);
-        wan_model     m;
-        wan_linear    l;
-        tf_tensor     t;
-        int32_t       a, b, c;
+        float *x = (float *)mem_new((size_t)(n * columns) * 4), *w = (float *)mem_new((size_t)(rows * columns) * 4);
+        float *y = (float *)mem_new((size_t)(n * rows) * 4), *bias = (float *)mem_new((size_t)rows * 4);
+        wan_model m;
+        wan_linear l;
+        tf_tensor t;
+        int32_t a, b, c;
         memset(&m, 0, sizeof m);
         memset(&t, 0, sizeof t);
         for (c = 0; c < n * columns; ++c) x[c] = (float)rnd_normal(&seed);
@@ -138,7 +139,8 @@ static void test_linear_against_f64(void **state)
                     double product = (double)x[a * columns + c] * (double)w[b * columns + c];
                     sum += product, size += fabs(product);
                 }
-                if (fabs(sum - (double)y[a * rows + b]) > 1e-6 * size) fail_msg("%d x %d x %d at %d, %d", n, rows, columns, a, b);
+                if (fabs(sum - (double)y[a * rows + b]) > 1e-6 * size)
+                    fail_msg("%d x %d x %d at %d, %d", n, rows, columns, a, b);
             }
         }
     }
@@ -148,7 +150,7 @@ static void test_linear_against_f64(void **state)
 static void test_noise_schedule(void **state)
 {
     wan_options o;
-    int32_t     i;
+    int32_t i;
     (void)state;
     wan_defaults(&o);
     o.steps = 10, o.shift = 3;
@@ -163,8 +165,8 @@ static void test_noise_is_normal(void **state)
 {
     enum { N = 100000 };
     static float x[N], y[N];
-    double       mean = 0, variance = 0, fourth = 0, shared = 0;
-    int          i;
+    double mean = 0, variance = 0, fourth = 0, shared = 0;
+    int i;
     (void)state;
     wan_noise(x, N, 5);
     wan_noise(y, N, 6);
@@ -179,11 +181,11 @@ static void test_noise_is_normal(void **state)
 }
 
 /* Generates from the fixture's seed; returns the latent. */
-static float *generate(const char *settings, double guidance, int32_t steps, int32_t frames, int32_t height, int32_t width,
-                       size_t *count)
+static float *generate(const char *settings, double guidance, int32_t steps, int32_t frames, int32_t height,
+                       int32_t width, size_t *count)
 {
     static wan_job clip_job;
-    float         *latent;
+    float *latent;
     memset(&clip_job, 0, sizeof clip_job);
     wan_defaults(&clip_job.o);
     clip_job.o.model = model_path, clip_job.o.steps = steps, clip_job.o.guidance = guidance, clip_job.o.threads = 2;
@@ -194,7 +196,8 @@ static float *generate(const char *settings, double guidance, int32_t steps, int
     clip_job.count = (size_t)clip_job.grid.tokens * (size_t)clip_job.model.channels * WAN_PATCH;
     clip_job.text = wan_embed_prompt(&clip_job.model, clip_job.o.prompt);
     clip_job.negative = floats((size_t)clip_job.model.text_len, (size_t)clip_job.model.text_dim);
-    memset(clip_job.negative, 0, (size_t)clip_job.model.text_len * (size_t)clip_job.model.text_dim * sizeof *clip_job.negative);
+    memset(clip_job.negative, 0,
+           (size_t)clip_job.model.text_len * (size_t)clip_job.model.text_dim * sizeof *clip_job.negative);
     clip_job.noise = floats(clip_job.count, 1);
     wan_noise(clip_job.noise, clip_job.count, 11);
     wan_run_parse(&clip_job.runs[0], settings);
@@ -209,7 +212,7 @@ static float *generate(const char *settings, double guidance, int32_t steps, int
 static double relative(const float *x, const float *y, size_t count)
 {
     svg2_metrics metrics;
-    svg2_error   err;
+    svg2_error err;
     assert_ok(svg2_compare(x, y, count, 0, &metrics, &err));
     return metrics.rel_l2;
 }
@@ -231,7 +234,8 @@ static void test_everything_selected_is_dense(void **state)
 {
     size_t count;
     float *dense = generate("dense", 3, 3, 4, 8, 8, &count);
-    float *all = generate("svg2,density=1", 3, 3, 4, 8, 8, &count), *some = generate("svg2,density=0.05,tail=0", 3, 3, 4, 8, 8, &count);
+    float *all = generate("svg2,density=1", 3, 3, 4, 8, 8, &count),
+          *some = generate("svg2,density=0.05,tail=0", 3, 3, 4, 8, 8, &count);
     (void)state;
     assert_at_most(relative(all, dense, count), 1e-4);
     assert_true(relative(some, dense, count) > 1e-3);
@@ -240,8 +244,8 @@ static void test_everything_selected_is_dense(void **state)
 static void test_one_state_per_layer_and_branch(void **state)
 {
     fixture f;
-    size_t  count;
-    float  *x, *velocity, *context, *text;
+    size_t count;
+    float *x, *velocity, *context, *text;
     int32_t step, branch, i;
     (void)state;
     fixture_open(&f, "svg2,dense-steps=1,dense-layers=2", 4, 4, 4);
@@ -265,20 +269,20 @@ static void test_one_state_per_layer_and_branch(void **state)
 
 /* ---- attention of a trained model ----------------------------------------------------------- */
 typedef struct qkv {
-    wan_run  run;
+    wan_run run;
     wan_grid grid;
-    float   *x[3];   /* [heads, tokens, head_dim] */
-    float   *dense, *lse;
-    int32_t  heads, tokens, head_dim;
+    float *x[3]; /* [heads, tokens, head_dim] */
+    float *dense, *lse;
+    int32_t heads, tokens, head_dim;
 } qkv;
 
 static void qkv_open(qkv *a, const char *path)
 {
     static const char *const names[3] = {"q", "k", "v"};
-    tf_file                  file;
-    char                     message[TF_MESSAGE_COUNT];
-    svg2_mass_desc           mass;
-    int                      i;
+    tf_file file;
+    char message[TF_MESSAGE_COUNT];
+    svg2_mass_desc mass;
+    int i;
     memset(a, 0, sizeof *a);
     if (tf_open(&file, path, message, sizeof message) != TF_OK) fail_msg("%s", message);
     for (i = 0; i < 3; ++i) {
@@ -302,18 +306,18 @@ static void qkv_open(qkv *a, const char *path)
 /* One cold call. Returns the relative error; mean recall and density by pointer. */
 static double qkv_call(qkv *a, const char *settings, double *recall, double *density)
 {
-    const size_t    rows = (size_t)a->heads * (size_t)a->tokens, count = rows * (size_t)a->head_dim;
-    float          *out = floats(count, 1), *row_recall = floats(rows, 1);
+    const size_t rows = (size_t)a->heads * (size_t)a->tokens, count = rows * (size_t)a->head_dim;
+    float *out = floats(count, 1), *row_recall = floats(rows, 1);
     svg2_head_stats stats[16];
-    svg2_state      state;
-    svg2_plan       plan;
-    svg2_mass_desc  mass;
-    svg2_error      err;
-    double          error;
-    size_t          bytes, i;
-    void           *memory, *work;
-    svg2_desc       d;
-    wan_run         run;
+    svg2_state state;
+    svg2_plan plan;
+    svg2_mass_desc mass;
+    svg2_error err;
+    double error;
+    size_t bytes, i;
+    void *memory, *work;
+    svg2_desc d;
+    wan_run run;
 
     wan_run_parse(&run, settings);
     run.grid = &a->grid;
@@ -331,7 +335,8 @@ static double qkv_call(qkv *a, const char *settings, double *recall, double *den
     assert_ok(svg2_attend(&run.backend, &d, &state, 0, a->x[0], a->x[1], a->x[2], out, NULL, stats, work, bytes, &err));
     plan = svg2_plan_view(&run.backend, &d, 0, work);
     memset(&mass, 0, sizeof mass);
-    mass.attention.batch = 1, mass.attention.heads = mass.attention.heads_kv = a->heads, mass.attention.head_dim = a->head_dim;
+    mass.attention.batch = 1, mass.attention.heads = mass.attention.heads_kv = a->heads,
+    mass.attention.head_dim = a->head_dim;
     mass.attention.tokens = mass.attention.tokens_kv = a->tokens, mass.attention.scale = d.scale;
     mass.attention.q = a->x[0], mass.attention.k = a->x[1], mass.attention.v = a->x[2];
     mass.attention.out = out, mass.attention.lse = a->lse;
@@ -354,20 +359,23 @@ static void test_semantic_blocks_need_less_than_raster(void **state)
     size_t i;
     (void)state;
     for (i = 0; i < QKV_COUNT; ++i) {
-        qkv    a;
+        qkv a;
         double semantic, raster, density, low = 0.15, high = 1;
-        int    round;
+        int round;
         qkv_open(&a, qkv_paths[i]);
         qkv_call(&a, "svg2,tail=0,budget=head,density=0.15", &semantic, &density);
         for (round = 0; round < BISECTIONS; ++round) { /* the density at which raster blocks hold as much */
-            char   settings[64];
+            char settings[64];
             double middle = (low + high) / 2;
             snprintf(settings, sizeof settings, "raster,tail=0,budget=head,density=%.4f", middle);
             qkv_call(&a, settings, &raster, &density);
-            if (raster < semantic) low = middle;
-            else high = middle;
+            if (raster < semantic)
+                low = middle;
+            else
+                high = middle;
         }
-        print_message("%s: recall %.3f takes 0.150 of the pairs with clusters, %.3f with raster blocks\n", qkv_paths[i], semantic, high);
+        print_message("%s: recall %.3f takes 0.150 of the pairs with clusters, %.3f with raster blocks\n", qkv_paths[i],
+                      semantic, high);
         assert_true(high > 0.15 * 1.2);
     }
 }
@@ -377,13 +385,14 @@ static void test_each_order_of_the_tail_is_better(void **state)
     size_t i;
     (void)state;
     for (i = 0; i < QKV_COUNT; ++i) {
-        qkv    a;
+        qkv a;
         double none, order0, order1, recall, density;
         qkv_open(&a, qkv_paths[i]);
         none = qkv_call(&a, "svg2,tail=0,budget=head,density=0.1", &recall, &density);
         order0 = qkv_call(&a, "svg2,tail=1,density=0.1", &recall, &density);
         order1 = qkv_call(&a, "svg2,tail=2,density=0.1", &recall, &density);
-        print_message("%s: error at 10 %%: dropped %.4f, order 0 %.4f, order 1 %.4f\n", qkv_paths[i], none, order0, order1);
+        print_message("%s: error at 10 %%: dropped %.4f, order 0 %.4f, order 1 %.4f\n", qkv_paths[i], none, order0,
+                      order1);
         assert_true(order0 < none * 0.7 && order1 < order0 * 0.9);
     }
 }
@@ -393,12 +402,13 @@ static void test_target_error_is_kept(void **state)
     size_t i;
     (void)state;
     for (i = 0; i < QKV_COUNT; ++i) {
-        qkv    a;
+        qkv a;
         double loose, tight, recall, density, more;
         qkv_open(&a, qkv_paths[i]);
         loose = qkv_call(&a, "svg2,target-error=0.1", &recall, &density);
         tight = qkv_call(&a, "svg2,target-error=0.03", &recall, &more);
-        print_message("%s: target 0.1: error %.4f at density %.3f; target 0.03: %.4f at %.3f\n", qkv_paths[i], loose, density, tight, more);
+        print_message("%s: target 0.1: error %.4f at density %.3f; target 0.03: %.4f at %.3f\n", qkv_paths[i], loose,
+                      density, tight, more);
         assert_true(more > density && tight < loose);
         assert_at_most(loose, 0.1 * 2);
         assert_at_most(tight, 0.03 * 2.5);
@@ -407,10 +417,16 @@ static void test_target_error_is_kept(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        TEST(test_forward_as_in_pytorch), TEST(test_linear_against_f64), TEST(test_noise_schedule), TEST(test_noise_is_normal),
-        TEST(test_guidance), TEST(test_everything_selected_is_dense), TEST(test_one_state_per_layer_and_branch),
-        TEST(test_semantic_blocks_need_less_than_raster), TEST(test_each_order_of_the_tail_is_better), TEST(test_target_error_is_kept)};
+    const struct CMUnitTest tests[] = {TEST(test_forward_as_in_pytorch),
+                                       TEST(test_linear_against_f64),
+                                       TEST(test_noise_schedule),
+                                       TEST(test_noise_is_normal),
+                                       TEST(test_guidance),
+                                       TEST(test_everything_selected_is_dense),
+                                       TEST(test_one_state_per_layer_and_branch),
+                                       TEST(test_semantic_blocks_need_less_than_raster),
+                                       TEST(test_each_order_of_the_tail_is_better),
+                                       TEST(test_target_error_is_kept)};
     tool_start("test_wan");
 #ifndef TF_NO_CJSON
     return cmocka_run_group_tests_name("wan", tests, 0, 0);

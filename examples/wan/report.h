@@ -1,6 +1,7 @@
 /* report.h - MIT licence - part of wan.c: what comes out
 
-   >>clips  latents to pixels    >>dump  Q, K, V    >>totals  sums over steps    >>table  for people    >>files  JSON, CSV, latents */
+   >>clips  latents to pixels    >>dump  Q, K, V    >>totals  sums over steps    >>table  for people
+   >>files  JSON, CSV, latents */
 
 /* ==== >>clips ========================================================================= */
 /* Latents that are pixels, folded fold x fold into channels. */
