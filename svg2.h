@@ -585,13 +585,18 @@ struct svg2_summarize_desc {
 SVG2_API svg2_result svg2_summarize(const svg2_backend *backend, const svg2_summarize_desc *desc, void *workspace,
                                     size_t workspace_bytes, svg2_error *err);
 
-/* svg2_score - the log mass of every block as the query centroid sees it.
+/* svg2_score - the log mass of every block as the query centroid sees it; and the share of attention that every key
+   cluster has in the rows of a query cluster.
 
    k [B, Hkv, Skv, D], key_order [B, Hkv, Skv], key_offset [B, Hkv, key_blocks + 1]                 read
    query_centroid [B, H, Cq, D], key_centroid [B, Hkv, Ck, D]                                        read
    log_mass [B, H, Cq, Ck]   f32, written: ln sum over the tokens t of cluster j of exp(scale*qbar_I.(k_t -
                              kbar_j)); -INFINITY for an empty cluster
-   Work per head: 2*Cq*Skv*D flop. */
+   share    [B, H, Cq, Ck]   f32, written if tokens > 0: mean over the rows i of cluster I of
+                             softmax_j(scale*q_i.kbar_j + log_mass_Ij); 0 for an empty cluster of either side. It
+                             needs q [B, H, tokens, D], query_order [B, H, tokens], query_offset [B, H,
+                             query_blocks + 1] and key_mean [B, Hkv, D] (subtracted from the centroids: accuracy)
+   Work per head: 2*Cq*Skv*D flop, and 2*tokens*Ck*D for the share. */
 struct svg2_score_desc {
     int32_t batch, heads, heads_kv, tokens_kv, head_dim;
     int32_t query_clusters, key_clusters, key_blocks;
@@ -601,6 +606,12 @@ struct svg2_score_desc {
     const int32_t *key_order, *key_offset;
     const float *query_centroid, *key_centroid;
     float *log_mass;
+    int32_t tokens, query_blocks; /* of the queries; 0 = no share */
+    const void *q;
+    svg2_layout q_layout;
+    const int32_t *query_order, *query_offset;
+    const float *key_mean;
+    float *share;
 };
 SVG2_API svg2_result svg2_score(const svg2_backend *backend, const svg2_score_desc *desc, void *workspace,
                                 size_t workspace_bytes, svg2_error *err);
@@ -609,6 +620,7 @@ SVG2_API svg2_result svg2_score(const svg2_backend *backend, const svg2_score_de
 
    query_centroid [B, H, Cq, D], key_centroid [B, Hkv, Ck, D], key_mean [B, Hkv, D], offsets       read
    log_mass [B, H, Cq, Ck]   read; NULL = ln n_j (not with route spread or target_error)
+   share    [B, H, Cq, Ck]   read; NULL = P as the query centroid sees it
    value_mean, value_var     read; may be NULL without target_error
    map [B, H, Qb, Kb]   written. Blocks behind the clusters: text (if has_text) is computed against everything
                         valid, padding (if has_padding) against nothing.
@@ -630,7 +642,7 @@ struct svg2_select_desc {
     svg2_tail_kind tail;
     float top_p, min_keep, density, target_error, dense_above; /* no defaults here; min_keep < 0 = none */
     const float *query_centroid, *key_centroid, *key_mean;
-    const float *log_mass, *value_mean, *value_var;
+    const float *log_mass, *share, *value_mean, *value_var;
     const int32_t *query_offset, *key_offset; /* [B, H, Qb+1], [B, Hkv, Kb+1] */
     uint8_t *map;
     svg2_head_stats *stats;
@@ -2776,6 +2788,7 @@ SVG2_API svg2_result svg2_summarize(const svg2_backend *backend, const svg2_summ
    softmax loop takes care of the rest. One item = one key cluster against all query centroids, 64 at a time. */
 typedef struct svg2__score_ws {
     float *query;   /* [BH, units, D, 64]  log2(e) * scale * query centroids, transposed */
+    float *key;     /* [BHkv, Ck4 / 4, D, 4]  key centroids relative to the mean, for the share */
     float *scratch; /* [workers, scratch_floats] */
     size_t scratch_floats;
 } svg2__score_ws;
@@ -2783,9 +2796,9 @@ typedef struct svg2__score_ws {
 typedef struct svg2__score_task {
     const svg2__loops *loops;
     const svg2_score_desc *d;
-    svg2_layout k;
+    svg2_layout k, q;
     svg2__score_ws ws;
-    int32_t units;
+    int32_t units, clusters4;
 } svg2__score_task;
 
 static size_t svg2__score_layout(const svg2_backend *backend, const svg2_score_desc *d, void *base,
@@ -2793,12 +2806,19 @@ static size_t svg2__score_layout(const svg2_backend *backend, const svg2_score_d
 {
     svg2__arena a = SVG2_ZERO;
     const int64_t units = ((int64_t)d->query_clusters + SVG2__LANES - 1) / SVG2__LANES;
+    const int64_t clusters4 = ((int64_t)d->key_clusters + 3) / 4 * 4;
+    size_t share;
     svg2__score_ws w;
     a.base = (char *)base;
+    w.key = svg2__take_f32(&a, d->tokens ? svg2__count(d->batch, d->heads_kv, clusters4, d->head_dim) : 0);
     w.query = svg2__take_f32(&a, svg2__mul(svg2__count(d->batch, d->heads, units, d->head_dim), SVG2__LANES));
     /* a key tile, 4 rows, logits, and m, l of each query centroid */
     w.scratch_floats = svg2__add((size_t)d->head_dim * (SVG2__KEYS + 4) + SVG2__KEYS * SVG2__LANES + SVG2__LANES,
                                  svg2__count(units, 2, SVG2__LANES, 1));
+    /* 64 rows transposed, 4 rows, their logits, bias, and alpha, m, l, weight of each row */
+    share = svg2__add((size_t)d->head_dim * (SVG2__LANES + 4) + 4 * SVG2__LANES,
+                      svg2__count(clusters4, SVG2__LANES + 1, 1, 1));
+    if (d->tokens && share > w.scratch_floats) w.scratch_floats = share;
     w.scratch = svg2__take_f32(&a, svg2__mul(svg2__workers(backend), w.scratch_floats));
     if (ws) *ws = w;
     return a.used;
@@ -2874,6 +2894,72 @@ static void svg2__score_clusters(void *task, int64_t begin, int64_t end, int32_t
     }
 }
 
+/* item = (key head, four key clusters) */
+static void svg2__score_pack_keys(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__score_task *t = (const svg2__score_task *)task;
+    const svg2_score_desc *d = t->d;
+    const int32_t dim = d->head_dim, groups = t->clusters4 / 4;
+    float *rows = t->ws.scratch + (size_t)worker * t->ws.scratch_floats;
+    for (; begin < end; ++begin) {
+        const int64_t kv = begin / groups;
+        const int32_t first = (int32_t)(begin % groups) * 4;
+        int32_t i;
+        for (i = 0; i < 4; ++i) {
+            const size_t j = (size_t)svg2__min32(first + i, d->key_clusters - 1);
+            t->loops->load(rows + i * dim, d->key_centroid + ((size_t)kv * (size_t)d->key_clusters + j) * (size_t)dim,
+                           SVG2_F32, d->key_mean + kv * dim, dim);
+        }
+        t->loops->pack4(t->ws.key + (size_t)begin * 4 * (size_t)dim, 4, rows, dim, dim);
+    }
+}
+
+/* item = (head, query cluster): the softmax of each of its rows over the key clusters, 64 rows at a time; their mean */
+static void svg2__score_shares(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__score_task *t = (const svg2__score_task *)task;
+    const svg2_score_desc *d = t->d;
+    const int32_t dim = d->head_dim, ck = d->key_clusters;
+    const float scale = d->scale * 1.44269504f; /* log2(e) */
+    float *rows = t->ws.scratch + (size_t)worker * t->ws.scratch_floats, *query = rows + 4 * dim;
+    float *p = query + (size_t)SVG2__LANES * (size_t)dim, *bias = p + (size_t)t->clusters4 * SVG2__LANES;
+    float *alpha = bias + t->clusters4, *m = alpha + SVG2__LANES, *l = m + SVG2__LANES, *weight = l + SVG2__LANES;
+    for (; begin < end; ++begin) {
+        const int64_t bh = begin / d->query_clusters, kv = svg2__kv_head(bh, d->heads, d->heads_kv);
+        const int32_t *offset = d->query_offset + bh * ((int64_t)d->query_blocks + 1) + begin % d->query_clusters;
+        const int32_t *order = d->query_order + bh * d->tokens, count = offset[1] - offset[0];
+        const float *log_mass = d->log_mass + (size_t)begin * (size_t)ck;
+        float *share = d->share + (size_t)begin * (size_t)ck;
+        int32_t at, i, j;
+        memset(share, 0, (size_t)ck * sizeof *share);
+        for (j = 0; j < ck; ++j) bias[j] = log_mass[j] * 1.44269504f;
+        for (at = offset[0]; at < offset[1]; at += SVG2__LANES) {
+            const int32_t n = svg2__min32(SVG2__LANES, offset[1] - at);
+            const int nv = (n + 15) / 16;
+            for (i = 0; i < 16 * nv; i += 4) {
+                int32_t r;
+                for (r = 0; r < 4; ++r) {
+                    if (i + r >= n) memset(rows + r * dim, 0, (size_t)dim * sizeof *rows);
+                    else
+                        t->loops->load(rows + r * dim,
+                                       svg2__row(d->q, &t->q, bh / d->heads, bh % d->heads, order[at + i + r]),
+                                       t->q.dtype, 0, dim);
+                }
+                t->loops->pack4(query + i, SVG2__LANES, rows, dim, dim);
+            }
+            for (i = 0; i < dim; ++i)
+                for (j = 0; j < 16 * nv; ++j) query[i * SVG2__LANES + j] *= scale;
+            for (j = 0; j < ck; j += 4)
+                t->loops->mk(nv, dim, t->ws.key + ((size_t)kv * (size_t)t->clusters4 + (size_t)j) * (size_t)dim, 4,
+                             query, SVG2__LANES, p + (size_t)j * SVG2__LANES, SVG2__LANES, 0);
+            for (i = 0; i < SVG2__LANES; ++i) m[i] = -INFINITY, l[i] = 0.0f;
+            (void)t->loops->softmax(p, ck, nv, bias, m, l, alpha);
+            for (i = 0; i < 16 * nv; ++i) weight[i] = i < n ? 1.0f / (l[i] * (float)count) : 0.0f;
+            for (j = 0; j < ck; ++j) share[j] += t->loops->dot(p + (size_t)j * SVG2__LANES, weight, 16 * nv);
+        }
+    }
+}
+
 static svg2_result svg2__cpu_score(const svg2_backend *backend, const svg2_score_desc *d, void *workspace,
                                    svg2_error *err)
 {
@@ -2883,8 +2969,14 @@ static svg2_result svg2__cpu_score(const svg2_backend *backend, const svg2_score
     t.k = svg2__layout(d->k_layout, d->heads_kv, d->tokens_kv, d->head_dim);
     (void)svg2__score_layout(backend, d, workspace, &t.ws);
     t.units = (d->query_clusters + SVG2__LANES - 1) / SVG2__LANES;
+    t.clusters4 = svg2__round_up(d->key_clusters, 4);
     svg2__run(backend, svg2__score_pack, &t, (int64_t)d->batch * d->heads * t.units, 1);
     svg2__run(backend, svg2__score_clusters, &t, (int64_t)d->batch * d->heads * d->key_clusters, 4);
+    if (d->tokens) {
+        t.q = svg2__layout(d->q_layout, d->heads, d->tokens, d->head_dim);
+        svg2__run(backend, svg2__score_pack_keys, &t, (int64_t)d->batch * d->heads_kv * (t.clusters4 / 4), 16);
+        svg2__run(backend, svg2__score_shares, &t, (int64_t)d->batch * d->heads * d->query_clusters, 1);
+    }
     return svg2__ok(err);
 }
 
@@ -2908,6 +3000,17 @@ SVG2_API svg2_result svg2_score(const svg2_backend *backend, const svg2_score_de
     SVG2__NOT_NULL(d->query_centroid, "query_centroid");
     SVG2__NOT_NULL(d->key_centroid, "key_centroid");
     SVG2__NOT_NULL(d->log_mass, "log_mass");
+    if (d->tokens) {
+        SVG2__TRY(svg2__check_tokens(d->tokens, "tokens", err));
+        SVG2__CHECK(d->query_blocks >= d->query_clusters, SVG2_ERR_RANGE, "query_blocks",
+                    "must be at least query_clusters");
+        SVG2__TRY(svg2__check_layout(d->q_layout, d->batch, d->heads, d->tokens, d->head_dim, 0, "q", err));
+        SVG2__TRY(svg2__check_tensor(d->q, d->q_layout, "q", err));
+        SVG2__NOT_NULL(d->query_order, "query_order");
+        SVG2__NOT_NULL(d->query_offset, "query_offset");
+        SVG2__NOT_NULL(d->key_mean, "key_mean");
+        SVG2__NOT_NULL(d->share, "share");
+    }
     SVG2__TRY(svg2__check_workspace(backend, SVG2_STAGE_SCORE, d, workspace, workspace_bytes, err));
     return backend->score(backend, d, workspace, err);
 }
@@ -3045,6 +3148,11 @@ static void svg2__select_row(const svg2__select_task *t, svg2__select_scratch *s
     float *logit = s->logit + (size_t)lane * (size_t)t->panels * SVG2__LANES;
     const float *log_mass =
         d->log_mass ? d->log_mass + ((size_t)bh * (size_t)d->query_clusters + (size_t)row) * (size_t)ck : 0;
+    const float *share = /* an empty query cluster has no rows to ask */
+        d->share && d->query_offset[bh * ((int64_t)t->query_blocks + 1) + row + 1]
+                        > d->query_offset[bh * ((int64_t)t->query_blocks + 1) + row]
+            ? d->share + ((size_t)bh * (size_t)d->query_clusters + (size_t)row) * (size_t)ck
+            : 0;
     uint8_t *map = d->map + ((size_t)bh * (size_t)t->query_blocks + (size_t)row) * (size_t)t->key_blocks;
     float *score = t->ws.score + (size_t)row * (size_t)ck, *mass = s->row_score;
     const int32_t *sorted;
@@ -3061,9 +3169,14 @@ static void svg2__select_row(const svg2__select_task *t, svg2__select_scratch *s
         if (!(fabsf(logit[j]) <= 3.0e38f)) sane = 0; /* NaN, or Inf of either sign */
         if (logit[j] > top) top = logit[j];
     }
+    if (share) {
+        for (j = 0; j < ck; ++j)
+            if (!(share[j] >= 0.0f && share[j] <= 3.0e38f)) sane = 0;
+    }
     for (j = 0; j < ck; ++j) {
         const int32_t n = key_offset[j + 1] - key_offset[j];
-        mass[j] = n && sane ? (log_mass ? 1.0f : (float)n) * expf(logit[j] - top) : 0.0f;
+        if (share && sane) mass[j] = n ? share[j] : 0.0f;
+        else mass[j] = n && sane ? (log_mass ? 1.0f : (float)n) * expf(logit[j] - top) : 0.0f;
         sum += (double)mass[j];
         total_keys += n;
     }
@@ -4515,7 +4628,7 @@ SVG2_API svg2_result svg2_cost_estimate(const svg2_desc *desc, double density, i
     cost->kmeans_flops = iterations * 2.0 * dim * (heads * sq * cq + heads_kv * sk * ck);
     cost->select_flops = 2.0 * heads * cq * ck * dim;
     if (d.tail != SVG2_TAIL_NONE || d.route == SVG2_ROUTE_SPREAD || d.target_error > 0.0f)
-        cost->select_flops += 2.0 * heads * cq * sk * dim;
+        cost->select_flops += 2.0 * heads * (cq * sk + sq * ck) * dim;
     if (d.tail != SVG2_TAIL_NONE) cost->tail_flops = 4.0 * heads * sq * ck * (1.0 - density) * dim;
     if (d.tail == SVG2_TAIL_ORDER1) cost->tail_flops += heads * 2.0 * dim * dim * (sk + cq * ck + sq);
     cost->ratio = (cost->kmeans_flops + cost->select_flops + cost->tail_flops + cost->attention_flops)
@@ -4787,7 +4900,7 @@ SVG2_API svg2_result svg2_state_load(const svg2_backend *backend, svg2_state *st
 typedef struct svg2__work {
     int32_t *label[2], *order[2], *offset[2], *size[2]; /* 0 queries, 1 keys */
     float   *centroid[2], *mean[2];
-    float   *value_mean, *value_var, *log_mass;
+    float   *value_mean, *value_var, *log_mass, *share;
     float   *matrix;
     uint8_t *map;
     void    *scratch;
@@ -4903,7 +5016,7 @@ static svg2_summarize_desc svg2__call_summarize(const svg2__call *c, const svg2_
     return s;
 }
 
-static svg2_score_desc svg2__call_score(const svg2__call *c, const svg2__work *w, const void *k)
+static svg2_score_desc svg2__call_score(const svg2__call *c, const svg2__work *w, const void *q, const void *k)
 {
     svg2_score_desc s;
     memset(&s, 0, sizeof s);
@@ -4923,6 +5036,14 @@ static svg2_score_desc svg2__call_score(const svg2__call *c, const svg2__work *w
     s.query_centroid = w->centroid[0];
     s.key_centroid = w->centroid[1];
     s.log_mass = w->log_mass;
+    s.tokens = c->d.tokens;
+    s.query_blocks = c->blocks[0];
+    s.q = q;
+    s.q_layout = c->d.q;
+    s.query_order = w->order[0];
+    s.query_offset = w->offset[0];
+    s.key_mean = w->mean[1];
+    s.share = w->share;
     return s;
 }
 
@@ -4952,6 +5073,7 @@ static svg2_select_desc svg2__call_select(const svg2__call *c, const svg2__work 
     s.key_centroid = w->centroid[1];
     s.key_mean = w->mean[1];
     s.log_mass = w->log_mass;
+    s.share = w->share;
     s.value_mean = w->value_mean;
     s.value_var = w->value_var;
     s.query_offset = w->offset[0];
@@ -5074,6 +5196,7 @@ static size_t svg2__call_layout(const svg2__call *c, void *base, svg2__work *wor
         w.value_mean = svg2__take_f32(&a, svg2__mul(clusters, (size_t)d->head_dim));
         w.value_var = svg2__take_f32(&a, clusters);
         w.log_mass = svg2__take_f32(&a, svg2__count(d->batch, d->heads, c->clusters[0], c->clusters[1]));
+        w.share = svg2__take_f32(&a, svg2__count(d->batch, d->heads, c->clusters[0], c->clusters[1]));
     }
     if (d->tail == SVG2_TAIL_ORDER1)
         w.matrix =
@@ -5086,7 +5209,7 @@ static size_t svg2__call_layout(const svg2__call *c, void *base, svg2__work *wor
     }
     {
         const svg2_summarize_desc s = svg2__call_summarize(c, &w, 0);
-        const svg2_score_desc l = svg2__call_score(c, &w, 0);
+        const svg2_score_desc l = svg2__call_score(c, &w, 0, 0);
         const svg2_select_desc m = svg2__call_select(c, &w, 0);
         const svg2_attention_desc t = svg2__call_attention(c, &w, 0, 0, 0, 0, 0);
         if (c->need_summary)
@@ -5193,7 +5316,7 @@ SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *d
     }
     if (c.need_summary) {
         const svg2_summarize_desc summarize = svg2__call_summarize(&c, &w, v);
-        const svg2_score_desc score = svg2__call_score(&c, &w, k);
+        const svg2_score_desc score = svg2__call_score(&c, &w, q, k);
         SVG2__TRY(svg2_summarize(backend, &summarize, w.scratch, w.scratch_bytes, err));
         SVG2__TRY(svg2_score(backend, &score, w.scratch, w.scratch_bytes, err));
     }

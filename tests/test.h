@@ -638,6 +638,22 @@ FN token_kinds job_kinds(const svg2_desc *d, int tokens)
     return s;
 }
 
+/* P[j] = mean over the rows i of query cluster I of softmax_j(scale q_i.kbar_j + lambda_Ij). */
+FN void ref_share(const ref_head *r, int I, double *P)
+{
+    double *p = (double *)malloc(sizeof(double) * (size_t)r->Ck), *lambda = (double *)malloc(sizeof(double) * (size_t)r->Ck);
+    int rows = 0;
+    for (int j = 0; j < r->Ck; ++j) P[j] = 0, lambda[j] = (double)r->lambda[(int64_t)I * r->Ck + j];
+    for (int t = 0; t < r->Sq; ++t) {
+        if (r->query_label[t] != I) continue;
+        ref_probability(r->q + (int64_t)t * r->D, r->kbar, r->nk, lambda, r->Ck, r->D, r->scale, p);
+        for (int j = 0; j < r->Ck; ++j) P[j] += p[j];
+        ++rows;
+    }
+    for (int j = 0; j < r->Ck && rows; ++j) P[j] /= rows;
+    free(p); free(lambda);
+}
+
 /* Labels, order, offsets, centroids and mean of one side of one head are consistent with the tokens x [S, D]. */
 FN void check_side(const double *x, int S, int D, int clusters, int blocks, token_kinds kind, const int32_t *label,
                    const int32_t *order, const int32_t *offset, const float *centroid, const float *mean)
@@ -754,7 +770,8 @@ FN void job_check(job *j, int32_t step, int rows)
                     if (I >= r.Cq || !nI) continue;
                     if (r.order < 0) assert_true(kept > 0);
                     if (d->route == SVG2_ROUTE_MASS && d->budget == SVG2_BUDGET_ROW && d->density == 0 && d->target_error == 0) {
-                        ref_probability(r.qbar + (int64_t)I * D, r.kbar, r.nk, r.order < 0 ? 0 : r.lambda + (int64_t)I * r.Ck, r.Ck, D, r.scale, P);
+                        if (r.order < 0) ref_probability(r.qbar + (int64_t)I * D, r.kbar, r.nk, 0, r.Ck, D, r.scale, P);
+                        else ref_share(&r, I, P);
                         ref_top_p(P, r.Ck, (double)d->top_p, (double)d->min_keep, want);
                         for (int c = 0; c < r.Ck; ++c)
                             if (want[c] != 2 && r.nk[c] && want[c] != row[c])
