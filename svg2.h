@@ -98,10 +98,11 @@ TABLE OF CONTENTS   (jump: search for the tag, e.g. ">>api")
    4 score       lambda_Ij = ln sum_{t in j} exp(s qbar_I.(k_t - kbar_j)) : the exact log mass of the block as
                  the query centroid sees it, less its centroid logit. ln n_j if all keys of the cluster were
                  equal; the difference, doubled, is the variance of the logits inside the block:
-                 spread_Ij = 2 (lambda_Ij - ln n_j)
+                 spread_Ij = 2 (lambda_Ij - ln n_j). And what the rows themselves see of cluster j:
+                 share_Ij = mean over the rows i of I of softmax_j(s q_i.kbar_j + lambda_Ij)
    5 select      S_Ij = s qbar_I.kbar_j      P_Ij = n_j exp(S_Ij) / sum_j n_j exp(S_Ij)       (f32)
                  SVG2's rule: clusters by falling P until their sum passes top_p, and at least min_keep * Ck of
-                 them. Or, with exp(lambda_Ij) in place of n_j: the same area, or a fixed density, or as much as
+                 them. Or, with the share in place of P: the same area, or a fixed density, or as much as
                  a target error needs, where P (or P * spread) per key-query pair is highest, with one budget per
                  query cluster or per head.
    6 attention   o_i = softmax over the keys of the selected blocks, plus the tail in the same softmax:
@@ -110,16 +111,19 @@ TABLE OF CONTENTS   (jump: search for the tag, e.g. ">>api")
                            A_I = sum_j w_Ij C_j / sum_j w_Ij over skipped j ,
                            o_i += (row's tail weight) s A_I^T q_i
    Sources: SVG2, arXiv 2505.18875 (1, 2, 5 with mass, top-p). Order 0 with ln n_j for lambda: SVG-EAR, arXiv
-   2603.08982. Spread, lambda and order 1: own. On synthetic video (8 heads of 64, 4,096 tokens, 10 % density)
+   2603.08982. Spread, lambda, share and order 1: own. On synthetic video (8 heads of 64, 4,096 tokens, 10 % density)
    lambda in place of ln n_j lifts output accuracy from 22.9 to 25.0 dB with order 0 and from 23.5 to 28.2 dB with
    order 1, for Cq/(2 Skv) of the cost of dense attention: without it the two errors of order 0, too little weight
-   and values of the wrong keys, partly cancel, and mending one of them gains little.
+   and values of the wrong keys, partly cancel, and mending one of them gains little. In sharp heads of trained
+   models the rows of a cluster look at other keys than its centroid does: there the share, for Ck/(2 Skv) of dense,
+   halves the error (examples/wan, 10 % density, order 1: 0.060 to 0.029 and 0.12 to 0.054; exact mass gives 0.026
+   and 0.047), and the estimate of a target error sees it, too.
 
    stage      public function      CPU truth                what the pipeline hands on
    1          svg2_kmeans          svg2__mk_scalar          label [B,H,S], centroid [B,H,C,D], mean [B,H,D]
    2          svg2_permute         -                        order [B,H,S], offset [B,H,blocks+1]
    3          svg2_summarize       svg2__moments_scalar     value_mean [B,Hkv,Ck,D], value_var [B,Hkv,Ck]
-   4          svg2_score           svg2__softmax_scalar     log_mass lambda [B,H,Cq,Ck]
+   4          svg2_score           svg2__softmax_scalar     log_mass lambda, share [B,H,Cq,Ck]
    5          svg2_select          -                        map [B,H,Qb,Kb]
    6a         svg2_tail            svg2__mk_scalar          matrix A [heads, Cq, D, D]
    6b         svg2_attention       svg2__mk_scalar          out, lse
