@@ -359,17 +359,17 @@ typedef struct svg2_desc {
     uint64_t seed;             /* 0; same seed, same bits, whatever the head's position            */
 
     /* which blocks are exact */
-    svg2_route  route;         /* spread if there is a tail, else mass                             */
+    svg2_route  route;         /* mass                                                             */
     svg2_budget budget;        /* head if there is a tail, else row                                */
     svg2_tail_kind tail;       /* order 1                                                          */
     float top_p;               /* 0.9; with budget row and route mass SVG2's rule; else its area is the budget.
-                                  Given with a tail, it also switches off the default density */
+                                  Given with a tail, it also switches off the default target error */
     float min_keep;            /* fraction of key clusters that every query cluster keeps, by mass:
                                   0.1 for row budgets by top_p, else none; -1 = none               */
-    float density;             /* with a tail 0.1, unless top_p or target_error is given; else 0 = by top_p.
-                                  Fraction of all video pairs to compute                           */
-    float target_error;        /* 0 = off; else blocks are taken until the estimated relative L2
-                                  error of the head's output falls under it; excludes density      */
+    float density;             /* 0 = off; else the fraction of all video pairs to compute         */
+    float target_error;        /* with a tail 0.03, unless top_p or density is given; else 0 = off: by top_p.
+                                  Blocks are taken until the estimated relative L2 error of the
+                                  head's output falls under it; excludes density                   */
     float dense_above;         /* 0.8; with target_error, a head that would need more becomes dense */
 
     /* schedule: dense at first, where the picture's layout is decided */
@@ -4712,14 +4712,14 @@ SVG2_API svg2_result svg2_resolve(svg2_desc *desc, svg2_error *err)
     if (d.tail == SVG2_TAIL_DEFAULT) d.tail = SVG2_TAIL_ORDER1;
     SVG2__CHECK(d.tail >= SVG2_TAIL_NONE && d.tail <= SVG2_TAIL_ORDER1, SVG2_ERR_RANGE, "tail",
                 "must be none, order 0 or order 1");
-    if (d.route == SVG2_ROUTE_DEFAULT) d.route = d.tail == SVG2_TAIL_NONE ? SVG2_ROUTE_MASS : SVG2_ROUTE_SPREAD;
+    if (d.route == SVG2_ROUTE_DEFAULT) d.route = SVG2_ROUTE_MASS;
     if (d.budget == SVG2_BUDGET_DEFAULT) d.budget = d.tail == SVG2_TAIL_NONE ? SVG2_BUDGET_ROW : SVG2_BUDGET_HEAD;
     SVG2__CHECK(d.route == SVG2_ROUTE_MASS || d.route == SVG2_ROUTE_SPREAD, SVG2_ERR_RANGE, "route",
                 "must be mass or spread");
     SVG2__CHECK(d.budget == SVG2_BUDGET_ROW || d.budget == SVG2_BUDGET_HEAD, SVG2_ERR_RANGE, "budget",
                 "must be row or head");
     if (d.tail != SVG2_TAIL_NONE && d.top_p == 0.0f && d.density == 0.0f && d.target_error == 0.0f)
-        d.density = 0.1f;
+        d.target_error = 0.03f;
     if (d.top_p == 0.0f) d.top_p = 0.9f;
     if (d.min_keep == 0.0f)
         d.min_keep = d.budget == SVG2_BUDGET_ROW && d.density == 0.0f && d.target_error == 0.0f ? 0.1f : -1.0f;

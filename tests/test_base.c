@@ -44,14 +44,14 @@ static void test_resolve_defaults(void **state)
     svg2_default_clusters(d.tokens, &cq, &ck);
     assert_true(d.query_clusters == cq && d.key_clusters == ck);
     assert_true(d.init_iterations == 10 && d.step_iterations == 2 && d.keep_empty == 0);
-    assert_true(d.tail == SVG2_TAIL_ORDER1 && d.route == SVG2_ROUTE_SPREAD && d.budget == SVG2_BUDGET_HEAD);
-    assert_true(d.top_p == 0.9f && d.dense_above == 0.8f && d.density == 0.1f && d.target_error == 0);
-    for (int given = 0; given < 2; ++given) { /* the default density yields to the other two ways to say how much */
+    assert_true(d.tail == SVG2_TAIL_ORDER1 && d.route == SVG2_ROUTE_MASS && d.budget == SVG2_BUDGET_HEAD);
+    assert_true(d.top_p == 0.9f && d.dense_above == 0.8f && d.density == 0 && d.target_error == 0.03f);
+    for (int given = 0; given < 2; ++given) { /* the default target error yields to the other two ways to say how much */
         svg2_desc other = desc_small(2, 1000, 64);
-        if (given) other.target_error = 0.2f;
+        if (given) other.density = 0.2f;
         else other.top_p = 0.9f;
         assert_ok(svg2_resolve(&other, 0));
-        assert_true(other.density == 0 && other.tail == SVG2_TAIL_ORDER1);
+        assert_true(other.target_error == 0 && other.tail == SVG2_TAIL_ORDER1);
         again = other;
         assert_ok(svg2_resolve(&again, 0));
         assert_true(desc_equal(&again, &other));
@@ -63,7 +63,7 @@ static void test_resolve_defaults(void **state)
     svg2_desc plain = desc_small(2, 1000, 64);
     plain.tail = SVG2_TAIL_NONE;
     assert_ok(svg2_resolve(&plain, 0));
-    assert_true(plain.route == SVG2_ROUTE_MASS && plain.budget == SVG2_BUDGET_ROW && fabs((double)plain.min_keep - 0.1) < 1e-6 && plain.density == 0);
+    assert_true(plain.route == SVG2_ROUTE_MASS && plain.budget == SVG2_BUDGET_ROW && fabs((double)plain.min_keep - 0.1) < 1e-6 && plain.density == 0 && plain.target_error == 0);
 
     svg2_desc text = desc_small(2, 1000, 64);
     text.text_tokens = 100;

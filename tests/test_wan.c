@@ -397,9 +397,9 @@ static void test_each_order_of_the_tail_is_better(void **state)
     }
 }
 
-/* The estimate sees query centroids, not rows: on sharp heads, whose rows differ much from their centroid, it is too low
-   by a factor of up to 5 here. What must hold is that it orders: a smaller target costs more and errs less. */
-static void test_target_error_orders(void **state)
+/* Sharp heads, whose rows look at other keys than their centroid does: the estimate sees the rows, and the error stays
+   under what was asked for. */
+static void test_target_error_is_kept(void **state)
 {
     size_t i;
     (void)state;
@@ -412,8 +412,8 @@ static void test_target_error_orders(void **state)
         print_message("%s: target 0.1: error %.4f at density %.3f; target 0.03: %.4f at %.3f\n", qkv_paths[i], loose,
                       density, tight, more);
         assert_true(more > density && tight < loose);
-        assert_at_most(loose, 0.1 * 4);
-        assert_at_most(tight, 0.03 * 6);
+        assert_at_most(loose, 0.1);
+        assert_at_most(tight, 0.03);
     }
 }
 
@@ -428,7 +428,7 @@ int main(void)
                                        TEST(test_one_state_per_layer_and_branch),
                                        TEST(test_semantic_blocks_need_less_than_raster),
                                        TEST(test_each_order_of_the_tail_is_better),
-                                       TEST(test_target_error_orders)};
+                                       TEST(test_target_error_is_kept)};
     tool_start("test_wan");
 #ifndef TF_NO_CJSON
     return cmocka_run_group_tests_name("wan", tests, 0, 0);

@@ -46,8 +46,8 @@ else
         sweep none "svg2,tail=0,budget=head,density=X,$dense_first" 0.05 0.1 0.2 0.3 0.5
         sweep order0 "svg2,tail=1,density=X,$dense_first" $d
         sweep order1 "svg2,tail=2,density=X,$dense_first" $d
-        sweep order1-mass-row "svg2,tail=2,route=mass,budget=row,density=X,$dense_first" 0.05 0.1 0.2
-        sweep order1-mass-head "svg2,tail=2,route=mass,budget=head,density=X,$dense_first" 0.05 0.1 0.2
+        sweep order1-row "svg2,tail=2,route=mass,budget=row,density=X,$dense_first" 0.05 0.1 0.2
+        sweep order1-spread "svg2,tail=2,route=spread,budget=head,density=X,$dense_first" 0.05 0.1 0.2
         sweep order1-spread-row "svg2,tail=2,route=spread,budget=row,density=X,$dense_first" 0.05 0.1 0.2
         sweep raster "raster,tail=0,density=X,$dense_first" 0.1 0.2 0.3 0.5
         sweep raster-order1 "raster,tail=2,density=X,$dense_first" 0.1 0.2 0.3 0.5
@@ -59,14 +59,15 @@ else
         sweep half-clusters "svg2,tail=2,query-clusters=35,key-clusters=115,density=X,$dense_first" 0.05 0.1 0.2
         sweep double-clusters "svg2,tail=2,query-clusters=141,key-clusters=461,density=X,$dense_first" 0.02 0.05 0.1 0.2
         sweep double-queries "svg2,tail=2,query-clusters=141,density=X,$dense_first" 0.05 0.1
-        sweep no-bf16 "svg2,tail=2,simd=avx512,density=X,$dense_first" 0.1
-        sweep step-iters "svg2,tail=2,density=0.1,step-iters=X,$dense_first" 0 1 2 4
-        sweep cold "svg2,tail=2,cold=1,init-iters=2,density=X,$dense_first" 0.1
-        sweep fresh "svg2,tail=2,cold=1,init-iters=10,density=X,$dense_first" 0.1
+        sweep no-bf16 "svg2,tail=2,simd=avx512,target-error=X,$dense_first" 0.03
+        sweep step-iters "svg2,tail=2,target-error=0.03,step-iters=X,$dense_first" 0 1 2 4
+        sweep cold "svg2,tail=2,cold=1,init-iters=2,target-error=X,$dense_first" 0.03
+        sweep fresh "svg2,tail=2,cold=1,init-iters=10,target-error=X,$dense_first" 0.03
         # no layer fixed dense
         sweep order1-all "svg2,tail=2,density=X" $d
-        sweep target "svg2,tail=2,target-error=X" 0.02 0.03 0.05 0.1 0.2
-        sweep target-order0 "svg2,tail=1,target-error=X" 0.03 0.05 0.1 0.2
+        sweep target "svg2,tail=2,target-error=X" 0.01 0.02 0.03 0.05 0.1
+        sweep target-first "svg2,tail=2,target-error=X,$dense_first" 0.02 0.03 0.05
+        sweep target-order0 "svg2,tail=1,target-error=X" 0.03 0.05 0.1
     }
 fi
 
