@@ -7,7 +7,7 @@ if ! CC=${CC:-cc} tests/deps.sh has cjson/cJSON.h; then
     echo "make demo needs cJSON, to read the model (Debian: libcjson-dev)"
     exit 1
 fi
-"$wan" dense svg2,dense-steps=4,dense-layers=1 plain:svg2,tail=0,top-p=0.7,dense-steps=4,dense-layers=1 \
+"$wan" dense svg2,dense-steps=4 plain:svg2,tail=0,top-p=0.7,dense-steps=4,dense-layers=1 \
     --prompt "red striped disc; blue dotted square; grey waves pan-left" --out $out --dump-qkv $out/qkv --dump-layers 3 --dump-steps 12
 echo "One of its attention calls (layer 3, step 12), with the exact attention mass of every block:"
 qkv=$out/qkv/step12-layer03.safetensors

@@ -38,37 +38,29 @@ if [ -n "$quick" ]; then
     sweep order1 "svg2,tail=2,density=X,$dense_first" 0.05 0.1 0.3
     sweep raster "raster,tail=0,density=X,$dense_first" 0.1 0.3
 else
-    d="0.02 0.05 0.1 0.2 0.3 0.5"
-    # the first layer dense
-    # shellcheck disable=SC2086
-    {
-        sweep plain "svg2,tail=0,top-p=X,$dense_first" 0.3 0.5 0.7 0.85 0.95
-        sweep none "svg2,tail=0,budget=head,density=X,$dense_first" 0.05 0.1 0.2 0.3 0.5
-        sweep order0 "svg2,tail=1,density=X,$dense_first" $d
-        sweep order1 "svg2,tail=2,density=X,$dense_first" $d
-        sweep order1-row "svg2,tail=2,route=mass,budget=row,density=X,$dense_first" 0.05 0.1 0.2
-        sweep order1-spread "svg2,tail=2,route=spread,budget=head,density=X,$dense_first" 0.05 0.1 0.2
-        sweep order1-spread-row "svg2,tail=2,route=spread,budget=row,density=X,$dense_first" 0.05 0.1 0.2
-        sweep raster "raster,tail=0,density=X,$dense_first" 0.1 0.2 0.3 0.5
-        sweep raster-order1 "raster,tail=2,density=X,$dense_first" 0.1 0.2 0.3 0.5
-        sweep tiles "tiles,tail=0,density=X,$dense_first" 0.1 0.2 0.3 0.5
-        sweep tiles-order1 "tiles,tail=2,density=X,$dense_first" 0.1 0.2 0.3 0.5
-        sweep oracle "oracle,tail=0,density=X,$dense_first" 0.05 0.1 0.2 0.3
-        sweep oracle-order1 "oracle,tail=2,density=X,$dense_first" 0.02 0.05 0.1 0.2
-        # clusters: queries / keys; 71 / 231 are the default for 4,096 tokens
-        sweep half-clusters "svg2,tail=2,query-clusters=35,key-clusters=115,density=X,$dense_first" 0.05 0.1 0.2
-        sweep double-clusters "svg2,tail=2,query-clusters=141,key-clusters=461,density=X,$dense_first" 0.02 0.05 0.1 0.2
-        sweep double-queries "svg2,tail=2,query-clusters=141,density=X,$dense_first" 0.05 0.1
-        sweep no-bf16 "svg2,tail=2,simd=avx512,target-error=X,$dense_first" 0.03
-        sweep step-iters "svg2,tail=2,target-error=0.03,step-iters=X,$dense_first" 0 1 2 4
-        sweep cold "svg2,tail=2,cold=1,init-iters=2,target-error=X,$dense_first" 0.03
-        sweep fresh "svg2,tail=2,cold=1,init-iters=10,target-error=X,$dense_first" 0.03
-        # no layer fixed dense
-        sweep order1-all "svg2,tail=2,density=X" $d
-        sweep target "svg2,tail=2,target-error=X" 0.01 0.02 0.03 0.05 0.1
-        sweep target-first "svg2,tail=2,target-error=X,$dense_first" 0.02 0.03 0.05
-        sweep target-order0 "svg2,tail=1,target-error=X" 0.03 0.05 0.1
-    }
+    # the first layer dense, as in the published settings
+    sweep plain "svg2,tail=0,top-p=X,$dense_first" 0.3 0.5 0.7 0.85 0.95
+    sweep order0 "svg2,tail=1,density=X,$dense_first" 0.05 0.1 0.2 0.3
+    sweep order1 "svg2,tail=2,density=X,$dense_first" 0.05 0.1 0.2 0.3
+    sweep order1-row "svg2,tail=2,budget=row,density=X,$dense_first" 0.1 0.2
+    sweep order1-spread "svg2,tail=2,route=spread,density=X,$dense_first" 0.1 0.2
+    sweep raster "raster,tail=0,density=X,$dense_first" 0.1 0.3
+    sweep raster-order1 "raster,tail=2,density=X,$dense_first" 0.1 0.3
+    sweep oracle "oracle,tail=0,density=X,$dense_first" 0.1 0.3
+    sweep oracle-order1 "oracle,tail=2,density=X,$dense_first" 0.05 0.1 0.2
+    # clusters: queries / keys; 71 / 231 are the default for 4,096 tokens
+    sweep half-clusters "svg2,tail=2,query-clusters=35,key-clusters=115,density=X,$dense_first" 0.1 0.2
+    sweep double-clusters "svg2,tail=2,query-clusters=141,key-clusters=461,density=X,$dense_first" 0.05 0.1
+    # no layer fixed dense
+    sweep order1-all "svg2,tail=2,density=X" 0.05 0.1 0.2
+    sweep target "svg2,tail=2,target-error=X" 0.01 0.02 0.03 0.05 0.1
+    sweep target-first "svg2,tail=2,target-error=X,$dense_first" 0.03
+    sweep target-order0 "svg2,tail=1,target-error=X" 0.03 0.1
+    # iterations a step; from nothing at every step; the tail in f32 products
+    sweep step-iters "svg2,tail=2,target-error=0.03,step-iters=X" 0 1 2 4
+    sweep cold "svg2,tail=2,cold=1,init-iters=2,target-error=X" 0.03
+    sweep fresh "svg2,tail=2,cold=1,init-iters=10,target-error=X" 0.03
+    sweep no-bf16 "svg2,tail=2,simd=avx512,target-error=X" 0.03
 fi
 
 clip=0
@@ -128,13 +120,11 @@ comma=
     series order1 "first order" "lw 3 lc rgb '#d32f2f' pt 7"
     series target "first order, by target error, no layer dense" "lw 1.5 lc rgb '#f57c00' pt 5"
     series order1-all "first order, no layer dense" "lw 1.5 lc rgb '#ef9a9a' dt 3 pt 7"
+    series order1-spread "first order, route spread" "lw 1.5 lc rgb '#ec407a' dt 2 pt 2"
     series order0 "means (order 0)" "lw 2 lc rgb '#1976d2' pt 7"
     series oracle "clusters by exact mass, rest dropped" "lw 1.5 lc rgb '#999999' pt 1"
     series plain "SVG2: top-p, rest dropped" "lw 2 lc rgb '#388e3c' pt 7"
-    series none "one budget per head, rest dropped" "lw 1.5 lc rgb '#81c784' pt 6"
-    series tiles-order1 "tiles, first order" "lw 1.5 lc rgb '#8d6e63' dt 2 pt 4"
     series raster-order1 "raster blocks, first order" "lw 1.5 lc rgb '#bcaaa4' dt 2 pt 4"
-    series tiles "tiles, rest dropped" "lw 1.5 lc rgb '#8d6e63' pt 6"
     series raster "raster blocks, rest dropped" "lw 1.5 lc rgb '#bcaaa4' pt 6"
     echo
 } >"$out/pareto.gp"
