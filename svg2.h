@@ -2958,7 +2958,7 @@ static void svg2__score_shares(void *task, int64_t begin, int64_t end, int32_t w
                              query, SVG2__LANES, p + (size_t)j * SVG2__LANES, SVG2__LANES, 0);
             for (i = 0; i < SVG2__LANES; ++i) m[i] = -INFINITY, l[i] = 0.0f;
             (void)t->loops->softmax(p, ck, nv, bias, m, l, alpha);
-            for (i = 0; i < 16 * nv; ++i) weight[i] = i < n ? 1.0f / (l[i] * (float)count) : 0.0f;
+            for (i = 0; i < 16 * nv; ++i) weight[i] = i < n && l[i] != 0.0f ? 1.0f / (l[i] * (float)count) : 0.0f;
             for (j = 0; j < ck; ++j) share[j] += t->loops->dot(p + (size_t)j * SVG2__LANES, weight, 16 * nv);
         }
     }
@@ -3179,7 +3179,7 @@ static void svg2__select_row(const svg2__select_task *t, svg2__select_scratch *s
     }
     for (j = 0; j < ck; ++j) {
         const int32_t n = key_offset[j + 1] - key_offset[j];
-        if (share && sane) mass[j] = n ? share[j] : 0.0f;
+        if (share && sane) mass[j] = n ? share[j] + 0.0f : 0.0f; /* -0 becomes 0: it is sorted by its bits */
         else mass[j] = n && sane ? (log_mass ? 1.0f : (float)n) * expf(logit[j] - top) : 0.0f;
         sum += (double)mass[j];
         total_keys += n;
