@@ -411,6 +411,90 @@ static void fuzz_permute(source *s, const svg2_backend *backend)
     }
 }
 
+static void fuzz_score(source *s, const svg2_backend *backend)
+{
+    svg2_score_desc d = SVG2_ZERO;
+    svg2_error err;
+    int wild = take8(s) % 4 == 0, missing;
+    d.batch = number(s, 1, 2); d.heads = number(s, 1, 4); d.heads_kv = number(s, 0, 2) ? d.heads : 1;
+    d.head_dim = dimension(s);
+    d.tokens_kv = number(s, 1, 70); d.query_clusters = number(s, 1, 20); d.key_clusters = number(s, 1, 40);
+    d.key_blocks = number(s, 1, 42); d.tokens = number(s, 0, 90); d.query_blocks = number(s, 1, 22);
+    if (take8(s) % 4) { /* mostly blocks that fit */
+        d.key_blocks = d.key_clusters < 1000 ? d.key_clusters + d.key_blocks % 3 : d.key_clusters;
+        d.query_blocks = d.query_clusters < 1000 ? d.query_clusters + d.query_blocks % 3 : d.query_clusters;
+    }
+    d.scale = fraction(s);
+    d.k_layout = layout(s, d.heads_kv, d.tokens_kv, d.head_dim);
+    d.q_layout = layout(s, d.heads, d.tokens, d.head_dim);
+    int small = d.batch > 0 && d.batch < 5 && d.heads > 0 && d.heads < 9 && d.heads_kv > 0 && d.heads_kv < 9
+             && d.tokens_kv > 0 && d.tokens_kv < 300 && d.head_dim > 0 && d.head_dim <= 256 && d.query_clusters > 0
+             && d.query_clusters < 100 && d.key_clusters > 0 && d.key_clusters < 100 && d.key_blocks < 110
+             && d.query_blocks < 110 && d.tokens < 300;
+    size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_SCORE, &d);
+    if (!small) {
+        check(svg2_score(backend, &d, 0, 0, &err) != SVG2_OK, "no pointers at all");
+        return;
+    }
+    size_t H = (size_t)d.batch * (size_t)d.heads, K = (size_t)d.batch * (size_t)d.heads_kv, D = (size_t)d.head_dim;
+    size_t kn = span(&d.k_layout, d.batch, d.heads_kv, d.tokens_kv, d.head_dim);
+    size_t qn = d.tokens > 0 ? span(&d.q_layout, d.batch, d.heads, d.tokens, d.head_dim) : 64;
+    size_t out = H * (size_t)d.query_clusters * (size_t)d.key_clusters;
+    size_t n[3] = {H * (size_t)d.query_clusters * D * 4, K * (size_t)d.key_clusters * D * 4, K * D * 4};
+    float *f[3];
+    int32_t *order, *offset;
+    if (kn >= BIG || qn >= BIG) return;
+    void *k = block(kn), *q = block(qn);
+    fill(k, d.k_layout.dtype, kn, s, wild);
+    fill(q, d.q_layout.dtype, qn, s, wild);
+    for (int i = 0; i < 3; ++i) {
+        f[i] = (float *)block(n[i]);
+        fill(f[i], SVG2_F32, n[i], s, wild);
+    }
+    d.k = k; d.q = q; d.query_centroid = f[0]; d.key_centroid = f[1]; d.key_mean = f[2];
+    make_blocks(s, K, d.tokens_kv, d.key_blocks > 0 ? d.key_blocks : 1, &order, &offset);
+    d.key_order = order; d.key_offset = offset;
+    make_blocks(s, H, d.tokens > 0 ? d.tokens : 1, d.query_blocks > 0 ? d.query_blocks : 1, &order, &offset);
+    d.query_order = order; d.query_offset = offset;
+    float *log_mass = d.log_mass = (float *)block(out * 4), *share = d.share = (float *)block(out * 4);
+    missing = (int)(take8(s) % 24); /* of these one at most is left out; without tokens none of them may matter */
+    if (missing == 0) d.q = 0;
+    if (missing == 1) d.query_order = 0;
+    if (missing == 2) d.query_offset = 0;
+    if (missing == 3) d.key_mean = 0;
+    if (missing == 4) d.share = 0;
+    if (missing == 5) d.q = (const char *)q + 1;
+    if (missing > 5 && d.tokens == 0) { /* never followed */
+        d.q = d.query_order = d.query_offset = (const int32_t *)64;
+        d.key_mean = (const float *)128;
+        d.query_blocks = (int32_t)take32(s);
+    }
+    if (bytes == SIZE_MAX || bytes > 64 * BIG) bytes = 4096;
+    if (svg2_score(backend, &d, block(bytes), bytes, &err) != SVG2_OK) {
+        check(untouched(log_mass, out * 4) && untouched(share, out * 4), "score wrote on error");
+        return;
+    }
+    if (d.tokens == 0) check(untouched(share, out * 4), "a share without tokens");
+    else check(missing > 5, "a missing pointer");
+    for (size_t i = 0; i < out && !wild && d.scale < 4 && d.scale > -4; ++i) check(log_mass[i] < 1e30f, "log_mass");
+    for (size_t row = 0; row < out / (size_t)d.key_clusters && d.tokens; ++row) {
+        size_t h = row / (size_t)d.query_clusters, I = row % (size_t)d.query_clusters, Kb = (size_t)d.key_blocks + 1;
+        const int32_t *rows = d.query_offset + h * ((size_t)d.query_blocks + 1) + I;
+        const int32_t *keys = d.key_offset + (h / (size_t)d.heads * (size_t)d.heads_kv
+                                              + h % (size_t)d.heads / (size_t)(d.heads / d.heads_kv)) * Kb;
+        double sum = 0;
+        for (size_t j = 0; j < (size_t)d.key_clusters; ++j) {
+            float x = share[row * (size_t)d.key_clusters + j];
+            if (rows[1] == rows[0]) check(x == 0, "share of no rows");
+            if (wild || !(d.scale < 4 && d.scale > -4)) continue;
+            check(x >= 0 && (x == 0 || keys[j + 1] > keys[j]), "share");
+            sum += (double)x;
+        }
+        if (wild || !(d.scale < 4 && d.scale > -4) || rows[1] == rows[0]) continue;
+        check(fabs(sum - (keys[d.key_clusters] > keys[0] ? 1 : 0)) < 1e-4, "shares do not sum to 1");
+    }
+}
+
 static void fuzz_select(source *s, const svg2_backend *backend)
 {
     svg2_select_desc d = SVG2_ZERO;
@@ -429,14 +513,17 @@ static void fuzz_select(source *s, const svg2_backend *backend)
     size_t H = (size_t)d.batch * (size_t)d.heads, K = (size_t)d.batch * (size_t)d.heads_kv, D = (size_t)d.head_dim;
     size_t q = H * (size_t)d.query_clusters * D * 4, k = K * (size_t)d.key_clusters * D * 4, v = K * (size_t)d.key_clusters * 4;
     int32_t Qb = d.query_clusters + (d.has_text != 0) + (d.has_padding != 0), Kb = d.key_clusters + (d.has_text != 0) + (d.has_padding != 0);
-    float *f[6];
-    size_t n[6];
+    float *f[7];
+    size_t n[7];
     n[0] = q; n[1] = k; n[2] = K * D * 4; n[3] = H * (size_t)d.query_clusters * (size_t)d.key_clusters * 4; n[4] = k; n[5] = v;
-    for (int i = 0; i < 6; ++i) {
+    n[6] = n[3];
+    int share = (int)(take8(s) % 4), sane = 1; /* none; anything; not negative, twice */
+    for (int i = 0; i < 7; ++i) {
         f[i] = (float *)block(n[i]);
         fill(f[i], SVG2_F32, n[i], s, wild);
-        for (size_t e = 0; e < n[i] / 4 && i == 5; ++e) f[i][e] = fabsf(f[i][e]); /* variances */
+        for (size_t e = 0; e < n[i] / 4 && (i == 5 || (i == 6 && share > 1)); ++e) f[i][e] = fabsf(f[i][e]); /* variances */
     }
+    d.share = share ? f[6] : 0;
     d.query_centroid = f[0]; d.key_centroid = f[1]; d.key_mean = f[2]; d.log_mass = take8(s) & 1 ? f[3] : 0; d.value_mean = f[4]; d.value_var = f[5];
     int32_t *order, *qo, *ko;
     make_blocks(s, H, 90, Qb, &order, &qo);
@@ -451,6 +538,13 @@ static void fuzz_select(source *s, const svg2_backend *backend)
         return;
     }
     for (size_t i = 0; i < H * (size_t)(Qb * Kb); ++i) check(d.map[i] <= 1, "map");
+    for (size_t row = 0; row < H * (size_t)d.query_clusters && d.share; ++row) {
+        size_t h = row / (size_t)d.query_clusters, I = row % (size_t)d.query_clusters, C = (size_t)d.key_clusters;
+        if (qo[h * (size_t)(Qb + 1) + I + 1] == qo[h * (size_t)(Qb + 1) + I]) continue;
+        for (size_t j = 0; j < C; ++j) sane = (j ? sane : 1) && d.share[row * C + j] >= 0 && d.share[row * C + j] <= 3e38f;
+        for (size_t j = 0; j < C && !sane; ++j)
+            check(d.map[(h * (size_t)Qb + I) * (size_t)Kb + j] == 1, "row with a bad share");
+    }
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
@@ -463,12 +557,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
     s.mix = (uint32_t)count * 2654435761u;
     simd = (svg2_simd)(bytes[1] % 5);
     svg2_backend backend = svg2_cpu_backend_simd(0, simd);
-    switch (bytes[0] % 8) {
+    switch (bytes[0] % 9) {
     case 0: case 1: case 2: fuzz_attend(&s, &backend); break;
     case 3: fuzz_kmeans(&s, &backend); break;
     case 4: fuzz_blocks(&s, &backend); break;
     case 5: fuzz_permute(&s, &backend); break;
     case 6: fuzz_select(&s, &backend); break;
+    case 8: fuzz_score(&s, &backend); break;
     default: fuzz_state(&s, &backend);
     }
     release();
@@ -499,6 +594,6 @@ size_t fuzz_seed(int index, uint8_t *bytes, size_t capacity)
         x = x * 1664525u + 1013904223u;
         bytes[i] = (uint8_t)((x >> 24) % 240);
     }
-    bytes[0] = (uint8_t)(index % 8);
+    bytes[0] = (uint8_t)(index % 9);
     return 96;
 }

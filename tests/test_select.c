@@ -68,6 +68,28 @@ static sel sel_new(int B, int H, int Hk, int D, int Cq, int Ck, int text, int pa
     s.d.stats = (svg2_head_stats *)mem_new(sizeof(svg2_head_stats) * (size_t)(B * H));
     return s;
 }
+/* Shares that have nothing to do with the centroids, up to a factor; NaN for empty query clusters, which nobody reads. */
+static float *sel_share(sel *s, uint64_t seed)
+{
+    uint64_t r = seed + 99;
+    int Cq = s->d.query_clusters, Ck = s->d.key_clusters;
+    float *share = (float *)mem_new((size_t)(s->B * s->H * Cq * Ck) * 4);
+    for (int h = 0; h < s->B * s->H; ++h)
+        for (int I = 0; I < Cq; ++I) {
+            const int32_t *rows = s->qoff + h * (s->Qb + 1) + I;
+            int k = h / s->H * s->Hk + h % s->H / (s->H / s->Hk);
+            double factor = I % 3 ? 1 : exp(8 * rnd_normal(&r)), sum = 0;
+            float *row = share + ((int64_t)h * Cq + I) * Ck;
+            for (int j = 0; j < Ck; ++j) {
+                int n = s->koff[k * (s->Kb + 1) + j + 1] - s->koff[k * (s->Kb + 1) + j];
+                row[j] = n ? (float)exp(1.5 * rnd_normal(&r)) : 0;
+                sum += (double)row[j];
+            }
+            for (int j = 0; j < Ck; ++j) row[j] = rows[1] > rows[0] ? (float)((double)row[j] / sum * factor) : NAN;
+        }
+    s->d.share = share;
+    return share;
+}
 static void sel_run(sel *s, const svg2_backend *backend)
 {
     size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_SELECT, &s->d);
@@ -93,6 +115,12 @@ static void head_row(const sel *s, int h, int I, head *o) /* fills P */
     for (int j = 0; j < s->d.key_clusters && s->d.log_mass; ++j)
         o->lambda[j] = (double)s->d.log_mass[(h * s->d.query_clusters + I) * s->d.key_clusters + j];
     ref_probability(q, o->kbar, o->nk, s->d.log_mass ? o->lambda : 0, s->d.key_clusters, s->d.head_dim, (double)s->d.scale, o->P);
+    if (s->d.share && o->qo[I + 1] > o->qo[I]) {
+        const float *share = s->d.share + ((int64_t)h * s->d.query_clusters + I) * s->d.key_clusters;
+        double sum = 0;
+        for (int j = 0; j < s->d.key_clusters; ++j) sum += (double)share[j];
+        for (int j = 0; j < s->d.key_clusters; ++j) o->P[j] = (double)share[j] / sum;
+    }
 }
 static void check_borders_and_stats(const sel *s)
 {
@@ -126,14 +154,16 @@ static void test_top_p_rule(void **state)
     for (int level = SVG2_SIMD_SCALAR; level <= SVG2_SIMD_AVX512BF16; ++level) {
         svg2_backend backend = svg2_cpu_backend_simd(0, (svg2_simd)level);
         if ((int)backend.simd != level) continue;
-        for (int i = 0; i < 40; ++i) {
+        for (int i = 0; i < 80; ++i) { /* from 40 on with shares */
             static const int cks[] = {1, 2, 7, 16, 100, 333, 600};
             int Ck = cks[i % 7], group = i % 3 == 0 ? 4 : 1;
-            sel s = sel_new(1 + i % 2, 4, 4 / group, 16, 3 + i, Ck, i % 4 == 1 ? 5 : 0, i % 4 >= 2 ? 3 : 0, (uint64_t)i, 0.3 + 0.4 * (i % 9));
+            sel s = sel_new(1 + i % 2, 4, 4 / group, 16, 3 + i % 40, Ck, i % 4 == 1 ? 5 : 0, i % 4 >= 2 ? 3 : 0, (uint64_t)i,
+                            0.3 + 0.4 * (i % 9));
             s.d.top_p = ps[i % 5];
             s.d.min_keep = floors[(i / 5 + i) % 5];
             if (i % 2) s.d.value_mean = s.d.value_var = 0; /* not needed for this rule */
             if (i % 4 < 3) s.d.log_mass = 0;
+            if (i >= 40) sel_share(&s, (uint64_t)i);
             sel_run(&s, &backend);
             check_borders_and_stats(&s);
             for (int h = 0; h < s.B * s.H; ++h) {
@@ -185,7 +215,7 @@ static void test_top_p_by_hand(void **state)
 
 /* Area budgets: how much is taken, and that it is taken by falling score per pair. */
 static void budget_case(svg2_route route, svg2_budget budget, svg2_tail_kind tail, float density, float min_keep, uint64_t seed,
-                        const svg2_backend *backend)
+                        int share, const svg2_backend *backend)
 {
     int text = seed % 2 ? 6 : 0, Ck = 90, Cq = 30;
     sel s = sel_new(2, 4, seed % 3 ? 4 : 2, 16, Cq, Ck, text, seed % 5 ? 0 : 4, seed, 1.2);
@@ -193,6 +223,7 @@ static void budget_case(svg2_route route, svg2_budget budget, svg2_tail_kind tai
     s.d.route = route; s.d.budget = budget; s.d.tail = tail;
     s.d.density = density;
     s.d.min_keep = min_keep;
+    if (share) sel_share(&s, seed);
     sel_run(&s, backend);
     check_borders_and_stats(&s);
     for (int h = 0; h < s.B * s.H; ++h) {
@@ -245,8 +276,10 @@ static void test_density_budgets(void **state)
         for (int budget = SVG2_BUDGET_ROW; budget <= SVG2_BUDGET_HEAD; ++budget)
             for (int tail = SVG2_TAIL_NONE; tail <= SVG2_TAIL_ORDER1; ++tail)
                 for (int i = 0; i < COUNT(densities); ++i) {
-                    budget_case((svg2_route)route, (svg2_budget)budget, (svg2_tail_kind)tail, densities[i], -1, seed++, &backend);
-                    budget_case((svg2_route)route, (svg2_budget)budget, (svg2_tail_kind)tail, densities[i], 0.1f, seed++, &backend);
+                    for (int share = 0; share < 2; ++share)
+                        for (int floors = 0; floors < 2; ++floors)
+                            budget_case((svg2_route)route, (svg2_budget)budget, (svg2_tail_kind)tail, densities[i],
+                                        floors ? 0.1f : -1, seed++, share, &backend);
                 }
 }
 
@@ -353,6 +386,77 @@ static void test_nan_is_kept(void **state)
     }
 }
 
+/* A share that is no probability keeps its row whole, in the other rows the rule goes on; a row of nothing likewise. */
+static void test_bad_share(void **state)
+{
+    (void)state;
+    static const float bad[] = {NAN, INFINITY, -INFINITY, -1e-30f, 3.3e38f, 0};
+    svg2_backend backend = svg2_cpu_backend(0);
+    for (int mode = 0; mode < 8; ++mode)
+        for (int i = 0; i < COUNT(bad); ++i) {
+            sel s = sel_new(1, 2, 2, 16, 10, 40, mode == 7 ? 3 : 0, 0, 5, 1);
+            size_t map = (size_t)(s.Qb * s.Kb);
+            int Ck = 40, row = 0, key = 0, ordinary = 0;
+            float *share = sel_share(&s, 3);
+            uint8_t *clean = (uint8_t *)mem_new(2 * map);
+            s.d.budget = mode & 1 ? SVG2_BUDGET_HEAD : SVG2_BUDGET_ROW;
+            s.d.tail = mode & 2 ? SVG2_TAIL_ORDER1 : SVG2_TAIL_NONE;
+            s.d.density = mode & 4 ? 0.1f : 0;
+            s.d.min_keep = -1;
+            s.d.top_p = 0.5f;
+            while (row < 4 || s.qoff[row + 1] == s.qoff[row]) ++row;
+            while (key < 7 || s.koff[key + 1] == s.koff[key]) ++key;
+            sel_run(&s, &backend);
+            memcpy(clean, s.d.map, 2 * map);
+            for (int j = 0; j < Ck; ++j) ordinary += clean[row * s.Kb + j];
+            assert_true(ordinary < Ck / 2);
+            if (bad[i] == 0) memset(share + row * Ck, 0, (size_t)Ck * 4);
+            else share[row * Ck + key] = bad[i];
+            sel_run(&s, &backend);
+            check_borders_and_stats(&s);
+            for (int j = 0; j < Ck; ++j)
+                if (s.koff[j + 1] > s.koff[j]) assert_int_equal(s.d.map[row * s.Kb + j], 1);
+            assert_memory_equal(s.d.map + map, clean + map, map); /* head 1 */
+            for (int I = 0; I < s.Qb && !(mode & 1); ++I)
+                if (I != row) assert_memory_equal(s.d.map + I * s.Kb, clean + I * s.Kb, (size_t)s.Kb);
+            mem_done();
+        }
+}
+
+/* An empty query cluster has no rows to ask: its decision is that without shares, whatever its share holds. And -0 is 0. */
+static void test_share_of_nothing(void **state)
+{
+    (void)state;
+    svg2_backend backend = svg2_cpu_backend(0);
+    int compared = 0;
+    for (int mode = 0; mode < 4; ++mode) {
+        sel s = sel_new(1, 4, 2, 16, 40, 50, 0, 0, 11, 1);
+        size_t map = (size_t)(4 * s.Qb * s.Kb);
+        uint8_t *plain = (uint8_t *)mem_new(map);
+        s.d.tail = mode & 1 ? SVG2_TAIL_ORDER0 : SVG2_TAIL_NONE;
+        s.d.density = mode & 2 ? 0.2f : 0;
+        s.d.min_keep = mode & 1 ? 0.1f : -1;
+        sel_run(&s, &backend);
+        memcpy(plain, s.d.map, map);
+        float *share = sel_share(&s, 4);
+        sel_run(&s, &backend);
+        for (int row = 0; row < 4 * 40; ++row) {
+            const int32_t *offset = s.qoff + row / 40 * (s.Qb + 1) + row % 40;
+            if (offset[1] > offset[0]) continue;
+            assert_memory_equal(s.d.map + row * s.Kb, plain + row * s.Kb, (size_t)s.Kb);
+            ++compared;
+        }
+        for (int i = 0; i < 4 * 40 * 50; i += 3) share[i] = 0;
+        sel_run(&s, &backend);
+        memcpy(plain, s.d.map, map);
+        for (int i = 0; i < 4 * 40 * 50; i += 3) share[i] = -0.0f;
+        sel_run(&s, &backend);
+        assert_memory_equal(s.d.map, plain, map);
+        mem_done();
+    }
+    assert_true(compared > 20);
+}
+
 static void test_select_threads_same_bits(void **state)
 {
     (void)state;
@@ -368,6 +472,7 @@ static void test_select_threads_same_bits(void **state)
             s.d.route = mode & 2 ? SVG2_ROUTE_SPREAD : SVG2_ROUTE_MASS;
             if (mode == 3) s.d.target_error = 0.2f;
             s.d.tail = mode ? SVG2_TAIL_ORDER1 : SVG2_TAIL_NONE;
+            if (mode & 1) sel_share(&s, 6);
             sel_run(&s, &backend);
             uint64_t got = mem_hash(s.d.map, (size_t)(8 * s.Qb * s.Kb));
             for (int h = 0; h < 8; ++h) got = got * 31 + (uint64_t)s.d.stats[h].pairs + mem_hash(&s.d.stats[h].error_estimate, 4);
@@ -429,6 +534,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_top_p_rule),    TEST(test_top_p_by_hand), TEST(test_density_budgets),          TEST(test_area_of_top_p),
         TEST(test_target_error),  TEST(test_nan_is_kept),   TEST(test_select_threads_same_bits), TEST(test_select_rejects),
+        TEST(test_bad_share),     TEST(test_share_of_nothing),
     };
     return cmocka_run_group_tests_name("select", tests, 0, 0);
 }
