@@ -367,7 +367,7 @@ typedef struct svg2_desc {
     float min_keep;            /* fraction of key clusters that every query cluster keeps, by mass:
                                   0.1 for row budgets by top_p, else none; -1 = none               */
     float density;             /* 0 = off; else the fraction of all video pairs to compute         */
-    float target_error;        /* with a tail 0.03, unless top_p or density is given; else 0 = off: by top_p.
+    float target_error;        /* with a tail 0.02, unless top_p or density is given; else 0 = off: by top_p.
                                   Blocks are taken until the estimated relative L2 error of the
                                   head's output falls under it; excludes density                   */
     float dense_above;         /* 0.8; with target_error, a head that would need more becomes dense */
@@ -4719,7 +4719,7 @@ SVG2_API svg2_result svg2_resolve(svg2_desc *desc, svg2_error *err)
     SVG2__CHECK(d.budget == SVG2_BUDGET_ROW || d.budget == SVG2_BUDGET_HEAD, SVG2_ERR_RANGE, "budget",
                 "must be row or head");
     if (d.tail != SVG2_TAIL_NONE && d.top_p == 0.0f && d.density == 0.0f && d.target_error == 0.0f)
-        d.target_error = 0.03f;
+        d.target_error = 0.02f;
     if (d.top_p == 0.0f) d.top_p = 0.9f;
     if (d.min_keep == 0.0f)
         d.min_keep = d.budget == SVG2_BUDGET_ROW && d.density == 0.0f && d.target_error == 0.0f ? 0.1f : -1.0f;

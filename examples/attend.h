@@ -45,7 +45,7 @@ static size_t attend_options(attend_arguments *a, tool_option *options)
         {TOOL_REAL, "top-p", "P", &a->top_p, 0, 1, 0, "compute this much of the estimated mass exactly (0.9)"},
         {TOOL_REAL, "min-keep", "R", &a->min_keep, 0, 1, 1, "least fraction of key clusters per query cluster"},
         {TOOL_REAL, "density", "X", &a->density, 0, 1, 0, "or this fraction of all pairs"},
-        {TOOL_REAL, "target-error", "E", &a->target_error, 0, 1, 0, "or as much as this relative L2 error needs (0.03 unless --compensate 0)"},
+        {TOOL_REAL, "target-error", "E", &a->target_error, 0, 1, 0, "or as much as this relative L2 error needs (0.02 unless --compensate 0)"},
         {TOOL_REAL, "dense-above", "X", &a->dense_above, 0, 1, 0, "with it: a head that needs more goes dense (0.8)"},
         {TOOL_CHOICE, "route", "mass|spread", &a->route, 0, 0, 0, "what makes a block worth computing (mass)"},
         {TOOL_CHOICE, "budget", "row|head", &a->budget, 0, 0, 0, "who shares the budget (head)"},

@@ -27,7 +27,7 @@ int main(void)
     if (!q || !k || !v || !out || !work || !state_memory) return 1;
     for (size_t i = 0; i < count; ++i) { /* something with structure: what a token shows, and a channel */
         double token = (double)(i / 64 % 2048), channel = (double)(i % 64);
-        q[i] = k[i] = (float)(2 * sin(0.1 * channel * sin(0.02 * token)));
+        q[i] = k[i] = (float)(4 * sin(0.1 * channel * sin(0.02 * token)));
         v[i] = (float)cos(0.01 * token + channel);
     }
     if (svg2_state_init(&state, &d, state_memory, state_bytes, &err))

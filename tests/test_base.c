@@ -45,7 +45,7 @@ static void test_resolve_defaults(void **state)
     assert_true(d.query_clusters == cq && d.key_clusters == ck);
     assert_true(d.init_iterations == 10 && d.step_iterations == 2 && d.keep_empty == 0);
     assert_true(d.tail == SVG2_TAIL_ORDER1 && d.route == SVG2_ROUTE_MASS && d.budget == SVG2_BUDGET_HEAD);
-    assert_true(d.top_p == 0.9f && d.dense_above == 0.8f && d.density == 0 && d.target_error == 0.03f);
+    assert_true(d.top_p == 0.9f && d.dense_above == 0.8f && d.density == 0 && d.target_error == 0.02f);
     for (int given = 0; given < 2; ++given) { /* the default target error yields to the other two ways to say how much */
         svg2_desc other = desc_small(2, 1000, 64);
         if (given) other.density = 0.2f;

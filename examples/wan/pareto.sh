@@ -109,11 +109,11 @@ series() { # name, title, style: only what has been run
 comma=
 {
     echo "set datafile separator ','"
-    echo "set terminal pngcairo size 1100, 720 font 'DejaVu Sans,12' background rgb 'white'"
+    echo "set terminal pngcairo size 1000, 680 font 'DejaVu Sans,12' background rgb 'white'"
     echo "set output '$out/pareto.png'"
     echo "set logscale x; set xrange [1.6:60]; set xtics (2, 5, 10, 20, 30, 50) format '%g %%'; set grid back lc rgb '#dddddd'"
     echo "set xlabel 'pairs computed exactly in sparse calls'; set ylabel 'PSNR of the clip against dense attention (dB)'"
-    echo "set key outside right top spacing 1.25 samplen 2.5; set border 3; set tics nomirror"
+    echo "set key inside left top reverse Left spacing 1.15 samplen 2.5; set yrange [18:46]; set border 3; set tics nomirror"
     printf 'plot '
     series oracle-order1 "clusters by exact mass, first order" "lw 1.5 lc rgb '#999999' dt 2 pt 1"
     series double-clusters "first order, twice the clusters" "lw 1.5 lc rgb '#7b1fa2' pt 9"
