@@ -11,7 +11,7 @@
    on made-up clips; its latents are pixels. With the weights of a real Wan transformer, --text gives it the umT5
    embedding of the prompt, and the latent that comes out is for Wan's VAE (--latent).
 
-   To see how svg2.h is used, read >>attention: 60 lines. To see what a video transformer is, read >>forward.
+   To see how svg2.h is used, read >>attention. To see what a video transformer is, read >>forward.
 
    Macros
      WAN_NO_MAIN   for tests
