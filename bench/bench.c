@@ -714,7 +714,7 @@ typedef struct head {
     const video *x;
     float scale;
     grouping q, k;
-    float *value_mean, *value_var, *log_mass, *matrix, *out, *lse, *mass;
+    float *value_mean, *value_var, *log_mass, *share, *matrix, *out, *lse, *mass;
     uint8_t *map;
     int32_t *even_q, *even_k; /* offsets of blocks of one size, for the oracle */
     svg2_head_stats stats;
@@ -765,6 +765,13 @@ static stage_context *stage_score(head *h)
     d->query_centroid = h->q.centroid;
     d->key_centroid = h->k.centroid;
     d->log_mass = h->log_mass;
+    d->tokens = h->x->tokens;
+    d->query_blocks = h->q.clusters;
+    d->q = h->x->q;
+    d->query_order = h->q.order;
+    d->query_offset = h->q.offset;
+    d->key_mean = h->k.mean;
+    d->share = h->share;
     return c;
 }
 
@@ -777,7 +784,7 @@ static stage_context *stage_select(head *h, double density)
     d->query_clusters = h->q.clusters;
     d->key_clusters = h->k.clusters;
     d->scale = h->scale;
-    d->route = SVG2_ROUTE_SPREAD;
+    d->route = SVG2_ROUTE_MASS;
     d->budget = SVG2_BUDGET_HEAD;
     d->tail = SVG2_TAIL_ORDER1;
     d->top_p = 0.9f;
@@ -788,6 +795,7 @@ static stage_context *stage_select(head *h, double density)
     d->key_centroid = h->k.centroid;
     d->key_mean = h->k.mean;
     d->log_mass = h->log_mass;
+    d->share = h->share;
     d->value_mean = h->value_mean;
     d->value_var = h->value_var;
     d->query_offset = h->q.offset;
@@ -897,6 +905,7 @@ static void bench_stages(bench *b, const video *x)
     h.x = x;
     h.scale = 1.0f / sqrtf((float)x->dim);
     h.log_mass = allocate_floats((size_t)QC * KC);
+    h.share = allocate_floats((size_t)QC * KC);
     h.value_mean = allocate_floats(KC * dim);
     h.value_var = allocate_floats(KC);
     h.matrix = allocate_floats(QC * dim * dim);
@@ -936,7 +945,7 @@ static void bench_stages(bench *b, const video *x)
         switch (i) {
         case 0: r->bytes = 12 * s; break;            /* label read twice, order written      */
         case 1: r->bytes = 4 * s * d + 4 * s; break; /* v and order read                     */
-        case 2: r->flops = 2 * QC * s * d; break;    /* all keys by all query centroids      */
+        case 2: r->flops = 2 * (QC + KC) * s * d; break; /* keys by query centroids, queries by key centroids */
         case 3: r->flops = 2.0 * QC * KC * d; break; /* centroid scores                      */
         case 4: r->flops = 2 * s * d * d + 2.0 * QC * KC * d * d; break;
         case 5: r->flops = 4 * (double)h.stats.pairs * d; break;
@@ -955,6 +964,7 @@ static void bench_stages(bench *b, const video *x)
     grouping_free(&h.q);
     grouping_free(&h.k);
     free(h.log_mass);
+    free(h.share);
     free(h.value_mean);
     free(h.value_var);
     free(h.matrix);

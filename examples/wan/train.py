@@ -245,15 +245,21 @@ def export(path, weights, args, note):
         print("wrote", path, os.path.getsize(path), "bytes, sha256", hashlib.sha256(f.read()).hexdigest(), flush=True)
 
 
+# (share of the draws, frames, size) of each part of training: short and small first, the size of generation at the end.
+# Two frames of a large picture cost as much as eight of a small one and show four times as many scenes.
+SHAPES_UNTIL = ((.58, ((.60, 8, 32), (.20, 16, 32), (.20, 2, 64))),
+                (.80, ((.20, 8, 32), (.25, 16, 32), (.20, 2, 64), (.35, 8, 64))),
+                (1.0, ((.10, 16, 32), (.15, 8, 64), (.75, 16, 64))))
+
+
 def shape_for(progress, tokens, generator):
-    """(batch, frames, size): short and small first, the size of generation at the end."""
+    """(batch, frames, size) of a step."""
     draw = torch.rand(1, generator=generator, device=generator.device).item()
-    if progress < .58:
-        frames, size = (8, 32) if draw < .7 else (16, 32)
-    elif progress < .80:
-        frames, size = ((8, 32), (16, 32), (8, 64))[min(2, int(draw * 3.3))]
-    else:
-        frames, size = ((16, 32), (8, 64), (16, 64))[0 if draw < .1 else 1 if draw < .25 else 2]
+    choices = next((c for until, c in SHAPES_UNTIL if progress < until), SHAPES_UNTIL[-1][1])
+    for share, frames, size in choices:
+        draw -= share
+        if draw < 0:
+            break
     return max(1, tokens // (frames * (size // 4) ** 2)), frames, size
 
 
@@ -303,7 +309,8 @@ def train(args):
         clean, text = to_latent(video, args.fold), caption_of(words)
         text = text * (torch.rand(batch, 1, 1, generator=generator, device=device) > .12)     # guidance needs both
         sigma = torch.sigmoid(torch.randn(batch, generator=generator, device=device) * 1.1)
-        sigma = args.shift * sigma / (1 + (args.shift - 1) * sigma)
+        shift = args.shift * (clean[0, 0].numel() / 2048) ** (1 / 3)        # a longer clip shows through more noise
+        sigma = shift * sigma / (1 + (shift - 1) * sigma)
         noise = torch.randn(clean.shape, generator=generator, device=device)
         mix = sigma.view(-1, 1, 1, 1, 1)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
@@ -366,7 +373,7 @@ def main():
     p.add_argument("--fold", type=int, default=2, help="pixels per side folded into channels")
     p.add_argument("--tokens", type=int, default=8192, help="video tokens per step")
     p.add_argument("--lr", type=float, default=2e-3)
-    p.add_argument("--shift", type=float, default=2.0, help="timestep shift of training")
+    p.add_argument("--shift", type=float, default=2.0, help="timestep shift of training, at 512 tokens")
     p.add_argument("--average", type=float, default=.998, help="decay of the averaged weights")
     p.add_argument("--threads", type=int, default=0)
     p.add_argument("--seed", type=int, default=0)
