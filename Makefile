@@ -52,6 +52,24 @@ ifeq ($(shell CC="$(CC)" tests/deps.sh has cjson/cJSON.h || echo no),no)
 $B/tests/fuzz_file.o: FLAGS += -DTF_NO_CJSON
 endif
 
+# The kernels of svg2_cuda.cu on the CPU: the unit compiled as C++ on top of tests/emu. The engine itself is never built with
+# -fsanitize=thread: it tells the sanitizer which CUDA thread is running.
+CUDA ?= $(or $(patsubst %/bin/nvcc,%,$(shell command -v nvcc)),/usr/local/cuda)
+CXX := $(if $(filter default,$(origin CXX)),g++,$(CXX))
+EMU_WARNINGS := -Wall -Wextra -Wshadow -Wno-unknown-pragmas -Wno-psabi
+EMU_FLAGS := -std=c++17 -DSVG2_EMULATED $(EMU_WARNINGS) -ffp-contract=off -MMD -MP -I. -isystem $(CUDA)/include
+EMU_DEFS := $(if $(fault),-DSVG2_FAULT=$(fault))
+$B/emu:
+	@mkdir -p $@
+$B/emu/svg2_cuda$(fault).o: svg2_cuda.cu | $B/emu
+	$(CXX) $(EMU_FLAGS) $(EMU_DEFS) $(FLAGS_$(config)) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h -c $< -o $@
+$B/emu/cuda_emu.o: tests/emu/cuda_emu.cc | $B/emu
+	$(CXX) $(EMU_FLAGS) $(filter-out -fsanitize=thread,$(FLAGS_$(config))) -O2 -fno-tree-loop-distribute-patterns -c $< -o $@
+$B/emu/device.o: tests/device.cc | $B/emu
+	$(CXX) $(EMU_FLAGS) $(filter-out -fsanitize=thread,$(FLAGS_$(config))) -c $< -o $@
+$B/tests/test_cuda_%: $B/tests/test_cuda_%.o $B/tests/impl.o $B/emu/svg2_cuda.o $B/emu/cuda_emu.o $B/emu/device.o
+	$(CXX) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lpthread -lm -o $@
+
 $B/tests:
 	@mkdir -p $@
 build/.deps: tests/deps.sh
@@ -85,4 +103,4 @@ help:
 
 .PHONY: all programs test fuzz demo pareto bench compare clean help
 .SECONDARY:
--include $(wildcard $B/*.d $B/tests/*.d)
+-include $(wildcard $B/*.d $B/tests/*.d $B/emu/*.d)

@@ -295,6 +295,17 @@ SVG2_API svg2_backend svg2_cpu_backend(const svg2_parallel *parallel);
    lacks falls back to the next smaller one (look at .simd). */
 SVG2_API svg2_backend svg2_cpu_backend_simd(const svg2_parallel *parallel, svg2_simd simd);
 
+/* CUDA backend, implemented by svg2_cuda.cu; call it only where that file is linked. stream is a cudaStream_t (NULL = the
+   default stream): all work is launched on it, on the device that is current at the call, and nothing waits for it.
+   Every pointer of a call (tensors, state and workspace memory, lse, stats) is device memory; workspaces and state memory
+   are aligned to 256 bytes, as cudaMalloc's is. Two streams may work at once with two workspaces. */
+#ifndef SVG2_STATIC
+SVG2_API svg2_backend svg2_cuda_backend(void *stream);
+
+/* SVG2_OK if the current device can run it (compute capability 8.0 or newer), else SVG2_ERR_BACKEND with the reason. */
+SVG2_API svg2_result svg2_cuda_check(svg2_error *err);
+#endif
+
 /* ---- the whole operation (>>pipeline, >>schedule) ---------------------------------------- */
 typedef enum svg2_method {
     SVG2_METHOD_SVG2 = 0,
