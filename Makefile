@@ -69,6 +69,9 @@ $B/emu/device.o: tests/device.cc | $B/emu
 	$(CXX) $(EMU_FLAGS) $(filter-out -fsanitize=thread,$(FLAGS_$(config))) -c $< -o $@
 $B/tests/test_cuda_%: $B/tests/test_cuda_%.o $B/tests/impl.o $B/emu/svg2_cuda.o $B/emu/cuda_emu.o $B/emu/device.o
 	$(CXX) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lpthread -lm -o $@
+# a test with a planted fault: make fault=12 build/tests/fault12_kmeans
+$B/tests/fault$(fault)_%: $B/tests/test_cuda_%.o $B/tests/impl.o $B/emu/svg2_cuda$(fault).o $B/emu/cuda_emu.o $B/emu/device.o
+	$(CXX) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lpthread -lm -o $@
 
 $B/tests:
 	@mkdir -p $@

@@ -34,6 +34,12 @@ TABLE OF CONTENTS   (the tags are those of svg2.h)
 #include <string.h>
 
 /* ==== >>base ============================================================================= */
+/* Deliberate faults, to see that the tests find them (tests/emu/faults.txt); 0 in any real build. */
+#ifndef SVG2_FAULT
+#  define SVG2_FAULT 0
+#endif
+#define SVG2__FAULT(number) (SVG2_FAULT == (number))
+
 namespace svg2__cuda {
 
 enum {
