@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 #include <vector>
 
@@ -387,14 +388,72 @@ uint64_t shfl_bits(const char *what, unsigned mask, uint64_t v, int src, int lin
     }, line);
     return a.out;
 }
-unsigned ballot(unsigned mask, bool p, int line) {
+int shfl_source(Shuffle mode, int operand, int width, int line)
+{
+    if (width < 1 || width > 32 || (width & (width - 1))) fail("shuffle at line %d: width %d", line, width);
+    const int lane = cur->lane, lo = lane & ~(width - 1);
+    int src;
+    switch (mode) {
+    case Shuffle::idx: return lo + (operand & (width - 1));
+    case Shuffle::bfly: src = lane ^ (operand & 31); return src >= lo + width ? lane : src;
+    case Shuffle::down: src = lane + (operand & 31); return src >= lo + width ? lane : src;
+    default: src = lane - (operand & 31); return src < lo ? lane : src;
+    }
+}
+template <class F> static void each(unsigned mask, F f)
+{
+    for (; mask; mask &= mask - 1) f(__builtin_ctz(mask));
+}
+unsigned ballot(const char *what, unsigned mask, bool p, int line)
+{
     struct Arg { unsigned in, out; } a{p, 0};
-    warp_op("vote", mask, &a, [](void *const *arg, unsigned m) {
+    warp_op(what, mask, &a, [](void *const *arg, unsigned m) {
         unsigned r = 0;
-        for (int i = 0; i < 32; i++) if (m >> i & 1) r |= ((Arg *)arg[i])->in << i;
-        for (int i = 0; i < 32; i++) if (m >> i & 1) ((Arg *)arg[i])->out = r;
+        each(m, [&](int i) { r |= ((Arg *)arg[i])->in << i; });
+        each(m, [&](int i) { ((Arg *)arg[i])->out = r; });
     }, line);
     return a.out;
+}
+unsigned match_any(unsigned mask, uint64_t v, int line)
+{
+    struct Arg { uint64_t in; unsigned out; } a{v, 0};
+    warp_op("match.any", mask, &a, [](void *const *arg, unsigned m) {
+        each(m, [&](int i) {
+            each(m, [&](int j) { ((Arg *)arg[i])->out |= (unsigned)(((Arg *)arg[i])->in == ((Arg *)arg[j])->in) << j; });
+        });
+    }, line);
+    return a.out;
+}
+unsigned match_all(unsigned mask, uint64_t v, int line)
+{
+    return match_any(mask, v, line) == mask ? mask : 0;
+}
+int64_t reduce(Reduce op, unsigned mask, int64_t v, int line)
+{
+    struct Arg { Reduce op; int64_t v; } a{op, v};
+    warp_op("redux", mask, &a, [](void *const *arg, unsigned m) {
+        const Arg *first = (const Arg *)arg[__builtin_ctz(m)];
+        int64_t r = first->v;
+        each(m & (m - 1), [&](int i) {
+            const int64_t x = ((const Arg *)arg[i])->v;
+            switch (first->op) {
+            case Reduce::add: r += x; break;
+            case Reduce::min: r = std::min(r, x); break;
+            case Reduce::max: r = std::max(r, x); break;
+            case Reduce::bit_and: r &= x; break;
+            case Reduce::bit_or: r |= x; break;
+            case Reduce::bit_xor: r ^= x; break;
+            }
+        });
+        each(m, [&](int i) { ((Arg *)arg[i])->v = r; });
+    }, line);
+    return a.v;
+}
+unsigned active_mask()
+{
+    unsigned m = 0;
+    for (int i = 0; i < 32; i++) m |= (unsigned)fibers[cur->warp * 32 + i].alive << i;
+    return m;
 }
 static Hb warp_hb[32][2]; static int warp_ph[32];
 void sync_warp(unsigned mask, int line) {
@@ -428,6 +487,20 @@ void bar_arrive(int id, int count, int line) {
     Bar &b = bar_at(id, count, line);
     release(b.hb[b.phase & 1]);
     if (++b.here == b.want) bar_done(b);
+}
+int bar_reduce(Reduce op, int p, int line)
+{
+    /* one sum for each parity of the barrier's phase: a thread may come to the next one before all have left this one */
+    static int sum[2];
+    {
+        Engine e_;
+        const int phase = bars[0].phase & 1;
+        if (!bars[0].here) sum[phase] = 0;
+        sum[phase] += p != 0;
+    }
+    const int phase = bars[0].phase & 1;
+    bar_sync(0, -1, line);
+    return op == Reduce::add ? sum[phase] : op == Reduce::bit_or ? sum[phase] != 0 : sum[phase] == nthreads;
 }
 void thread_fence() {
     cur->tf = true;
@@ -692,8 +765,7 @@ void ldmatrix(uint32_t addr, uint32_t *r, int num, bool trans, int line) {
     }
     warp_op(trans ? "ldmatrix.trans" : "ldmatrix", ~0u, &a, [](void *const *arg, unsigned) {
         Arg *const *p = (Arg *const *)arg;
-        int num = p[0]->num;
-        for (int m = 0; m < num; m++) {
+        for (int m = 0; m < p[0]->num; m++) {
             unsigned banks = 0;
             for (int l = 0; l < 8; l++) banks |= 1u << (p[m * 8 + l]->addr >> 4 & 7);
             stats.ldm++; stats.ldm_conflicts += 8 - __builtin_popcount(banks);
@@ -890,6 +962,23 @@ cudaError_t cudaMemset(void *d, int v, size_t n) { memset(d, v, n); return cudaS
 cudaError_t cudaMemsetAsync(void *d, int v, size_t n, cudaStream_t) { memset(d, v, n); return cudaSuccess; }
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamCreate(cudaStream_t *s) { *s = (cudaStream_t)malloc(1); return cudaSuccess; }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { return cudaStreamCreate(s); }
+cudaError_t cudaStreamDestroy(cudaStream_t s) { free(s); return cudaSuccess; }
+cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaEventCreate(cudaEvent_t *e) { *e = (cudaEvent_t)calloc(1, sizeof(timespec)); return cudaSuccess; }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { return cudaEventCreate(e); }
+cudaError_t cudaEventDestroy(cudaEvent_t e) { free(e); return cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) { clock_gettime(CLOCK_MONOTONIC, (timespec *)e); return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b)
+{
+    const timespec *x = (const timespec *)a, *y = (const timespec *)b;
+    *ms = (float)((double)(y->tv_sec - x->tv_sec) * 1e3 + (double)(y->tv_nsec - x->tv_nsec) * 1e-6);
+    return cudaSuccess;
+}
 cudaError_t cudaGetLastError() { cudaError_t e = cuemu::last_error; cuemu::last_error = cudaSuccess; return e; }
 cudaError_t cudaPeekAtLastError() { return cuemu::last_error; }
 const char *cudaGetErrorString(cudaError_t e) { static char b[32]; snprintf(b, sizeof b, "cudaError %d", (int)e); return b; }
@@ -900,6 +989,19 @@ cudaError_t cudaDeviceGetAttribute(int *v, cudaDeviceAttr a, int) {
     case cudaDevAttrComputeCapabilityMajor: *v = cuemu::cfg.cc / 10; break;
     case cudaDevAttrComputeCapabilityMinor: *v = cuemu::cfg.cc % 10; break;
     case cudaDevAttrMultiProcessorCount: *v = cuemu::cfg.sms; break;
+    case cudaDevAttrMaxThreadsPerBlock: *v = 1024; break;
+    case cudaDevAttrWarpSize: *v = 32; break;
+    case cudaDevAttrMaxThreadsPerMultiProcessor: *v = 2048; break;
+    case cudaDevAttrMaxBlocksPerMultiprocessor: *v = 32; break;
+    case cudaDevAttrMaxRegistersPerBlock: *v = 65536; break;
+    case cudaDevAttrMaxRegistersPerMultiprocessor: *v = 65536; break;
+    case cudaDevAttrMaxSharedMemoryPerBlock: *v = 49152; break;
+    case cudaDevAttrReservedSharedMemoryPerBlock: *v = 1024; break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *v = cuemu::cfg.cc >= 90 ? 233472 : 167936; break;
+    case cudaDevAttrL2CacheSize: *v = 40 << 20; break;
+    case cudaDevAttrMaxGridDimX: *v = 0x7fffffff; break;
+    case cudaDevAttrMaxGridDimY: *v = 65535; break;
+    case cudaDevAttrMaxGridDimZ: *v = 65535; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *v = cuemu::cfg.cc >= 90 ? 232448 : 166912; break;
     default: return err(cudaErrorInvalidValue);
     }
