@@ -2,9 +2,9 @@
 """Trains the small video diffusion transformer that examples/wan ships.
 
 The network is the Wan 2.1 text-to-video transformer (same tensor names, same arithmetic), only narrow: pixels in,
-pixels out.  The data are clips drawn on the fly: textured objects that keep their identity while they move, copies of
-the same object elsewhere in the picture, one passing behind another, a camera that pans or zooms over a textured
-ground.  Each clip has a caption of nine words in three parts,
+pixels out.  The data are clips drawn on the fly: textured objects that keep their identity while they move, a mirrored
+copy of each elsewhere in the picture, one passing behind another, a camera that pans or zooms over a textured ground.
+Each clip has a caption of nine words in three parts,
 
     red striped disc; blue dotted square; grey waves pan-left
 
@@ -76,20 +76,17 @@ def clips(batch, frames, size, generator, device="cpu"):
     base = torch.tensor(list(GROUND_COLOURS.values()), device=device)[ground_colour].view(batch, 3, 1, 1, 1)
     video = base + (shade - .5) * .36
 
-    # the objects, far to near; a larger picture holds copies of both
+    # the objects, far to near, in front of the camera's ground; a larger picture holds a mirrored copy of each
+    radius = 7.0
+    half = size / 2 - radius - 1
     copies = 1 if size <= 32 else 2
-    order = [(o, c) for c in range(copies) for o in range(2)]
-    radius, turn = [at(rand(batch, lo=5.5, hi=9)) for _ in range(2)], [at(rand(batch, lo=-.12, hi=.12)) for _ in range(2)]
-    half = size / 2 - 5
-    for o, _ in order:
+    sx, sy = line.view(1, 1, 1, size).expand(batch, frames, size, size), line.view(1, 1, size, 1).expand(batch, frames, size, size)
+    place = [[at(rand(batch, lo=-half, hi=half)) + at(rand(batch, lo=-1.4, hi=1.4)) * t for _ in range(2)] for _ in range(2)]
+    for o, c in [(o, c) for c in range(copies) for o in range(2)]:
         colour, pattern, shape = look[o]
         fold = lambda p: half - (torch.remainder(p + half, 4 * half) - 2 * half).abs()      # bounces off the walls
-        cx = fold(at(rand(batch, lo=-half, hi=half)) + at(rand(batch, lo=-1.8, hi=1.8)) * t)
-        cy = fold(at(rand(batch, lo=-half, hi=half)) + at(rand(batch, lo=-1.8, hi=1.8)) * t)
-        angle = at(rand(batch, lo=-.5, hi=.5)) + turn[o] * t
-        ca, sa, r = torch.cos(angle), torch.sin(angle), radius[o]
-        dx, dy = x - cx, y - cy
-        u, v = ca * dx + sa * dy, ca * dy - sa * dx
+        cx, cy = (fold(p) * (1 - 2 * c) for p in place[o])
+        u, v, r = sx - cx, sy - cy, radius
         d = (u * u + v * v).sqrt()
         edge = torch.stack((r - d, .88 * r - torch.maximum(u.abs(), v.abs()),
                             torch.minimum(.62 * r - v, (v + 1.15 * r - 1.75 * u.abs()) * .5), .32 * r - (d - .75 * r).abs()), 1)
@@ -245,11 +242,11 @@ def export(path, weights, args, note):
         print("wrote", path, os.path.getsize(path), "bytes, sha256", hashlib.sha256(f.read()).hexdigest(), flush=True)
 
 
-# (share of the draws, frames, size) of each part of training: short and small first, the size of generation at the end.
-# Two frames of a large picture cost as much as eight of a small one and show four times as many scenes.
-SHAPES_UNTIL = ((.58, ((.60, 8, 32), (.20, 16, 32), (.20, 2, 64))),
-                (.80, ((.20, 8, 32), (.25, 16, 32), (.20, 2, 64), (.35, 8, 64))),
-                (1.0, ((.10, 16, 32), (.15, 8, 64), (.75, 16, 64))))
+# (share of the draws, frames, size) of each part of training: short first, the size of generation at the end.
+# A few frames of many scenes teach shapes faster than many frames of a few.
+SHAPES_UNTIL = ((.50, ((.30, 8, 32), (.30, 2, 64), (.40, 4, 64))),
+                (.70, ((.10, 2, 64), (.30, 4, 64), (.60, 8, 64))),
+                (1.0, ((.10, 4, 64), (.20, 8, 64), (.70, 16, 64))))
 
 
 def shape_for(progress, tokens, generator):
