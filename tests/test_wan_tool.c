@@ -394,8 +394,8 @@ static void test_same_bits(void **state)
 {
     (void)state;
     static const char *const runs =
-        "dense svg2 svg2,tail=0,top-p=0.7 svg2,tail=1,target-error=0.2 tiles,density=0.3 raster oracle,density=0.3";
-    static const char *const names[] = {"dense", "svg2", "svg2-2", "svg2-3", "tiles", "raster", "oracle"};
+        "dense svg2 svg2,tail=0,top-p=0.7 svg2,tail=1,target-error=0.2 tiles,density=0.3 raster oracle,density=0.3 centroid";
+    static const char *const names[] = {"dense", "svg2", "svg2-2", "svg2-3", "tiles", "raster", "oracle", "centroid"};
     assert_runs(MIDDLE "--out none --latent a %s", runs);
     assert_runs(MIDDLE "--out none --latent b %s", runs);
     assert_runs(MIDDLE "--out none --latent c --threads 2 %s", runs);
@@ -410,6 +410,7 @@ static void test_same_bits(void **state)
         if (i) assert_differ(a, "a/dense.safetensors");
     }
     assert_differ("a/dense.safetensors", "d/dense.safetensors");
+    assert_differ("a/svg2.safetensors", "a/centroid.safetensors");
     assert_runs(MIDDLE "--out none --latent e --seed 1 svg2 dense"); /* a run does not see what ran before it */
     assert_same("d/dense.safetensors", "e/dense.safetensors");
     assert_false(exists("out"));

@@ -66,7 +66,8 @@ static void wan_run_parse(wan_run *run, const char *text)
             if (!equals) tool_fail(TOOL_USAGE, "'%s': '%s' is not key=value", text, word);
             *equals = 0;
             while (i < sizeof settings / sizeof *settings && strcmp(settings[i].name, word) != 0) ++i;
-            if (i == sizeof settings / sizeof *settings) tool_fail(TOOL_USAGE, "'%s': unknown setting '%s'", text, word);
+            if (i == sizeof settings / sizeof *settings)
+                tool_fail(TOOL_USAGE, "'%s': unknown setting '%s'", text, word);
             if (is_given[i]++) tool_fail(TOOL_USAGE, "'%s': '%s' is given twice", text, word);
             tool_parse_value(&settings[i], equals + 1);
         }
@@ -104,6 +105,15 @@ WAN_TIMED(SVG2_STAGE_SELECT, select)
 WAN_TIMED(SVG2_STAGE_TAIL, tail)
 WAN_TIMED(SVG2_STAGE_ATTENTION, attention)
 #undef WAN_TIMED
+
+/* Method centroid: selection by the mass that the query centroid sees, not by the share of its rows. */
+static svg2_result wan_centroid_select(const svg2_backend *backend, const svg2_select_desc *desc, void *work,
+                                       svg2_error *err)
+{
+    svg2_select_desc d = *desc;
+    d.share = NULL;
+    return wan_timed_select(backend, &d, work, err);
+}
 
 /* ==== >>blocks ======================================================================== */
 /* Blocks of neighbouring tokens in place of clusters: runs in raster order, or boxes in time, height and width. */

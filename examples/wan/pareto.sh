@@ -44,6 +44,7 @@ else
     sweep order1 "svg2,tail=2,density=X,$dense_first" 0.05 0.1 0.2 0.3
     sweep order1-row "svg2,tail=2,budget=row,density=X,$dense_first" 0.1 0.2
     sweep order1-spread "svg2,tail=2,route=spread,density=X,$dense_first" 0.1 0.2
+    sweep centroid "centroid,tail=2,density=X,$dense_first" 0.1 0.2
     sweep raster "raster,tail=0,density=X,$dense_first" 0.1 0.3
     sweep raster-order1 "raster,tail=2,density=X,$dense_first" 0.1 0.3
     sweep oracle "oracle,tail=0,density=X,$dense_first" 0.1 0.3
@@ -121,6 +122,7 @@ comma=
     series target "first order, by target error, no layer dense" "lw 1.5 lc rgb '#f57c00' pt 5"
     series order1-all "first order, no layer dense" "lw 1.5 lc rgb '#ef9a9a' dt 3 pt 7"
     series order1-spread "first order, route spread" "lw 1.5 lc rgb '#ec407a' dt 2 pt 2"
+    series centroid "first order, chosen by the centroid's view" "lw 1.5 lc rgb '#00897b' dt 2 pt 3"
     series order0 "means (order 0)" "lw 2 lc rgb '#1976d2' pt 7"
     series oracle "clusters by exact mass, rest dropped" "lw 1.5 lc rgb '#999999' pt 1"
     series plain "SVG2: top-p, rest dropped" "lw 2 lc rgb '#388e3c' pt 7"

@@ -174,7 +174,7 @@ static const char *wan_tail_name(svg2_tail_kind tail)
 
 static const char *wan_method_name(wan_method method)
 {
-    static const char *const names[] = {"dense", "svg2", "raster", "tiles", "oracle"};
+    static const char *const names[] = {"dense", "svg2", "centroid", "raster", "tiles", "oracle"};
     return names[method];
 }
 

@@ -624,8 +624,8 @@ static void rope(float *x, const wan_grid *g, int32_t heads, int32_t head_dim)
 /* ==== >>attention ========================================================================
    All that an engine needs to do: fill in a descriptor, keep one state per (layer, branch), call svg2_attend. The rest
    of this section measures it, and replaces stages for comparison. */
-typedef enum wan_method { WAN_DENSE, WAN_SVG2, WAN_RASTER, WAN_TILES, WAN_ORACLE } wan_method;
-#define WAN_METHODS "dense|svg2|raster|tiles|oracle"
+typedef enum wan_method { WAN_DENSE, WAN_SVG2, WAN_CENTROID, WAN_RASTER, WAN_TILES, WAN_ORACLE } wan_method;
+#define WAN_METHODS "dense|svg2|centroid|raster|tiles|oracle"
 enum { WAN_BRANCHES = 2 }; /* with the prompt, without */
 
 typedef struct wan_step {
@@ -707,7 +707,9 @@ static void wan_run_prepare(wan_run *run, const wan_model *m, const wan_grid *g,
     run->backend.permute = run->method == WAN_ORACLE ? wan_keep_order : wan_timed_permute;
     run->backend.summarize = wan_timed_summarize;
     run->backend.score = wan_timed_score;
-    run->backend.select = run->method == WAN_ORACLE ? wan_oracle_select : wan_timed_select;
+    run->backend.select = run->method == WAN_ORACLE     ? wan_oracle_select
+                          : run->method == WAN_CENTROID ? wan_centroid_select
+                                                        : wan_timed_select;
     run->backend.tail = wan_timed_tail;
     run->backend.attention = wan_timed_attention;
 
@@ -1364,7 +1366,10 @@ int main(int argc, char **argv)
             "usage: wan [RUN ...] [options]\n\n"
             "Generates the same clip once per RUN and compares them with the first. A RUN is [NAME:]METHOD[,key=value "
             "...]\n"
-            "  METHOD   %s: clusters, or blocks of neighbouring tokens, or clusters chosen by exact mass\n"
+            "  METHOD   %s\n"
+            "           svg2: clusters; centroid: clusters chosen by what their centroids see; raster, tiles: blocks "
+            "of\n"
+            "           neighbouring tokens; oracle: clusters chosen by exact mass\n"
             "  keys     tail=0|1|2 density top-p min-keep target-error dense-above route=mass|spread budget=row|head\n"
             "           query-clusters key-clusters init-iters step-iters dense-steps dense-layers init-on-dense simd "
             "cold=1\n"
