@@ -61,6 +61,15 @@ void device_schedule(const char *threads, const char *copies, unsigned seed)
 #endif
 }
 
+void device_model(int capability)
+{
+#ifdef SVG2_EMULATED
+    cuemu::device(capability);
+#else
+    (void)capability;
+#endif
+}
+
 int device_is_emulated(void)
 {
 #ifdef SVG2_EMULATED

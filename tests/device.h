@@ -15,6 +15,8 @@ void  device_reset(void);
 /* Order of threads and blocks ("rr", "first", "last", "random") and time of completion of asynchronous copies ("early", "late",
    "mixed") from now on. Nothing on a GPU. */
 void device_schedule(const char *threads, const char *copies, unsigned seed);
+/* Compute capability (80, 86, 90, ...) that the emulation shows from now on; 90 at first. Nothing on a GPU. */
+void device_model(int capability);
 /* 1 = the emulation */
 int device_is_emulated(void);
 /* 1 = there is something to run on; else reason says why not */

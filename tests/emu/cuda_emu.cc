@@ -132,6 +132,16 @@ void configure(const char *sched, const char *async, uint64_t seed) {
     cfg.seed = seed * 0x9e3779b97f4a7c15ull + 1;
 }
 
+void device(int cc) { cfg.cc = cc; }
+// CUDA C++ programming guide, technical specifications per compute capability; a block can have 1 KB less
+int smem_per_sm() {
+    switch (cfg.cc) {
+    case 80: case 87: return 164 << 10;
+    case 86: case 89: case 120: return 100 << 10;
+    default: return 228 << 10;
+    }
+}
+
 void fail(const char *fmt, ...) {
     fflush(stdout);
     fprintf(stderr, "cuda_emu: ");
@@ -997,18 +1007,18 @@ cudaError_t cudaDeviceGetAttribute(int *v, cudaDeviceAttr a, int) {
     case cudaDevAttrMaxRegistersPerMultiprocessor: *v = 65536; break;
     case cudaDevAttrMaxSharedMemoryPerBlock: *v = 49152; break;
     case cudaDevAttrReservedSharedMemoryPerBlock: *v = 1024; break;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *v = cuemu::cfg.cc >= 90 ? 233472 : 167936; break;
     case cudaDevAttrL2CacheSize: *v = 40 << 20; break;
     case cudaDevAttrMaxGridDimX: *v = 0x7fffffff; break;
     case cudaDevAttrMaxGridDimY: *v = 65535; break;
     case cudaDevAttrMaxGridDimZ: *v = 65535; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *v = cuemu::cfg.cc >= 90 ? 232448 : 166912; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *v = cuemu::smem_per_sm() - 1024; break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *v = cuemu::smem_per_sm(); break;
     default: return err(cudaErrorInvalidValue);
     }
     return cudaSuccess;
 }
 cudaError_t cudaFuncSetAttribute(const void *f, cudaFuncAttribute a, int v) {
-    if (a == cudaFuncAttributeMaxDynamicSharedMemorySize) { if (v > 232448) return err(cudaErrorInvalidValue); cuemu::max_smem[f] = v; }
+    if (a == cudaFuncAttributeMaxDynamicSharedMemorySize) { if (v > cuemu::smem_per_sm() - 1024) return err(cudaErrorInvalidValue); cuemu::max_smem[f] = v; }
     return cudaSuccess;
 }
 cudaError_t cudaGetDriverEntryPointByVersion(const char *s, void **f, unsigned, unsigned long long, cudaDriverEntryPointQueryResult *r) {
