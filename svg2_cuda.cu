@@ -399,19 +399,613 @@ static svg2_result run_select(const svg2_backend *backend, const svg2_select_des
 
 } /* namespace svg2__cuda */
 
-/* ==== >>tail =============================================================================== */
+/* ==== >>tail ===============================================================================
+   The matrices A_I = sum_j w_Ij C_j are a product W [Cq, Ck] x C [Ck, D*D] on the tensor cores. Both factors are bf16
+   whatever the inputs are: 8 bits of a difference from a mean do for a correction of second order.
+
+     tail_plan      which key clusters count; pieces of those that are too long for one block
+     tail_logits    S_Ij + lambda_Ij of the blocks that are skipped
+     tail_weights   W: their softmax
+     tail_moments   C_j from the keys and values of cluster j
+     tail_merge     C_j of the clusters in several pieces
+     tail_product   A = W C
+
+   Only key clusters with two tokens that somebody skips have a row of C and a column of W, without holes between them.
+   Heads of the call that share a kv head share its C and are one product, their W on top of each other.
+
+   Workspace, in bytes, for n heads of the call on m kv heads (nearly all of it is C):
+     2 m min(Ck, Skv/2) D^2 + 4 m (Skv/1024) D^2 + 6 n Cq Ck     33 + 7 + 2 MB a head for 110K tokens, 400/1000 clusters,
+   D = 128. A is written (26 MB a head then) and C written and read: 0.1 GB a head, which is what limits short clusters;
+   2 (Skv + Cq Ck) D^2 flop are 17 GFLOP a head, under 1 % of its attention. */
 namespace svg2__cuda {
 
-static size_t tail_layout(const svg2_tail_desc *d, void *base)
+enum {
+    TAIL_PIECE = 2048,  /* tokens of a cluster that one block of tail_moments takes */
+    TAIL_TOKENS = 64,   /* of them in shared memory at once                         */
+    TAIL_TILE = 64,     /* clusters of either side of a block of tail_logits        */
+    TAIL_ROWS = 128,    /* of A, in a block of tail_product                         */
+    TAIL_COLUMNS = 256,
+    TAIL_DEPTH = 32,    /* key clusters in a stage of its shared memory             */
+    TAIL_STAGES = 4,
+    TAIL_STAGE_BYTES = (TAIL_ROWS + TAIL_COLUMNS) * TAIL_DEPTH * 2
+};
+
+struct tail_ws {
+    float         *logit;   /* [heads, Cq, Ck]         -INFINITY: computed, or empty       */
+    __nv_bfloat16 *weight;  /* [heads, Cq, stride]     columns are rows of C               */
+    __nv_bfloat16 *moment;  /* [slots, actives, D, D]  C, row = key dimension              */
+    float         *partial; /* [slots, pieces, D, D]   sums over pieces of long clusters   */
+    int32_t       *active;  /* [slots, actives]        key cluster of a row of C           */
+    int32_t       *first;   /* [slots, actives]        its first piece, if it has several  */
+    int32_t       *owner;   /* [slots, pieces]         row of C of a piece                 */
+    int32_t       *count;   /* [slots, 2]              rows of C, pieces                   */
+};
+
+/* A slot is a kv head of the call. */
+struct tail_args {
+    tail_ws ws;
+    tensor  k, v;
+    const int32_t *key_order, *key_offset;
+    const float   *query_centroid, *key_centroid, *key_mean, *value_mean, *log_mass;
+    const uint8_t *map;
+    float         *matrix;
+    float          scale;
+    int32_t        heads_kv, group, tokens_kv, dim;
+    int32_t        query_clusters, key_clusters, query_blocks, key_blocks;
+    int32_t        head_begin, head_count, kv_begin, slots;
+    int32_t        actives, pieces; /* at most, in a slot                                */
+    int32_t        stride;          /* of a row of weight: whole 16-byte chunks          */
+    int32_t        panels;          /* of tail_moments, along either dimension           */
+    int32_t        is_pair;         /* matrix may be written two floats at a time        */
+};
+
+/* heads of the call that belong to a slot, counted from head_begin */
+struct tail_heads {
+    int32_t begin, count;
+};
+
+SVG2__DEVICE tail_heads tail_heads_of(const tail_args &a, int32_t slot)
 {
-    (void)d, (void)base;
-    return 0;
+    const int64_t first = (int64_t)(a.kv_begin + slot) * a.group - a.head_begin;
+    const int64_t begin = first < 0 ? 0 : first, end = first + a.group < a.head_count ? first + a.group : a.head_count;
+    tail_heads h;
+    h.begin = (int32_t)begin;
+    h.count = (int32_t)(end - begin);
+    return h;
+}
+
+SVG2__DEVICE int32_t tail_pieces_of(int32_t tokens)
+{
+    return tokens / TAIL_PIECE + (tokens % TAIL_PIECE != 0);
+}
+
+/* tail_plan - one block a slot, a thread a key cluster at a time. The search for a row that skips the cluster nearly always
+   ends at the first or second; a cluster that everybody computes costs one load a query cluster.
+   Limiter: latency (three dependent loads); shared memory 256 bytes. */
+static __global__ void __launch_bounds__(1024) tail_plan(const __grid_constant__ tail_args a)
+{
+    SVG2_DYN_SMEM(smem, 16);
+    int32_t *warp_actives = (int32_t *)(void *)smem, *warp_pieces = warp_actives + 32;
+    const int32_t slot = (int32_t)blockIdx.x, lane = (int32_t)threadIdx.x % WARP, warp = (int32_t)threadIdx.x / WARP;
+    const tail_heads heads = tail_heads_of(a, slot);
+    const int32_t *offset = a.key_offset + (int64_t)(a.kv_begin + slot) * ((int64_t)a.key_blocks + 1);
+    int32_t actives = 0, pieces = 0; /* of the clusters before `from` */
+    for (int32_t from = 0; from < a.key_clusters; from += 1024) {
+        const int32_t j = from + (int32_t)threadIdx.x;
+        int32_t is_active = 0, n = 0;
+        if (j < a.key_clusters) {
+            n = offset[j + 1] - offset[j];
+            for (int32_t h = 0; h < heads.count && n >= 2 && !is_active; ++h) { /* one token has no spread */
+                const uint8_t *map = a.map + (int64_t)(a.head_begin + heads.begin + h) * a.query_blocks * a.key_blocks + j;
+                for (int32_t row = 0; row < a.query_clusters && !is_active; ++row)
+                    is_active = map[(int64_t)row * a.key_blocks] == 0;
+            }
+        }
+        const int32_t own = is_active && n > TAIL_PIECE ? tail_pieces_of(n) : 0;
+        int32_t at = is_active, piece = own; /* inclusive sums over the warp */
+        for (int o = 1; o < WARP; o *= 2) {
+            const int32_t x = __shfl_up_sync(0xffffffffu, at, (unsigned)o), y = __shfl_up_sync(0xffffffffu, piece, (unsigned)o);
+            if (lane >= o) at += x, piece += y;
+        }
+        if (lane == WARP - 1) {
+            warp_actives[warp] = at;
+            warp_pieces[warp] = piece;
+        }
+        __syncthreads(); /* the sums of all warps are there */
+        at += actives - is_active;
+        piece += pieces - own;
+        for (int32_t w = 0; w < 32; ++w) {
+            const int32_t x = warp_actives[w], y = warp_pieces[w];
+            if (w < warp) at += x, piece += y;
+            actives += x;
+            pieces += y;
+        }
+        if (is_active) {
+            a.ws.active[(int64_t)slot * a.actives + at] = j;
+            a.ws.first[(int64_t)slot * a.actives + at] = piece;
+            for (int32_t i = 0; i < own; ++i) a.ws.owner[(int64_t)slot * a.pieces + piece + i] = at;
+        }
+        __syncthreads(); /* everybody has read the sums; the next round writes its own */
+    }
+    if (threadIdx.x == 0) {
+        a.ws.count[2 * slot] = actives;
+        a.ws.count[2 * slot + 1] = pieces;
+    }
+}
+
+/* tail_logits - one block: 64 query clusters x 64 key clusters of a head, 4 x 4 a thread, in f32 as weights are exponentials
+   of these. Rows of both sides go through shared memory transposed, 32 dimensions at a time; leading dimension 65 keeps the
+   transposed stores and the loads free of bank conflicts (a thread owns every 16th row and column).
+   Limiter: shared memory loads, 8 for 16 FMA; the whole is 2 Cq Ck D flop a head. Shared memory 16.6 KB. */
+static __global__ void __launch_bounds__(256) tail_logits(const __grid_constant__ tail_args a)
+{
+    enum { LEAD = TAIL_TILE + 1 };
+    SVG2_DYN_SMEM(smem, 16);
+    float *query = (float *)(void *)smem, *key = query + 32 * LEAD;
+    const int32_t lane = (int32_t)threadIdx.x % WARP, warp = (int32_t)threadIdx.x / WARP;
+    const int32_t tx = (int32_t)threadIdx.x % 16, ty = (int32_t)threadIdx.x / 16;
+    const int64_t across = ((int64_t)a.key_clusters + TAIL_TILE - 1) / TAIL_TILE,
+                  down = ((int64_t)a.query_clusters + TAIL_TILE - 1) / TAIL_TILE;
+    const int32_t head = (int32_t)((int64_t)blockIdx.x / (across * down)),
+                  row0 = (int32_t)((int64_t)blockIdx.x / across % down) * TAIL_TILE,
+                  col0 = (int32_t)((int64_t)blockIdx.x % across) * TAIL_TILE;
+    const int64_t bh = (int64_t)a.head_begin + head, kv = bh / a.group;
+    const float *qc = a.query_centroid + bh * a.query_clusters * a.dim;
+    const float *kc = a.key_centroid + kv * a.key_clusters * a.dim;
+    const int32_t *offset = a.key_offset + kv * ((int64_t)a.key_blocks + 1);
+    float sum[4][4] = {};
+    for (int32_t e0 = 0; e0 < a.dim; e0 += 32) {
+        const int32_t e = e0 + lane;
+        const float mean = e < a.dim ? a.key_mean[kv * a.dim + e] : 0.0f;
+        for (int32_t r = warp; r < TAIL_TILE; r += 8) {
+            query[lane * LEAD + r] =
+                e < a.dim && row0 + r < a.query_clusters ? qc[(int64_t)(row0 + r) * a.dim + e] * a.scale : 0.0f;
+            key[lane * LEAD + r] =
+                e < a.dim && col0 + r < a.key_clusters ? kc[(int64_t)(col0 + r) * a.dim + e] - mean : 0.0f;
+        }
+        __syncthreads(); /* both tiles are complete */
+        for (int32_t i = 0; i < 32; ++i) {
+            float x[4], y[4];
+            for (int c = 0; c < 4; ++c) {
+                x[c] = query[i * LEAD + ty + 16 * c];
+                y[c] = key[i * LEAD + tx + 16 * c];
+            }
+            for (int r = 0; r < 4; ++r)
+                for (int c = 0; c < 4; ++c) sum[r][c] = fmaf(x[r], y[c], sum[r][c]);
+        }
+        __syncthreads(); /* everybody is through with the tiles before they are overwritten */
+    }
+    for (int c = 0; c < 4; ++c) {
+        const int32_t j = col0 + tx + 16 * c;
+        if (j >= a.key_clusters) continue;
+        const int32_t n = offset[j + 1] - offset[j];
+        for (int r = 0; r < 4; ++r) {
+            const int32_t row = row0 + ty + 16 * r;
+            if (row >= a.query_clusters) continue;
+            const int64_t at = (bh * a.query_clusters + row) * a.key_clusters + j;
+            const bool is_skipped = n > 0 && !a.map[(bh * a.query_blocks + row) * a.key_blocks + j];
+            a.ws.logit[at - (int64_t)a.head_begin * a.query_clusters * a.key_clusters] =
+                is_skipped ? sum[r][c] + (a.log_mass ? a.log_mass[at] : logf((float)n)) : -INFINITY;
+        }
+    }
+}
+
+/* tail_weights - one warp: one row of W. Single tokens count in the sum though they have no column. A row that skips
+   nothing, or whose sum is NaN, is 0. Three passes over Ck logits, the last two from the cache.
+   Limiter: latency; 4 Cq Ck bytes a head. */
+static __global__ void __launch_bounds__(256) tail_weights(const __grid_constant__ tail_args a)
+{
+    const float log2e = 1.4426950408889634f;
+    const int64_t row = (int64_t)blockIdx.x * 8 + threadIdx.x / WARP, rows = (int64_t)a.head_count * a.query_clusters;
+    const int32_t lane = (int32_t)threadIdx.x % WARP;
+    if (row >= rows) return; /* the whole warp */
+    const int32_t slot = (int32_t)((a.head_begin + row / a.query_clusters) / a.group - a.kv_begin);
+    const int32_t actives = a.ws.count[2 * slot], *active = a.ws.active + (int64_t)slot * a.actives;
+    const float *logit = a.ws.logit + row * a.key_clusters;
+    __nv_bfloat16 *weight = a.ws.weight + row * a.stride;
+    float top = -INFINITY, sum = 0.0f;
+    for (int32_t j = lane; j < a.key_clusters; j += WARP) top = fmaxf(top, logit[j]); /* passes over NaN */
+    top = warp_max(top);
+    if (top > -INFINITY)
+        for (int32_t j = lane; j < a.key_clusters; j += WARP) sum += svg2__exp2((logit[j] - top) * log2e);
+    sum = warp_sum(sum);
+    const float scale = sum > 0.0f ? 1.0f / sum : 0.0f;
+    for (int32_t i = lane; i < actives; i += WARP)
+        weight[i] = __float2bfloat16_rn(scale > 0.0f ? svg2__exp2((logit[active[i]] - top) * log2e) * scale : 0.0f);
+}
+
+/* 8 elements of a 16-bit tensor as floats */
+SVG2__DEVICE void tail_unpack8(float (&x)[8], uint4 v, int32_t dtype)
+{
+    uint32_t u[4];
+    memcpy(u, &v, 16);
+    for (int i = 0; i < 4; ++i) {
+        if (dtype == SVG2_BF16) {
+            x[2 * i] = __uint_as_float(u[i] << 16);
+            x[2 * i + 1] = __uint_as_float(u[i] & 0xffff0000u);
+        } else {
+            __half_raw lo, hi;
+            lo.x = (unsigned short)u[i];
+            hi.x = (unsigned short)(u[i] >> 16);
+            x[2 * i] = __half2float(__half(lo));
+            x[2 * i + 1] = __half2float(__half(hi));
+        }
+    }
+}
+
+/* 8 elements of rows token[r] and token[r + 16] from element `origin` of row 0 on, less shift, as bf16 into these rows of a
+   tile; zeros from row n on. IS_RAW: 16-bit rows that may be read 16 bytes at a time; then the loads go out together. */
+template <int PANEL, bool IS_RAW>
+SVG2__DEVICE void tail_load(unsigned char *tile, const tensor &t, int64_t origin, const int32_t *token, int n, const float *shift,
+                            int r, int chunk)
+{
+    uint4 raw[2];
+    if (IS_RAW) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            if (r + 16 * i < n)
+                raw[i] = *(const uint4 *)(const void *)((const uint16_t *)t.data + origin + token[r + 16 * i] * t.stride_token);
+    }
+    const float4 s0 = *(const float4 *)(const void *)shift, s1 = *(const float4 *)(const void *)(shift + 4);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        uint4 v = make_uint4(0, 0, 0, 0);
+        if (r + 16 * i < n) {
+            float x[8];
+            if (IS_RAW) tail_unpack8(x, raw[i], t.dtype);
+            else load8(x, t, origin + token[r + 16 * i] * t.stride_token, 0);
+            v.x = pack2(x[0] - s0.x, x[1] - s0.y, __nv_bfloat16());
+            v.y = pack2(x[2] - s0.z, x[3] - s0.w, __nv_bfloat16());
+            v.z = pack2(x[4] - s1.x, x[5] - s1.y, __nv_bfloat16());
+            v.w = pack2(x[6] - s1.z, x[7] - s1.w, __nv_bfloat16());
+        }
+        if (!SVG2__FAULT(50) || r + 16 * i < n) *(uint4 *)(void *)(tile + tile_at<PANEL>(r + 16 * i, chunk)) = v;
+    }
+}
+
+/* tail_moments - one block: one PANEL x PANEL piece of C_j (all of it up to D = 128), or of the sum over a piece of 2048
+   tokens of a long cluster; pieces are the first blocks of a slot, for they last longest.
+
+       tokens 64 at a time -> registers -> less centroid / value mean, bf16 -> shared memory
+       C += key tile^T value tile, warps WARPS_M x WARPS_N, both operands by ldmatrix.trans
+
+   A thread keeps its 8 dimensions and takes every 16th token. Tokens behind the end are zeros. Limiter: gathered rows, 4 D bytes a token in 16-bit, and 2 D^2 bytes a cluster written (through shared memory, so that
+   rows leave whole); two blocks an SM overlap the loads of one with the products of the other. Registers: 64 of C a thread.
+   Shared memory 264 PANEL + 8192 bytes. */
+template <int PANEL> struct tail_shape;
+template <> struct tail_shape<64> { enum { WARPS_M = 2, WARPS_N = 2 }; };
+template <> struct tail_shape<96> { enum { WARPS_M = 3, WARPS_N = 2 }; };
+template <> struct tail_shape<128> { enum { WARPS_M = 2, WARPS_N = 4 }; };
+
+template <int PANEL, bool IS_RAW>
+static __global__ void __launch_bounds__(2 * PANEL, 2) tail_moments(const __grid_constant__ tail_args a)
+{
+    enum {
+        WARPS_M = tail_shape<PANEL>::WARPS_M,
+        WARPS_N = tail_shape<PANEL>::WARPS_N,
+        THREADS = WARPS_M * WARPS_N * WARP,
+        WM = PANEL / WARPS_M,
+        WN = PANEL / WARPS_N,
+        CHUNKS = PANEL / 8
+    };
+    static_assert(THREADS == 2 * PANEL && THREADS / CHUNKS == 16, "a thread keeps its chunk and takes every 16th row");
+    SVG2_DYN_SMEM(smem, 128);
+    unsigned char *key_tile = smem, *value_tile = smem + TAIL_TOKENS * PANEL * 2;
+    float *key_shift = (float *)(void *)(smem + 4 * TAIL_TOKENS * PANEL), *value_shift = key_shift + PANEL;
+    int32_t *token = (int32_t *)(void *)(value_shift + PANEL);
+    const int32_t tid = (int32_t)threadIdx.x, lane = tid % WARP, warp = tid / WARP;
+    const int32_t wm = warp / WARPS_N * WM, wn = warp % WARPS_N * WN;
+
+    int64_t x = (int64_t)blockIdx.x;
+    const int32_t value_panel = (int32_t)(x % a.panels) * PANEL, key_panel = (int32_t)(x / a.panels % a.panels) * PANEL;
+    x /= (int64_t)a.panels * a.panels;
+    const int32_t item = (int32_t)(x % (a.pieces + a.actives)), slot = (int32_t)(x / (a.pieces + a.actives));
+    int32_t row = item - a.pieces;
+    if (item < a.pieces) {
+        if (item >= a.ws.count[2 * slot + 1]) return;
+        row = a.ws.owner[(int64_t)slot * a.pieces + item];
+    } else if (row >= a.ws.count[2 * slot]) {
+        return;
+    }
+    const int64_t kv = (int64_t)a.kv_begin + slot, batch = kv / a.heads_kv, head = kv % a.heads_kv;
+    const int32_t j = a.ws.active[(int64_t)slot * a.actives + row];
+    const int32_t *offset = a.key_offset + kv * ((int64_t)a.key_blocks + 1);
+    int32_t begin = offset[j], n = offset[j + 1] - begin;
+    const int32_t pieces = tail_pieces_of(n);
+    const float scale = 1.0f / (float)n;
+    const int64_t size = (int64_t)a.dim * a.dim;
+    void *out = a.ws.moment + ((int64_t)slot * a.actives + row) * size;
+    if (pieces > 1) { /* equal pieces, multiples of 16 tokens */
+        if (item >= a.pieces) return;
+        out = a.ws.partial + ((int64_t)slot * a.pieces + item) * size;
+        const int32_t piece = item - a.ws.first[(int64_t)slot * a.actives + row];
+        const int32_t each = (n / pieces + (n % pieces != 0) + 15) / 16 * 16;
+        const int64_t left = n - (int64_t)piece * each;
+        begin += left > 0 ? piece * each : 0;
+        n = left < 0 ? 0 : left < each ? (int32_t)left : each;
+    }
+    const int32_t *order = a.key_order + kv * a.tokens_kv + begin;
+
+    const int32_t chunk = tid % CHUNKS, r = tid / CHUNKS, key_e = key_panel + chunk * 8, value_e = value_panel + chunk * 8;
+    if (tid < PANEL) key_shift[tid] = key_panel + tid < a.dim ? a.key_centroid[(kv * a.key_clusters + j) * a.dim + key_panel + tid] : 0.0f;
+    else value_shift[tid - PANEL] = value_panel + tid - PANEL < a.dim
+             ? a.value_mean[(kv * a.key_clusters + j) * a.dim + value_panel + tid - PANEL] : 0.0f;
+    for (int32_t i = tid; i < n; i += THREADS) token[i] = order[i];
+    __syncthreads(); /* the means and the indices are there */
+
+    const int64_t key_origin = row_at(a.k, batch, head, 0) + key_e, value_origin = row_at(a.v, batch, head, 0) + value_e;
+    float sum[WM / 16][WN / 8][4] = {};
+    for (int32_t t = 0; t < n; t += TAIL_TOKENS) {
+#pragma unroll 1 /* registers; 32 KB of loads under way in two blocks */
+        for (int32_t half = r; half < TAIL_TOKENS; half += TAIL_TOKENS / 2) {
+            tail_load<PANEL, IS_RAW>(key_tile, a.k, key_origin, token + t, key_e < a.dim ? n - t : 0, key_shift + 8 * chunk, half, chunk);
+            tail_load<PANEL, IS_RAW>(value_tile, a.v, value_origin, token + t, value_e < a.dim ? n - t : 0, value_shift + 8 * chunk, half, chunk);
+        }
+        if (!SVG2__FAULT(51)) __syncthreads(); /* both tiles are complete */
+        const int32_t steps = ((n - t < TAIL_TOKENS ? n - t : TAIL_TOKENS) + 15) / 16;
+#pragma unroll 1 /* registers */
+        for (int32_t s = 0; s < steps; ++s) {
+            uint32_t ka[WM / 16][4];
+#pragma unroll
+            for (int m = 0; m < WM / 16; ++m)
+                svg2__ldmatrix_x4_trans(ka[m], svg2__smem(key_tile)
+                    + tile_at<PANEL>(16 * s + lane / 16 * 8 + lane % 8, (wm + 16 * m) / 8 + lane / 8 % 2));
+#pragma unroll
+            for (int c = 0; c < WN / 16; ++c) {
+                uint32_t vb[4];
+                svg2__ldmatrix_x4_trans(vb, svg2__smem(value_tile) + tile_at<PANEL>(16 * s + lane % 16, (wn + 16 * c) / 8 + lane / 16));
+#pragma unroll
+                for (int m = 0; m < WM / 16; ++m) {
+                    svg2__mma_m16n8k16(sum[m][2 * c], ka[m], vb[0], vb[1], __nv_bfloat16());
+                    svg2__mma_m16n8k16(sum[m][2 * c + 1], ka[m], vb[2], vb[3], __nv_bfloat16());
+                }
+            }
+        }
+        if (!SVG2__FAULT(52)) __syncthreads(); /* everybody is through with the tiles before they are overwritten */
+    }
+
+    const int32_t g = lane / 4, c2 = lane % 4 * 2;
+    if (pieces > 1) {
+#pragma unroll
+        for (int m = 0; m < WM / 16; ++m)
+#pragma unroll
+            for (int c = 0; c < WN / 8; ++c)
+                for (int i = 0; i < 2; ++i) {
+                    const int32_t e = key_panel + wm + 16 * m + 8 * i + g, f = value_panel + wn + 8 * c + c2;
+                    if (e < a.dim && f < a.dim)
+                        *(float2 *)(void *)((float *)out + e * a.dim + f) = make_float2(sum[m][c][2 * i], sum[m][c][2 * i + 1]);
+                }
+        return;
+    }
+#pragma unroll
+    for (int m = 0; m < WM / 16; ++m)
+#pragma unroll
+        for (int c = 0; c < WN / 8; ++c)
+            for (int i = 0; i < 2; ++i)
+                *(uint32_t *)(void *)(smem + tile_at<PANEL>(wm + 16 * m + 8 * i + g, (wn + 8 * c) / 8) + c2 * 2) =
+                    pack2(sum[m][c][2 * i] * scale, sum[m][c][2 * i + 1] * scale, __nv_bfloat16());
+    __syncthreads(); /* C is complete */
+    for (int32_t i = tid; i < PANEL * CHUNKS; i += THREADS) {
+        const int32_t e = key_panel + i / CHUNKS, f = value_panel + i % CHUNKS * 8;
+        if (e < a.dim && f < a.dim)
+            *(uint4 *)(void *)((__nv_bfloat16 *)out + e * a.dim + f) = *(const uint4 *)(const void *)(smem + tile_at<PANEL>(i / CHUNKS, i % CHUNKS));
+    }
+}
+
+/* tail_merge - C of the clusters in several pieces, added in order: one block 1024 elements of the piece that comes first.
+   Limiter: memory, 4 bytes an element and piece. */
+static __global__ void __launch_bounds__(256) tail_merge(const __grid_constant__ tail_args a)
+{
+    const int64_t elements = (int64_t)a.dim * a.dim, parts = (elements + 1023) / 1024;
+    const int64_t e = ((int64_t)blockIdx.x % parts * 256 + threadIdx.x) * 4;
+    const int32_t piece = (int32_t)((int64_t)blockIdx.x / parts % a.pieces), slot = (int32_t)((int64_t)blockIdx.x / parts / a.pieces);
+    if (piece >= a.ws.count[2 * slot + 1] || e >= elements) return;
+    const int32_t row = a.ws.owner[(int64_t)slot * a.pieces + piece];
+    if (a.ws.first[(int64_t)slot * a.actives + row] != piece) return;
+    const int32_t *offset = a.key_offset + ((int64_t)a.kv_begin + slot) * ((int64_t)a.key_blocks + 1)
+                            + a.ws.active[(int64_t)slot * a.actives + row];
+    const int32_t n = offset[1] - offset[0], pieces = tail_pieces_of(n);
+    const float *from = a.ws.partial + ((int64_t)slot * a.pieces + piece) * elements + e, scale = 1.0f / (float)n;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (int32_t i = 0; i < pieces; ++i) {
+        const float4 x = *(const float4 *)(const void *)(from + i * elements);
+        sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+    }
+    const uint2 v = make_uint2(pack2(sum.x * scale, sum.y * scale, __nv_bfloat16()), pack2(sum.z * scale, sum.w * scale, __nv_bfloat16()));
+    *(uint2 *)(void *)(a.ws.moment + ((int64_t)slot * a.actives + row) * elements + e) = v;
+}
+
+/* One stage of tail_product on its way into shared memory: rows of W 64 bytes long, rows of C 512. What lies outside is 0. */
+SVG2__DEVICE void tail_stage(uint32_t stage, const tail_args &a, const __nv_bfloat16 *weight, const __nv_bfloat16 *moment,
+                             int64_t rows, int64_t columns, int32_t depth, int32_t k0)
+{
+    const int32_t tid = (int32_t)threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < TAIL_ROWS / 64; ++i) {
+        const int32_t r = tid / 4 + 64 * i, k = k0 + tid % 4 * 8, left = r < rows ? (depth - k) * 2 : 0;
+        const int32_t bytes = left < 0 ? 0 : left > 16 ? 16 : left;
+        svg2__cp_async16(stage + tile_at<TAIL_DEPTH>(r, tid % 4), bytes ? weight + (int64_t)r * a.stride + k : weight, bytes);
+    }
+    const uint32_t stage_b = stage + TAIL_ROWS * TAIL_DEPTH * 2;
+#pragma unroll
+    for (int i = 0; i < TAIL_DEPTH / 8; ++i) {
+        const int32_t r = tid / 32 + 8 * i, column = tid % 32 * 8;
+        const int32_t bytes = k0 + r < depth && column < columns ? 16 : 0;
+        svg2__cp_async16(stage_b + tile_at<TAIL_COLUMNS>(r, tid % 32),
+                         bytes ? moment + (k0 + r) * (int64_t)(a.dim * a.dim) + column : moment, bytes);
+    }
+}
+
+/* tail_product - one block: 128 rows x 256 columns of A. 8 warps of 64 x 64; key clusters come 32 at a time through 4 stages
+   of shared memory, three of them under way. Blocks of the same columns follow each other, so C is read from memory once.
+
+       W  [128 rows][32 clusters]   A operand, ldmatrix
+       C  [32 clusters][256]        B operand, ldmatrix.trans
+
+   Limiter: the tensor cores by mma.sync; 171 flop a byte from L2. A warp whose 64 rows are all behind the end leaves the tensor
+   cores to the other. Registers: 128 of A a thread. Shared memory 96 KB, one block an SM, on every device from 8.0 on. */
+static __global__ void __launch_bounds__(256) tail_product(const __grid_constant__ tail_args a)
+{
+    SVG2_DYN_SMEM(smem, 128);
+    const uint32_t base = svg2__smem(smem);
+    const int32_t lane = (int32_t)threadIdx.x % WARP, warp = (int32_t)threadIdx.x / WARP;
+    const int32_t wm = warp / 4 * 64, wn = warp % 4 * 64;
+    const int32_t most = a.group < a.head_count ? a.group : a.head_count;
+    const int64_t size = (int64_t)a.dim * a.dim;
+    const int64_t down = ((int64_t)most * a.query_clusters + TAIL_ROWS - 1) / TAIL_ROWS,
+                  across = (size + TAIL_COLUMNS - 1) / TAIL_COLUMNS;
+    const int64_t row0 = (int64_t)blockIdx.x % down * TAIL_ROWS, col0 = (int64_t)blockIdx.x / down % across * TAIL_COLUMNS;
+    const int32_t slot = (int32_t)((int64_t)blockIdx.x / down / across);
+    const tail_heads heads = tail_heads_of(a, slot);
+    const int64_t first = (int64_t)heads.begin * a.query_clusters + row0;          /* row of W and of A         */
+    const int64_t rows = (int64_t)heads.count * a.query_clusters - row0, columns = size - col0; /* left from here on */
+    if (rows <= 0) return;
+    const __nv_bfloat16 *weight = a.ws.weight + first * a.stride;
+    const __nv_bfloat16 *moment = a.ws.moment + (int64_t)slot * a.actives * size + col0;
+    const int32_t depth = a.ws.count[2 * slot], steps = (depth + TAIL_DEPTH - 1) / TAIL_DEPTH;
+
+    float sum[4][8][4] = {};
+    for (int s = 0; s < TAIL_STAGES - 1; ++s) {
+        if (s < steps) tail_stage(base + s * TAIL_STAGE_BYTES, a, weight, moment, rows, columns, depth, s * TAIL_DEPTH);
+        svg2__cp_async_commit();
+    }
+    for (int32_t step = 0; step < steps; ++step) {
+        if (!SVG2__FAULT(53)) svg2__cp_async_wait<TAIL_STAGES - 2>(); /* this thread's copies of this stage have arrived */
+        if (!SVG2__FAULT(54)) __syncthreads(); /* so have the others'; and everybody is through with the stage before, which
+                                                  the next copies overwrite */
+        const int32_t ahead = step + TAIL_STAGES - 1;
+        if (ahead < steps)
+            tail_stage(base + ahead % TAIL_STAGES * TAIL_STAGE_BYTES, a, weight, moment, rows, columns, depth, ahead * TAIL_DEPTH);
+        svg2__cp_async_commit();
+        if (wm >= rows) continue;
+        const uint32_t stage_a = base + step % TAIL_STAGES * TAIL_STAGE_BYTES, stage_b = stage_a + TAIL_ROWS * TAIL_DEPTH * 2;
+#pragma unroll
+        for (int k = 0; k < TAIL_DEPTH / 16; ++k) {
+            uint32_t wa[4][4];
+#pragma unroll
+            for (int m = 0; m < 4; ++m)
+                svg2__ldmatrix_x4(wa[m], stage_a + tile_at<TAIL_DEPTH>(wm + 16 * m + lane % 16, 2 * k + lane / 16));
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+                uint32_t cb[4];
+                svg2__ldmatrix_x4_trans(cb, stage_b + tile_at<TAIL_COLUMNS>(16 * k + lane % 16, wn / 8 + 2 * c + lane / 16));
+#pragma unroll
+                for (int m = 0; m < 4; ++m) {
+                    svg2__mma_m16n8k16(sum[m][2 * c], wa[m], cb[0], cb[1], __nv_bfloat16());
+                    svg2__mma_m16n8k16(sum[m][2 * c + 1], wa[m], cb[2], cb[3], __nv_bfloat16());
+                }
+            }
+        }
+    }
+    if (wm >= rows) return;
+    float *out = a.matrix + first * size + col0;
+#pragma unroll
+    for (int m = 0; m < 4; ++m)
+#pragma unroll
+        for (int c = 0; c < 8; ++c)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const int32_t row = wm + 16 * m + 8 * i + lane / 4, column = wn + 8 * c + lane % 4 * 2;
+                if (row >= rows + (SVG2__FAULT(55) ? 1 : 0) || column >= columns) continue;
+                float *at = out + row * size + column;
+                if (a.is_pair) {
+                    *(float2 *)(void *)at = make_float2(sum[m][c][2 * i], sum[m][c][2 * i + 1]);
+                } else {
+                    at[0] = sum[m][c][2 * i];
+                    at[1] = sum[m][c][2 * i + 1];
+                }
+            }
+}
+
+/* How many kv heads the call can touch, wherever it begins. */
+static int64_t tail_slots(const svg2_tail_desc *d)
+{
+    const int64_t group = d->heads / d->heads_kv, all = (int64_t)d->batch * d->heads_kv,
+                  most = ((int64_t)d->head_count + group - 2) / group + 1;
+    return most < all ? most : all;
+}
+
+static size_t tail_layout(const svg2_tail_desc *d, void *base, tail_args *args)
+{
+    arena m = {(char *)base, 0};
+    tail_args a;
+    memset(&a, 0, sizeof a);
+    const int64_t slots = tail_slots(d), rows = (int64_t)d->head_count * d->query_clusters;
+    const int64_t skv = d->tokens_kv, size = (int64_t)d->head_dim * d->head_dim;
+    a.actives = (int32_t)(d->key_clusters < skv / 2 ? d->key_clusters : skv > 1 ? skv / 2 : 1);
+    /* n tokens are (n + 2047)/2048 pieces, where they are more than 2048 */
+    a.pieces = (int32_t)((skv + skv / (TAIL_PIECE + 1) * (TAIL_PIECE - 1)) / TAIL_PIECE);
+    if (skv <= TAIL_PIECE) a.pieces = 0;
+    a.stride = (a.actives + 7) / 8 * 8;
+    a.ws.count = m.take<int32_t>(count_of(slots, 2));
+    a.ws.active = m.take<int32_t>(count_of(slots, a.actives));
+    a.ws.first = m.take<int32_t>(count_of(slots, a.actives));
+    a.ws.owner = m.take<int32_t>(count_of(slots, a.pieces));
+    a.ws.logit = m.take<float>(count_of(rows, d->key_clusters));
+    a.ws.weight = m.take<__nv_bfloat16>(count_of(rows, a.stride));
+    a.ws.moment = m.take<__nv_bfloat16>(count_of(slots, a.actives, size));
+    a.ws.partial = m.take<float>(count_of(slots, a.pieces, size));
+    if (args) *args = a;
+    return m.used;
+}
+
+template <int PANEL>
+static svg2_result tail_run_moments(const svg2_backend *backend, const tail_args &a, int64_t blocks, svg2_error *err)
+{
+    const bool is_raw = a.k.dtype != SVG2_F32 && a.v.dtype != SVG2_F32 && a.k.is_vector && a.v.is_vector;
+    return launch(backend, err, "tail_moments", is_raw ? tail_moments<PANEL, true> : tail_moments<PANEL, false>,
+                  dim3(grid_of(blocks)), 2 * PANEL, 4 * TAIL_TOKENS * PANEL + 8 * PANEL + 4 * TAIL_PIECE, a);
 }
 
 static svg2_result run_tail(const svg2_backend *backend, const svg2_tail_desc *d, void *workspace, svg2_error *err)
 {
-    (void)backend, (void)d, (void)workspace;
-    return set_error(err, SVG2_ERR_BACKEND, "tail", "is not built yet", cudaSuccess);
+    tail_args a;
+    (void)tail_layout(d, workspace, &a);
+    a.k = tensor_of(d->k, d->k_layout, d->heads_kv, d->tokens_kv, d->head_dim);
+    a.v = tensor_of(d->v, d->v_layout, d->heads_kv, d->tokens_kv, d->head_dim);
+    a.key_order = d->key_order;
+    a.key_offset = d->key_offset;
+    a.query_centroid = d->query_centroid;
+    a.key_centroid = d->key_centroid;
+    a.key_mean = d->key_mean;
+    a.value_mean = d->value_mean;
+    a.log_mass = d->log_mass;
+    a.map = d->map;
+    a.matrix = d->matrix;
+    a.scale = d->scale;
+    a.heads_kv = d->heads_kv;
+    a.group = d->heads / d->heads_kv;
+    a.tokens_kv = d->tokens_kv;
+    a.dim = d->head_dim;
+    a.query_clusters = d->query_clusters;
+    a.key_clusters = d->key_clusters;
+    a.query_blocks = d->query_blocks;
+    a.key_blocks = d->key_blocks;
+    a.head_begin = d->head_begin;
+    a.head_count = d->head_count;
+    a.kv_begin = d->head_begin / a.group;
+    a.slots = (d->head_begin + (d->head_count - 1)) / a.group - a.kv_begin + 1;
+    a.is_pair = (uintptr_t)d->matrix % sizeof(float2) == 0;
+    const int32_t panel = a.dim <= 64 ? 64 : a.dim <= 96 || (a.dim > 128 && a.dim <= 192) ? 96 : 128;
+    a.panels = (a.dim + panel - 1) / panel;
+
+    /* A block owns at least 256 bytes of workspace or matrix, so their number stays below 2^31. */
+    const int64_t rows = (int64_t)d->head_count * d->query_clusters, size = (int64_t)a.dim * a.dim;
+    const int64_t most = (int64_t)(a.group < a.head_count ? a.group : a.head_count) * a.query_clusters;
+    const int64_t tiles = ((int64_t)d->query_clusters + TAIL_TILE - 1) / TAIL_TILE * (((int64_t)d->key_clusters + TAIL_TILE - 1) / TAIL_TILE);
+    const int64_t moments = (int64_t)a.slots * (a.pieces + a.actives) * a.panels * a.panels;
+    SVG2__RUN(launch(backend, err, "tail_plan", tail_plan, dim3(grid_of(a.slots)), 1024, 64 * sizeof(int32_t), a));
+    SVG2__RUN(launch(backend, err, "tail_logits", tail_logits, dim3(grid_of(d->head_count * tiles)), 256,
+                     2 * 32 * (TAIL_TILE + 1) * sizeof(float), a));
+    SVG2__RUN(launch(backend, err, "tail_weights", tail_weights, dim3(grid_of((rows + 7) / 8)), 256, 0, a));
+    if (panel == 64) SVG2__RUN(tail_run_moments<64>(backend, a, moments, err));
+    else if (panel == 96) SVG2__RUN(tail_run_moments<96>(backend, a, moments, err));
+    else SVG2__RUN(tail_run_moments<128>(backend, a, moments, err));
+    SVG2__RUN(launch(backend, err, "tail_merge", tail_merge, dim3(grid_of(a.slots * a.pieces * ((size + 1023) / 1024))), 256, 0, a));
+    SVG2__RUN(launch(backend, err, "tail_product", tail_product,
+                     dim3(grid_of((most + TAIL_ROWS - 1) / TAIL_ROWS * ((size + TAIL_COLUMNS - 1) / TAIL_COLUMNS) * a.slots)), 256,
+                     TAIL_STAGES * TAIL_STAGE_BYTES, a));
+    return ok(err);
 }
 
 } /* namespace svg2__cuda */
@@ -462,7 +1056,7 @@ static size_t workspace_bytes(const svg2_backend *backend, svg2_stage stage, con
     case SVG2_STAGE_SUMMARIZE: return summarize_layout((const svg2_summarize_desc *)desc, NULL);
     case SVG2_STAGE_SCORE: return score_layout((const svg2_score_desc *)desc, NULL);
     case SVG2_STAGE_SELECT: return select_layout((const svg2_select_desc *)desc, NULL);
-    case SVG2_STAGE_TAIL: return tail_layout((const svg2_tail_desc *)desc, NULL);
+    case SVG2_STAGE_TAIL: return tail_layout((const svg2_tail_desc *)desc, NULL, NULL);
     case SVG2_STAGE_ATTENTION: return attention_layout((const svg2_attention_desc *)desc, NULL);
     case SVG2_STAGE_MASS: return mass_layout((const svg2_mass_desc *)desc, NULL);
     default: return SIZE_MAX;
