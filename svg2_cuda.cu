@@ -116,9 +116,8 @@ template <class... P, class... A>
 static svg2_result launch(const svg2_backend *backend, svg2_error *err, const char *name, void (*kernel)(P...), dim3 grid,
                           unsigned threads, size_t smem_bytes, A... args)
 {
-    cudaLaunchConfig_t config;
+    cudaLaunchConfig_t config = {};
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return SVG2_OK;
-    memset(&config, 0, sizeof config);
     config.gridDim = grid;
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = smem_bytes;
@@ -490,7 +489,7 @@ static __global__ void __launch_bounds__(1024) tail_plan(const __grid_constant__
     const tail_heads heads = tail_heads_of(a, slot);
     const int32_t *offset = a.key_offset + (int64_t)(a.kv_begin + slot) * ((int64_t)a.key_blocks + 1);
     int32_t actives = 0, pieces = 0; /* of the clusters before `from` */
-    for (int32_t from = 0; from < a.key_clusters; from += 1024) {
+    for (int32_t from = 0; from < a.key_clusters; from += (int32_t)blockDim.x) {
         const int32_t j = from + (int32_t)threadIdx.x;
         int32_t is_active = 0, n = 0;
         if (j < a.key_clusters) {
@@ -514,7 +513,7 @@ static __global__ void __launch_bounds__(1024) tail_plan(const __grid_constant__
         __syncthreads(); /* the sums of all warps are there */
         at += actives - is_active;
         piece += pieces - own;
-        for (int32_t w = 0; w < 32; ++w) {
+        for (int32_t w = 0; w < (int32_t)blockDim.x / WARP; ++w) {
             const int32_t x = warp_actives[w], y = warp_pieces[w];
             if (w < warp) at += x, piece += y;
             actives += x;
@@ -994,7 +993,8 @@ static svg2_result run_tail(const svg2_backend *backend, const svg2_tail_desc *d
     const int64_t most = (int64_t)(a.group < a.head_count ? a.group : a.head_count) * a.query_clusters;
     const int64_t tiles = ((int64_t)d->query_clusters + TAIL_TILE - 1) / TAIL_TILE * (((int64_t)d->key_clusters + TAIL_TILE - 1) / TAIL_TILE);
     const int64_t moments = (int64_t)a.slots * (a.pieces + a.actives) * a.panels * a.panels;
-    SVG2__RUN(launch(backend, err, "tail_plan", tail_plan, dim3(grid_of(a.slots)), 1024, 64 * sizeof(int32_t), a));
+    SVG2__RUN(launch(backend, err, "tail_plan", tail_plan, dim3(grid_of(a.slots)),
+                     a.key_clusters < 1024 ? (unsigned)(a.key_clusters + WARP - 1) / WARP * WARP : 1024u, 64 * sizeof(int32_t), a));
     SVG2__RUN(launch(backend, err, "tail_logits", tail_logits, dim3(grid_of(d->head_count * tiles)), 256,
                      2 * 32 * (TAIL_TILE + 1) * sizeof(float), a));
     SVG2__RUN(launch(backend, err, "tail_weights", tail_weights, dim3(grid_of((rows + 7) / 8)), 256, 0, a));
