@@ -352,31 +352,740 @@ static svg2_result run_permute(const svg2_backend *backend, const svg2_permute_d
 
 } /* namespace svg2__cuda */
 
-/* ==== >>score ============================================================================== */
+/* ==== >>score ==============================================================================
+   The rows of a head, sorted by cluster, are worked on in units: up to R rows of one cluster. Cluster j has the units
+   from (offset[j] + (R - 1) j) / R on; as many as it needs fit before those of cluster j + 1. So a block knows its rows
+   after a search among the offsets, without a list that a scan would have to make; the price is one empty unit or none
+   per cluster. A cluster of one unit is finished where it is read. The units of a larger one leave partial results, which
+   a second kernel adds in order: a giant cluster spreads over the machine, and the bits do not depend on who was first.
+   The number of units is below 2^31 because the orders, 4 bytes a row, have to fit into memory. */
 namespace svg2__cuda {
 
-static size_t summarize_layout(const svg2_summarize_desc *d, void *base)
+static inline int64_t units_of(int64_t rows, int64_t clusters, int shift) /* R = 2^shift */
 {
-    (void)d, (void)base;
-    return 0;
+    return (rows + (((int64_t)1 << shift) - 1) * clusters) >> shift;
+}
+
+SVG2__DEVICE int64_t first_unit(const int32_t *offset, int64_t cluster, int shift)
+{
+    return (offset[cluster] + (((int64_t)1 << shift) - 1) * cluster) >> shift;
+}
+
+/* The last cluster whose first unit is not behind this one. A search by the whole warp, 32 candidates a round. */
+SVG2__DEVICE int cluster_of_unit(const int32_t *offset, int clusters, int shift, int64_t unit)
+{
+    const int lane = threadIdx.x & 31;
+    int at = 0, left = clusters; /* it is in [at, at + left) */
+    while (left > 1) {
+        const int step = (left + 31) / 32, more = lane * step;
+        const unsigned before = __ballot_sync(0xffffffffu, more < left && first_unit(offset, at + more, shift) <= unit);
+        const int last = (31 - __clz((int)before)) * step; /* before is a run of ones from lane 0 on */
+        at += last;
+        left = min(step, left - last);
+    }
+    return at;
+}
+
+struct unit_rows {
+    int cluster, size; /* and how many rows that has                              */
+    int piece;         /* the unit is this one of the cluster's                   */
+    int first, count;  /* its rows, as positions in the order; count may be 0     */
+};
+
+SVG2__DEVICE unit_rows rows_of_unit(const int32_t *offset, int clusters, int shift, int64_t unit)
+{
+    unit_rows u;
+    int64_t skipped;
+    u.cluster = cluster_of_unit(offset, clusters, shift, unit);
+    u.size = offset[u.cluster + 1] - offset[u.cluster];
+    u.piece = (int)(unit - first_unit(offset, u.cluster, shift));
+    skipped = (int64_t)u.piece << shift;
+    u.count = (int)min((int64_t)1 << shift, max((int64_t)0, u.size - skipped));
+    u.first = u.count ? offset[u.cluster] + (int)skipped : 0;
+    return u;
+}
+
+/* the key head that serves query head bh */
+SVG2__DEVICE int64_t kv_head(int64_t bh, int heads, int heads_kv)
+{
+    return bh / heads * heads_kv + bh % heads / (heads / heads_kv);
+}
+
+/* ---- statistics of a key cluster ---- */
+enum { SUMMARY_SHIFT = 7, SUMMARY_AHEAD = 4 }; /* rows of a unit: 2^7; loads a lane has under way */
+
+struct summarize_args {
+    tensor v;
+    const int32_t *order, *offset;
+    float *value_mean, *value_var;
+    float *sum, *square; /* [heads, units, D], [heads, units]: of rows relative to the first of their cluster */
+    int heads, tokens, dim, clusters, blocks;
+    int64_t units, count; /* units of a head; warps with something to do */
+};
+
+/* 8 columns of the first row of a cluster; 0 for lanes without columns */
+SVG2__DEVICE void summarize_shift(float (&shift)[8], const summarize_args &a, int64_t head, int first, int column)
+{
+    for (int i = 0; i < 8; ++i) shift[i] = 0.0f;
+    if (column < a.dim)
+        load8(shift, a.v, row_at(a.v, head / a.heads, head % a.heads, a.order[head * a.tokens + first]), column);
+}
+
+/* Lanes below D / 8 hold the sums of 8 columns each; square is that of the row. */
+SVG2__DEVICE void summarize_write(const summarize_args &a, int64_t at, int n, const float (&shift)[8], const double (&sum)[8],
+                                  double square)
+{
+    const int lane = threadIdx.x & 31;
+    const double scale = n ? 1.0 / n : 0.0;
+    double twice = 0.0;
+    if (lane < a.dim / 8) {
+        float *mean = a.value_mean + at * a.dim + 8 * lane;
+        for (int i = 0; i < 8; ++i) {
+            mean[i] = (float)((double)shift[i] + sum[i] * scale);
+            twice += sum[i] * sum[i] * scale;
+        }
+    }
+    square -= warp_sum(twice);
+    if (lane == 0) a.value_var[at] = square > 0.0 ? (float)(square * scale) : 0.0f;
+}
+
+/* One warp = one unit: D / 8 lanes side by side on a row, 32 / (D / 8) rows at once, 4 of those steps under way.
+
+       D = 128, bf16:   lanes  0..15   row r      16 bytes each
+                        lanes 16..31   row r + 1
+
+   Sums relative to the cluster's first row keep the variance of values with a large mean accurate; f32 inside a unit (128
+   rows over 32 / (D / 8) groups), f64 across units. No shared memory, no barrier. Limiter: reading V once, 16 KB of rows
+   under way in an SM at 8 warps already, at 2 bytes an element; the partial sums add 4 (S / 128 + C) D bytes, 6 % at 119
+   rows a cluster, and only for clusters of more than 128. */
+static __global__ void __launch_bounds__(256) summarize_units(summarize_args a)
+{
+    const int64_t item = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5);
+    if (item >= a.count) return;
+    const int lane = threadIdx.x & 31, lanes = a.dim / 8, groups = 32 / lanes, group = lane / lanes, column = lane % lanes * 8;
+    const int64_t head = item / a.units, unit = item % a.units;
+    const int32_t *offset = a.offset + head * ((int64_t)a.blocks + 1), *order = a.order + head * a.tokens;
+    const unit_rows u = rows_of_unit(offset, a.clusters, SUMMARY_SHIFT, unit);
+    if (u.count == 0) return;
+    float shift[8], sum[8] = {0}, square = 0.0f;
+    summarize_shift(shift, a, head, offset[u.cluster], column);
+    for (int row = group < groups ? group : u.count; row < u.count; row += SUMMARY_AHEAD * groups) {
+        float x[SUMMARY_AHEAD][8];
+#pragma unroll
+        for (int i = 0; i < SUMMARY_AHEAD; ++i) {
+            const int r = row + i * groups;
+            if (r < u.count)
+                load8(x[i], a.v, row_at(a.v, head / a.heads, head % a.heads, order[u.first + r]), column);
+            else
+                for (int e = 0; e < 8; ++e) x[i][e] = shift[e];
+        }
+#pragma unroll
+        for (int i = 0; i < SUMMARY_AHEAD; ++i)
+            for (int e = 0; e < 8 && row + i * groups < u.count; ++e) {
+                const float y = x[i][e] - shift[e];
+                sum[e] += y;
+                square += y * y;
+            }
+    }
+    for (int i = 0; i < 8; ++i) { /* the groups one after the other, into the lanes of the first */
+        float all = sum[i];
+        for (int g = 1; g < groups; ++g) all += __shfl_sync(0xffffffffu, sum[i], (lane % lanes + g * lanes) & 31);
+        sum[i] = all;
+    }
+    square = warp_sum(square);
+    if (u.size == u.count) {
+        double wide[8];
+        for (int i = 0; i < 8; ++i) wide[i] = (double)sum[i];
+        summarize_write(a, head * a.clusters + u.cluster, u.size, shift, wide, (double)square);
+        return;
+    }
+    if (lane < lanes)
+        for (int i = 0; i < 8; ++i) a.sum[item * a.dim + column + i] = sum[i];
+    if (lane == 0) a.square[item] = square;
+}
+
+/* One warp = one cluster: adds its units, if they were several; zeros if there was none. */
+static __global__ void __launch_bounds__(256) summarize_merge(summarize_args a, int64_t clusters)
+{
+    const int64_t at = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5);
+    if (at >= clusters) return;
+    const int lane = threadIdx.x & 31;
+    const int64_t head = at / a.clusters, cluster = at % a.clusters;
+    const int32_t *offset = a.offset + head * ((int64_t)a.blocks + 1) + cluster;
+    const int n = offset[1] - offset[0];
+    const int64_t pieces = ((int64_t)n + (1 << SUMMARY_SHIFT) - 1) >> SUMMARY_SHIFT;
+    double sum[8] = {0}, square = 0.0;
+    float shift[8] = {0};
+    if (pieces == 1) return;
+    if (n) summarize_shift(shift, a, head, offset[0], lane * 8);
+    const int64_t first = head * a.units + first_unit(offset - cluster, cluster, SUMMARY_SHIFT);
+    for (int64_t i = 0; i < pieces; ++i) {
+        if (lane < a.dim / 8)
+            for (int e = 0; e < 8; ++e) sum[e] += (double)a.sum[(first + i) * a.dim + lane * 8 + e];
+        square += (double)a.square[first + i];
+    }
+    summarize_write(a, at, n, shift, sum, square);
+}
+
+/* (S + 127 C) / 128 units of D + 1 floats per head: 24 heads of 119,000 tokens, 1000 clusters, D = 128: 24 MB. */
+static size_t summarize_layout(const svg2_summarize_desc *d, void *base, summarize_args *out = NULL)
+{
+    arena a = {(char *)base, 0};
+    summarize_args w;
+    memset(&w, 0, sizeof w);
+    w.units = units_of(d->tokens, d->clusters, SUMMARY_SHIFT);
+    w.sum = a.take<float>(count_of(d->batch, d->heads, w.units, d->head_dim));
+    w.square = a.take<float>(count_of(d->batch, d->heads, w.units));
+    if (out) *out = w;
+    return a.used;
 }
 
 static svg2_result run_summarize(const svg2_backend *backend, const svg2_summarize_desc *d, void *workspace, svg2_error *err)
 {
-    (void)backend, (void)d, (void)workspace;
-    return set_error(err, SVG2_ERR_BACKEND, "summarize", "is not built yet", cudaSuccess);
+    const int64_t heads = (int64_t)d->batch * d->heads, clusters = heads * d->clusters;
+    summarize_args a;
+    (void)summarize_layout(d, workspace, &a);
+    a.v = tensor_of(d->v, d->v_layout, d->heads, d->tokens, d->head_dim);
+    a.order = d->order;
+    a.offset = d->offset;
+    a.value_mean = d->value_mean;
+    a.value_var = d->value_var;
+    a.heads = d->heads;
+    a.tokens = d->tokens;
+    a.dim = d->head_dim;
+    a.clusters = d->clusters;
+    a.blocks = d->blocks;
+    a.count = heads * a.units;
+    SVG2__RUN(launch(backend, err, "summarize_units", summarize_units, dim3(grid_of((a.count + 7) / 8)), 256, 0, a));
+    SVG2__RUN(launch(backend, err, "summarize_merge", summarize_merge, dim3(grid_of((clusters + 7) / 8)), 256, 0, a, clusters));
+    return ok(err);
 }
 
-static size_t score_layout(const svg2_score_desc *d, void *base)
+/* ---- log mass and share ----
+   Both are products with a sum of exponentials behind, on the tensor cores with f32 accumulation:
+
+       log mass   query centroids (A) x keys relative to their centroid (B), reduced over the keys
+       share      key centroids relative to the mean (A) x query rows (B), reduced over both
+
+   scale * log2(e) enters in f32 after the product, where it costs nothing (one fused multiply-add per logit) and rounds
+   nothing. The A operands are packed once in the order of the fragments of mma.m16n8k16, 16 bytes per lane: a fragment is
+   then one load, from global memory or from a copy in shared memory, without bank conflicts. */
+enum { SCORE_TILE = 64 }; /* key centroids that the blocks of the share take through shared memory at once */
+
+template <int DP> struct score_shape {
+    enum {
+        STEPS = DP / 16,             /* of 16 dimensions                                                       */
+        FRAGMENTS = DP > 128 ? 1 : 2, /* of 16 query centroids, that a warp holds in registers                 */
+        UNITS = DP > 128 ? 2 : 4,    /* of 64 keys, in the tile of a block                                     */
+        COLUMNS = DP > 128 ? 2 : 4,  /* fragments of 8 query rows, that a warp holds in registers              */
+        ROW_SHIFT = DP > 128 ? 7 : 8, /* log2 of the query rows of a unit: 8 warps x COLUMNS x 8               */
+        STAGES = DP > 128 ? 2 : 3,   /* tiles of key centroids in shared memory                                */
+        TILE_BYTES = SCORE_TILE * DP * 2,
+        LOG_MASS_SMEM = UNITS * 64 * DP * 2 + UNITS * 32,
+        SHARE_SMEM = STAGES * TILE_BYTES + 2 * SCORE_TILE * 4 + 2 * 8 * SCORE_TILE * 4
+    };
+};
+enum { KEY_SHIFT = 6 }; /* log2 of the keys of a unit */
+
+struct score_args {
+    tensor q, k, key_centroid;
+    const int32_t *query_order, *query_offset, *key_order, *key_offset;
+    uint4 *query_pack, *key_pack; /* fragments: [BH, tiles of 16, steps, 32], [BHkv, ..] */
+    float *log_mass, *share;
+    float *partial;               /* log mass: [BH, tiles, 2, Cq]; then share: [BH, units, Ck] */
+    int heads, heads_kv, tokens, tokens_kv, dim;
+    int cq, ck, query_blocks, key_blocks;
+    int query_tiles, key_tiles;   /* of 16 centroids, in a pack */
+    int64_t tiles, units;         /* blocks of a head: log mass, share */
+    float factor;                 /* scale * log2(e); for the log mass its magnitude, the sign is in the pack */
+};
+
+/* One thread = one lane's 16 bytes of a fragment of 16 rows x 16 dimensions of factor * (x - shift). Rows behind the last
+   repeat it: they meet what it meets, a NaN too, and are never written. is_wide: the dimensions in the order in which
+   lanes that load 16 bytes of a row at once hold them (score_share): lane t of a quad has 32s + 8t .. 32s + 8t + 7, two
+   steps at once. The order does not matter to the product as long as both operands have it. */
+template <class T>
+static __global__ void __launch_bounds__(256) score_pack(const float *x, const float *shift, float factor, int rows, int dim,
+                                                         int tiles, int steps, int is_wide, uint4 *out, int64_t count)
 {
-    (void)d, (void)base;
-    return 0;
+    const int64_t at = (int64_t)blockIdx.x * 256 + threadIdx.x;
+    if (at >= count) return;
+    const int lane = (int)(at & 31), step = (int)(at / 32 % steps), tile = (int)(at / 32 / steps % tiles);
+    const int64_t head = at / 32 / steps / tiles;
+    const int t = lane & 3, low = is_wide ? step / 2 * 32 + 8 * t + step % 2 * 4 : step * 16 + 2 * t,
+              high = low + (is_wide ? 2 : 8);
+    uint32_t r[4];
+    for (int i = 0; i < 4; ++i) { /* rows g and g + 8; then the same of the other dimensions */
+        const int row = min(tile * 16 + (lane >> 2) + (i & 1) * 8, rows - 1), e = i & 2 ? high : low;
+        float v[2] = {0.0f, 0.0f};
+        for (int c = 0; c < 2; ++c)
+            if (e + c < dim)
+                v[c] = factor * (x[(head * rows + row) * dim + e + c] - (shift ? shift[head * dim + e + c] : 0.0f));
+        r[i] = pack2(v[0], v[1], T());
+    }
+    out[at] = make_uint4(r[0], r[1], r[2], r[3]);
+}
+
+/* 16 PAIRS keys, of which min(n, 32) are some, against FRAGMENTS x 16 query centroids: the products, and the running maximum m
+   (of products) and sum l of this lane's columns. */
+template <class T, int DP, int PAIRS>
+SVG2__DEVICE void score_keys(const uint32_t (&a)[score_shape<DP>::FRAGMENTS][score_shape<DP>::STEPS][4], uint32_t keys, int n,
+                             float factor, float (&m)[score_shape<DP>::FRAGMENTS][2], float (&l)[score_shape<DP>::FRAGMENTS][2])
+{
+    enum { F = score_shape<DP>::FRAGMENTS, STEPS = score_shape<DP>::STEPS, GROUP = DP % 64 == 0 ? 4 : 2 };
+    const int lane = threadIdx.x & 31;
+    /* tile_at by hand, for few registers: inside a group of steps only the swizzled bits of the address differ */
+    const uint32_t first = keys + tile_at<DP>((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);
+    float s[F][2 * PAIRS][4];
+#pragma unroll
+    for (int f = 0; f < F; ++f)
+#pragma unroll
+        for (int c = 0; c < 2 * PAIRS; ++c) s[f][c][0] = s[f][c][1] = s[f][c][2] = s[f][c][3] = 0.0f;
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step)
+#pragma unroll
+        for (int p = 0; p < PAIRS; ++p) {
+            uint32_t b[4];
+            svg2__ldmatrix_x4(b, (first ^ step % GROUP * 32) + step / GROUP * GROUP * 32 + p * 16 * DP * 2);
+#pragma unroll
+            for (int f = 0; f < F; ++f) {
+                svg2__mma_m16n8k16(s[f][2 * p], a[f][step], b[0], b[1], T());
+                svg2__mma_m16n8k16(s[f][2 * p + 1], a[f][step], b[2], b[3], T());
+            }
+        }
+#pragma unroll
+    for (int f = 0; f < F; ++f)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float top = m[f][half], sum = 0.0f;
+#pragma unroll
+            for (int c = 0; c < 2 * PAIRS; ++c)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    float &x = s[f][c][2 * half + e];
+                    if (c >= 2 * PAIRS - 2 && 8 * c + 2 * (lane & 3) + e >= n) x = -INFINITY; /* no key */
+                    top = fmaxf(top, x);
+                }
+            /* nothing but -Inf so far: keep exp2 away from Inf - Inf */
+            const float shift = top == -INFINITY ? 0.0f : top * factor;
+#pragma unroll
+            for (int c = 0; c < 2 * PAIRS; ++c)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) sum += svg2__exp2(fmaf(s[f][c][2 * half + e], factor, -shift));
+            l[f][half] = l[f][half] * svg2__exp2(fmaf(m[f][half], factor, -shift)) + sum;
+            m[f][half] = top;
+        }
+}
+
+/* One block = one tile: 4 units of 64 keys (2 for D > 128), of any clusters, against all query centroids of the head.
+
+       key tile [256][D]    gathered by the order, less the centroid, rounded: in shared memory, once
+       warp w               query centroids 32 w .., 32 (w + 4) .., ...: fragments from global memory into registers,
+                            then 32 keys at a time: 2 x 4 accumulators of 16x8, maximum and sum per row and lane
+
+   After the gather the warps meet at no barrier. A unit costs what its keys fill, rounded up to 16, so that clusters of 60
+   to 120 keys waste 8 of them on average. A cluster that ends in its tile is reduced over the quad and written; one that
+   goes on in another tile leaves its log mass in partial: [0] of a tile for a cluster from before, [1] for one that goes
+   on behind it.
+   Shared memory 64 KB at D = 128 (3 blocks an SM on sm_90, 2 on sm_80), registers below 168. Limiter: the tensor cores, at
+   mma.sync rate: per unit and 32 centroids 2 x 64 x D x 32 flop against 8 KB of fragments from L2 per 256 keys and 16 KB
+   of keys from shared memory per warp, 2 to 3 exponentials per 2 D products. Tiles of 128 keys would ask L2 for 4 TB/s. */
+template <class T, int DP>
+static __global__ void __launch_bounds__(128, DP > 128 ? 2 : 3) score_log_mass(score_args a)
+{
+    enum { F = score_shape<DP>::FRAGMENTS, STEPS = score_shape<DP>::STEPS, UNITS = score_shape<DP>::UNITS, AHEAD = 4 };
+    SVG2_DYN_SMEM(smem, 128);
+    unit_rows *unit = (unit_rows *)(smem + UNITS * 64 * DP * 2);
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const int64_t bh = blockIdx.x / a.tiles, tile = blockIdx.x % a.tiles, kv = kv_head(bh, a.heads, a.heads_kv);
+    const int32_t *offset = a.key_offset + kv * ((int64_t)a.key_blocks + 1), *order = a.key_order + kv * a.tokens_kv;
+    int any = 0;
+    if (warp < UNITS) {
+        const unit_rows u = rows_of_unit(offset, a.ck, KEY_SHIFT, tile * UNITS + warp);
+        if (lane == 0) unit[warp] = u;
+    }
+    if (!SVG2__FAULT(30)) __syncthreads(); /* unit is complete */
+    for (int i = 0; i < UNITS; ++i) any += unit[i].count;
+    if (any == 0) return;
+
+    { /* the keys: a thread stays in its 8 columns */
+        const int chunks = DP / 8, chunk = threadIdx.x % chunks, groups = 128 / chunks, group = threadIdx.x / chunks;
+        for (int i = 0; i < UNITS; ++i) {
+            const int n = unit[i].count, n16 = (n + 15) & ~15, is_inside = 8 * chunk < a.dim;
+            float centroid[8] = {0};
+            if (n && is_inside)
+                load8(centroid, a.key_centroid, row_at(a.key_centroid, 0, kv, unit[i].cluster), 8 * chunk);
+            for (int row = group < groups ? group : n16; row < n16; row += AHEAD * groups) {
+                float x[AHEAD][8];
+#pragma unroll
+                for (int r = 0; r < AHEAD; ++r)
+                    if (row + r * groups < n && is_inside)
+                        load8(x[r], a.k, row_at(a.k, kv / a.heads_kv, kv % a.heads_kv, order[unit[i].first + row + r * groups]),
+                              8 * chunk);
+                    else
+                        for (int e = 0; e < 8; ++e) x[r][e] = centroid[e];
+#pragma unroll
+                for (int r = 0; r < AHEAD; ++r) {
+                    uint4 h;
+                    if (row + r * groups >= n16) break;
+                    for (int e = 0; e < 8; ++e) x[r][e] = row + r * groups < n ? x[r][e] - centroid[e] : 0.0f;
+                    h.x = pack2(x[r][0], x[r][1], T());
+                    h.y = pack2(x[r][2], x[r][3], T());
+                    h.z = pack2(x[r][4], x[r][5], T());
+                    h.w = pack2(x[r][6], x[r][7], T());
+                    *(uint4 *)(void *)(smem + tile_at<DP>(64 * i + row + r * groups, chunk)) = h;
+                }
+            }
+        }
+    }
+    if (!SVG2__FAULT(31)) __syncthreads(); /* the key tile is complete */
+
+    const uint32_t keys = svg2__smem(smem);
+    const int blocks = (a.cq + 16 * F - 1) / (16 * F);
+    /* the rotation spreads the warps with one more to do over the quarters of the SM */
+    for (int block = (warp + (int)tile) & 3; block < blocks; block += 4) {
+        const uint4 *pack = a.query_pack + ((bh * a.query_tiles + block * F) * STEPS) * 32 + lane;
+        uint32_t q[F][STEPS][4];
+        float m[F][2], l[F][2];
+#pragma unroll
+        for (int f = 0; f < F; ++f)
+#pragma unroll
+            for (int step = 0; step < STEPS; ++step) {
+                const uint4 v = pack[(f * STEPS + step) * 32];
+                q[f][step][0] = v.x, q[f][step][1] = v.y, q[f][step][2] = v.z, q[f][step][3] = v.w;
+            }
+#pragma unroll 1
+        for (int i = 0; i < UNITS; ++i) {
+            const int n = unit[i].count, cluster = unit[i].cluster;
+            const int pieces = (unit[i].size + 63) >> KEY_SHIFT, piece = unit[i].piece;
+            if (n == 0) continue;
+            if (i == 0 || piece == 0)
+                for (int f = 0; f < F; ++f) m[f][0] = m[f][1] = -INFINITY, l[f][0] = l[f][1] = 0.0f;
+#pragma unroll 1
+            for (int key = 0; key < n; key += 32) {
+                const uint32_t at = keys + (i * 64 + key) * DP * 2;
+                if (n - key > 16) score_keys<T, DP, 2>(q, at, n - key, a.factor, m, l);
+                else score_keys<T, DP, 1>(q, at, n - key, a.factor, m, l);
+            }
+            if (piece + 1 < pieces && i + 1 < UNITS) continue; /* the cluster goes on in this tile */
+            const int is_before = piece > i, is_behind = piece + 1 < pieces;
+#pragma unroll
+            for (int f = 0; f < F; ++f)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    float top = m[f][half], sum, log2_mass;
+                    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+                    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+                    const float shift = top == -INFINITY ? 0.0f : top * a.factor;
+                    sum = l[f][half] * svg2__exp2(fmaf(m[f][half], a.factor, -shift));
+                    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+                    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+                    log2_mass = sum == 0.0f ? -INFINITY : shift + log2f(sum);
+                    const int row = (block * F + f) * 16 + half * 8 + (lane >> 2);
+                    if ((lane & 3) != 0 || row >= a.cq) continue;
+                    if (is_before || is_behind)
+                        a.partial[((bh * a.tiles + tile) * 2 + !is_before) * a.cq + row] = log2_mass;
+                    else
+                        a.log_mass[(bh * a.cq + row) * a.ck + cluster] = log2_mass * 0.69314718f;
+                }
+        }
+    }
+}
+
+/* One block = one key cluster: joins the tiles of a large one; -INFINITY for an empty one. */
+static __global__ void __launch_bounds__(128) score_merge(score_args a, int units)
+{
+    const int64_t bh = blockIdx.x / a.ck, j = blockIdx.x % a.ck, kv = kv_head(bh, a.heads, a.heads_kv);
+    const int32_t *offset = a.key_offset + kv * ((int64_t)a.key_blocks + 1);
+    const int64_t first = first_unit(offset, j, KEY_SHIFT), pieces = ((int64_t)offset[j + 1] - offset[j] + 63) >> KEY_SHIFT;
+    const int64_t begin = first / units, end = (first + pieces - 1) / units;
+    if (pieces && begin == end) return;
+    for (int row = threadIdx.x; row < a.cq; row += 128) {
+        float m = -INFINITY, l = 0.0f;
+        for (int64_t tile = begin; pieces && tile <= end; ++tile) {
+            const float x = a.partial[((bh * a.tiles + tile) * 2 + (tile == begin)) * a.cq + row], top = fmaxf(m, x),
+                        shift = top == -INFINITY ? 0.0f : top;
+            l = l * svg2__exp2(m - shift) + svg2__exp2(x - shift);
+            m = top;
+        }
+        a.log_mass[(bh * a.cq + row) * a.ck + j] = l == 0.0f ? -INFINITY : (m + log2f(l)) * 0.69314718f;
+    }
+}
+
+/* One block = one unit of query rows, 256 of one cluster (128 for D > 128), against all key centroids, twice.
+
+       warp w       rows 32 w .. 32 w + 31 as B fragments in registers: 64 of them at D = 128
+       tile         64 key centroids as A fragments, through shared memory with cp.async, 3 stages
+       pass 1       running maximum and sum per row: both live in the lane that owns the row's products, no shuffles
+       pass 2       the same products, 2^(x - lse); sums over the rows by fragment, quad and warp, in that order
+
+   Keys as A and rows as B: then the sum over keys (pass 1) runs down the accumulators of a lane and the sum over rows
+   (pass 2) along them. Why products twice: the weights of 64 rows and 1000 clusters would fill 128 KB as f16, units would
+   be a quarter as large, and streaming the key centroids, Ck D 2 bytes a unit, would ask L2 for more than it has; and any
+   Ck works on any device.
+   Shared memory 3 x 16 KB + 5 KB at D = 128, 128 registers: 2 blocks an SM. Limiter: tensor cores at mma.sync rate, then
+   the 2 exponentials per 4 D flop. */
+template <class T, int DP>
+static __global__ void __launch_bounds__(256, 2) score_share(score_args a)
+{
+    enum {
+        C = score_shape<DP>::COLUMNS, STEPS = score_shape<DP>::STEPS, STAGES = score_shape<DP>::STAGES,
+        SHIFT = score_shape<DP>::ROW_SHIFT, BYTES = score_shape<DP>::TILE_BYTES
+    };
+    SVG2_DYN_SMEM(smem, 128);
+    float *bias = (float *)(void *)(smem + STAGES * BYTES); /* [2][64] */
+    float *column = bias + 2 * SCORE_TILE;                  /* [2][8 warps][64]: sums over the warp's rows */
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, t = lane & 3;
+    const int64_t bh = blockIdx.x / a.units, unit = blockIdx.x % a.units, kv = kv_head(bh, a.heads, a.heads_kv);
+    const unit_rows u = rows_of_unit(a.query_offset + bh * ((int64_t)a.query_blocks + 1), a.cq, SHIFT, unit);
+    if (u.count == 0) return; /* every warp has found the same */
+    const int is_busy = warp * 8 * C < u.count, tiles = (a.ck + SCORE_TILE - 1) / SCORE_TILE;
+    const char *pack = (const char *)(a.key_pack + kv * a.key_tiles * STEPS * 32);
+    const float *log_mass = a.log_mass + (bh * a.cq + u.cluster) * a.ck;
+    const uint32_t stage = svg2__smem(smem);
+
+    /* log mass of a tile's clusters, in base 2; thread j asks for key j of it */
+    const auto bias_of = [&](int tile) {
+        const int j = tile * SCORE_TILE + (int)threadIdx.x;
+        return threadIdx.x < SCORE_TILE && j < a.ck ? log_mass[j] * 1.44269504f : -INFINITY;
+    };
+    const auto fetch = [&](int it) { /* tile it of both passes; one group a tile, empty behind the last */
+        if (it < 2 * tiles) {
+            const char *from = pack + (int64_t)(it % tiles) * BYTES;
+            for (int i = threadIdx.x * 16; i < BYTES; i += 256 * 16)
+                svg2__cp_async16(stage + it % STAGES * BYTES + i, from + i, 16);
+        }
+        svg2__cp_async_commit();
+    };
+    for (int it = 0; it < STAGES - 1; ++it) fetch(it);
+    float next = bias_of(0);
+    if (threadIdx.x < SCORE_TILE) bias[threadIdx.x] = next;
+    next = bias_of(1 % tiles);
+
+    uint32_t b[C][STEPS][2];
+    float m[C][2], l[C][2]; /* reference of the exponents, and sum; from pass 2 on m is the LSE */
+    const int32_t *order = a.query_order + bh * a.tokens + u.first;
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+        /* columns behind the last row repeat it and get no weight */
+        const int row = min(warp * 8 * C + c * 8 + (lane >> 2), u.count - 1);
+        const int64_t at = row_at(a.q, bh / a.heads, bh % a.heads, order[row]);
+#pragma unroll
+        for (int s = 0; s < STEPS / 2; ++s) {
+            float x[8] = {0};
+            if (is_busy && 32 * s + 8 * t < a.dim) load8(x, a.q, at, 32 * s + 8 * t);
+            b[c][2 * s][0] = pack2(x[0], x[1], T());
+            b[c][2 * s][1] = pack2(x[2], x[3], T());
+            b[c][2 * s + 1][0] = pack2(x[4], x[5], T());
+            b[c][2 * s + 1][1] = pack2(x[6], x[7], T());
+        }
+        m[c][0] = m[c][1] = -3.0e38f; /* not -Inf: x - m must be -Inf, not NaN, for the x = -Inf of an empty cluster */
+        l[c][0] = l[c][1] = 0.0f;
+    }
+    /* share, or this unit's part of it */
+    const int is_whole = u.size == u.count;
+    float *out = is_whole ? a.share + (bh * a.cq + u.cluster) * a.ck : a.partial + (bh * a.units + unit) * a.ck;
+    const auto store = [&](int it) { /* the tile of pass 2 before this one */
+        const int j = (it - tiles) * SCORE_TILE + (int)threadIdx.x;
+        float sum = 0.0f;
+        if (threadIdx.x >= SCORE_TILE || j >= a.ck) return;
+        for (int w = 0; w < 8; ++w) sum += column[((it & 1) * 8 + w) * SCORE_TILE + threadIdx.x];
+        out[j] = is_whole ? sum / (float)u.size : sum;
+    };
+
+    for (int it = 0; it < 2 * tiles; ++it) {
+        if (!SVG2__FAULT(32)) svg2__cp_async_wait<STAGES - 2>();
+        /* tile it, its bias and the columns of tile it - 1 are complete; all are done with the stage that fetch fills, the
+           bias and the columns that are written below */
+        if (!SVG2__FAULT(33)) __syncthreads();
+        fetch(it + STAGES - 1);
+        if (threadIdx.x < SCORE_TILE) bias[((it + 1) & 1) * SCORE_TILE + threadIdx.x] = next;
+        next = bias_of((it + 2) % tiles);
+        if (it > tiles) store(it - 1);
+        if (it == tiles)
+#pragma unroll
+            for (int c = 0; c < C; ++c)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) { /* rows are columns 2t, 2t + 1 of fragment c, spread over 8 lanes */
+                    float top = m[c][e], sum;
+                    for (int o = 4; o < 32; o <<= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, o));
+                    sum = l[c][e] * svg2__exp2(m[c][e] - top);
+                    for (int o = 4; o < 32; o <<= 1) sum += __shfl_xor_sync(0xffffffffu, sum, o);
+                    /* no weight at all, as of columns without a row: the exponents of pass 2 become -Inf */
+                    m[c][e] = sum == 0.0f || warp * 8 * C + c * 8 + 2 * t + e >= u.count ? INFINITY : top + log2f(sum);
+                }
+        if (!is_busy) {
+            if (it >= tiles)
+                for (int i = lane; i < SCORE_TILE; i += 32) column[((it & 1) * 8 + warp) * SCORE_TILE + i] = 0.0f;
+            continue;
+        }
+        const unsigned char *tile = smem + it % STAGES * BYTES;
+#pragma unroll 1
+        for (int part = 0; part < SCORE_TILE / 16; ++part) { /* 16 key centroids */
+            float s[C][4];
+#pragma unroll
+            for (int c = 0; c < C; ++c) s[c][0] = s[c][1] = s[c][2] = s[c][3] = 0.0f;
+#pragma unroll
+            for (int step = 0; step < STEPS; ++step) {
+                const uint4 v = *(const uint4 *)(const void *)(tile + ((part * STEPS + step) * 32 + lane) * 16);
+                const uint32_t k[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+                for (int c = 0; c < C; ++c) svg2__mma_m16n8k16(s[c], k, b[c][step][0], b[c][step][1], T());
+            }
+            const float low = bias[(it & 1) * SCORE_TILE + part * 16 + (lane >> 2)],
+                        high = bias[(it & 1) * SCORE_TILE + part * 16 + 8 + (lane >> 2)];
+#pragma unroll
+            for (int c = 0; c < C; ++c)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) s[c][e] = fmaf(s[c][e], a.factor, e < 2 ? low : high);
+            if (it < tiles) {
+                /* The reference follows the maximum only when it is 2^32 behind: exponents up to 32 are as exact as those
+                   up to 0, and a vote is cheaper than an exponential per row and step. */
+                int is_behind = 0;
+#pragma unroll
+                for (int c = 0; c < C; ++c)
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) is_behind |= fmaxf(s[c][e], s[c][2 + e]) > m[c][e] + 32.0f;
+                if (__any_sync(0xffffffffu, is_behind)) {
+#pragma unroll
+                    for (int c = 0; c < C; ++c)
+#pragma unroll
+                        for (int e = 0; e < 2; ++e) {
+                            const float top = fmaxf(m[c][e], fmaxf(s[c][e], s[c][2 + e]));
+                            l[c][e] *= svg2__exp2(m[c][e] - top);
+                            m[c][e] = top;
+                        }
+                }
+#pragma unroll
+                for (int c = 0; c < C; ++c)
+#pragma unroll
+                    for (int e = 0; e < 2; ++e)
+                        l[c][e] += svg2__exp2(s[c][e] - m[c][e]) + svg2__exp2(s[c][2 + e] - m[c][e]);
+            } else {
+                float sum[2] = {0.0f, 0.0f};
+#pragma unroll
+                for (int c = 0; c < C; ++c)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) sum[e >> 1] += svg2__exp2(s[c][e] - m[c][e & 1]);
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 1);
+                    sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 2);
+                    if (t == 0) column[((it & 1) * 8 + warp) * SCORE_TILE + part * 16 + half * 8 + (lane >> 2)] = sum[half];
+                }
+            }
+        }
+    }
+    if (!SVG2__FAULT(34)) __syncthreads(); /* the columns of the last tile are complete */
+    store(2 * tiles - 1);
+}
+
+/* One block = one query cluster: adds the units of a large one; zeros for an empty one. */
+static __global__ void __launch_bounds__(256) score_share_merge(score_args a, int shift)
+{
+    const int64_t bh = blockIdx.x / a.cq, cluster = blockIdx.x % a.cq;
+    const int32_t *offset = a.query_offset + bh * ((int64_t)a.query_blocks + 1);
+    const int n = offset[cluster + 1] - offset[cluster];
+    const int64_t first = bh * a.units + first_unit(offset, cluster, shift), pieces = ((int64_t)n + (1 << shift) - 1) >> shift;
+    if (pieces == 1) return;
+    for (int j = threadIdx.x; j < a.ck; j += 256) {
+        double sum = 0.0;
+        for (int64_t i = 0; i < pieces; ++i) sum += (double)a.partial[(first + i) * a.ck + j];
+        a.share[(bh * a.cq + cluster) * a.ck + j] = n ? (float)(sum / n) : 0.0f;
+    }
+}
+
+/* head dims are padded with zeros to one of these */
+static inline int score_dim(int dim)
+{
+    return dim <= 64 ? 64 : dim <= 96 ? 96 : dim <= 128 ? 128 : 256;
+}
+
+/* Per head (Cq + Ck) DP 2 bytes of packed centroids, and the larger of
+     log mass   (Skv + 63 Ck) / 256 tiles x 2 Cq x 4 bytes
+     share      (Sq + 255 Cq) / 256 units x Ck x 4 bytes
+   (tiles and units are of half the size for D > 128). 24 heads of 119,000 tokens, D = 128, 400 x 1000 clusters: 92 MB. */
+static size_t score_layout(const svg2_score_desc *d, void *base, score_args *out = NULL)
+{
+    arena a = {(char *)base, 0};
+    score_args w;
+    const int64_t dp = score_dim(d->head_dim), bh = (int64_t)d->batch * d->heads, bkv = (int64_t)d->batch * d->heads_kv;
+    const int unit_shift = dp > 128 ? 7 : 8;
+    size_t log_mass, share;
+    memset(&w, 0, sizeof w);
+    w.query_tiles = (int)(((int64_t)d->query_clusters + 31) / 32 * 2);
+    w.key_tiles = (int)(((int64_t)d->key_clusters + SCORE_TILE - 1) / SCORE_TILE * (SCORE_TILE / 16));
+    w.tiles = units_of((int64_t)d->tokens_kv, d->key_clusters, KEY_SHIFT);
+    w.tiles = (w.tiles + (dp > 128 ? 1 : 3)) / (dp > 128 ? 2 : 4);
+    w.units = units_of(d->tokens, d->query_clusters, unit_shift);
+    w.query_pack = a.take<uint4>(count_of(bh, w.query_tiles, dp / 16, WARP));
+    w.key_pack = a.take<uint4>(d->tokens ? count_of(bkv, w.key_tiles, dp / 16, WARP) : 0);
+    log_mass = count_of(bh, w.tiles, 2, d->query_clusters);
+    share = d->tokens ? count_of(bh, w.units, d->key_clusters) : 0;
+    w.partial = a.take<float>(log_mass > share ? log_mass : share);
+    if (out) *out = w;
+    return a.used;
+}
+
+template <class T, int DP> static svg2_result run_score_typed(const svg2_backend *backend, const svg2_score_desc *d, score_args a, svg2_error *err)
+{
+    typedef score_shape<DP> shape;
+    const int64_t bh = (int64_t)d->batch * d->heads, bkv = (int64_t)d->batch * d->heads_kv;
+    const int64_t queries = bh * a.query_tiles * shape::STEPS * WARP, keys = bkv * a.key_tiles * shape::STEPS * WARP;
+    const float sign = d->scale > 0.0f ? 1.0f : d->scale < 0.0f ? -1.0f : 0.0f; /* maxima of products need a factor > 0 */
+    a.factor = d->scale == 0.0f ? 1.0f : fabsf(d->scale) * 1.44269504f;
+    SVG2__RUN(launch(backend, err, "score_pack", score_pack<T>, dim3(grid_of((queries + 255) / 256)), 256, 0, d->query_centroid,
+                     (const float *)NULL, sign, a.cq, a.dim, a.query_tiles, (int)shape::STEPS, 0, a.query_pack, queries));
+    SVG2__RUN(launch(backend, err, "score_log_mass", score_log_mass<T, DP>, dim3(grid_of(bh * a.tiles)), 128,
+                     (size_t)shape::LOG_MASS_SMEM, a));
+    SVG2__RUN(launch(backend, err, "score_merge", score_merge, dim3(grid_of(bh * a.ck)), 128, 0, a, (int)shape::UNITS));
+    if (d->tokens == 0) return ok(err);
+    a.factor = d->scale * 1.44269504f;
+    SVG2__RUN(launch(backend, err, "score_pack", score_pack<T>, dim3(grid_of((keys + 255) / 256)), 256, 0, d->key_centroid,
+                     d->key_mean, 1.0f, a.ck, a.dim, a.key_tiles, (int)shape::STEPS, 1, a.key_pack, keys));
+    SVG2__RUN(launch(backend, err, "score_share", score_share<T, DP>, dim3(grid_of(bh * a.units)), 256,
+                     (size_t)shape::SHARE_SMEM, a));
+    SVG2__RUN(launch(backend, err, "score_share_merge", score_share_merge, dim3(grid_of(bh * a.cq)), 256, 0, a,
+                     (int)shape::ROW_SHIFT));
+    return ok(err);
+}
+
+template <class T> static svg2_result run_score_dim(const svg2_backend *backend, const svg2_score_desc *d, const score_args &a, svg2_error *err)
+{
+    switch (score_dim(d->head_dim)) {
+    case 64: return run_score_typed<T, 64>(backend, d, a, err);
+    case 96: return run_score_typed<T, 96>(backend, d, a, err);
+    case 128: return run_score_typed<T, 128>(backend, d, a, err);
+    default: return run_score_typed<T, 256>(backend, d, a, err);
+    }
 }
 
 static svg2_result run_score(const svg2_backend *backend, const svg2_score_desc *d, void *workspace, svg2_error *err)
 {
-    (void)backend, (void)d, (void)workspace;
-    return set_error(err, SVG2_ERR_BACKEND, "score", "is not built yet", cudaSuccess);
+    const svg2_layout f32 = SVG2_ZERO;
+    score_args a;
+    (void)score_layout(d, workspace, &a);
+    a.k = tensor_of(d->k, d->k_layout, d->heads_kv, d->tokens_kv, d->head_dim);
+    a.q = tensor_of(d->q, d->tokens ? d->q_layout : f32, d->heads, d->tokens, d->head_dim);
+    a.key_centroid = tensor_of(d->key_centroid, f32, d->batch * d->heads_kv, d->key_clusters, d->head_dim);
+    a.key_order = d->key_order;
+    a.key_offset = d->key_offset;
+    a.query_order = d->query_order;
+    a.query_offset = d->query_offset;
+    a.log_mass = d->log_mass;
+    a.share = d->share;
+    a.heads = d->heads;
+    a.heads_kv = d->heads_kv;
+    a.tokens = d->tokens;
+    a.tokens_kv = d->tokens_kv;
+    a.dim = d->head_dim;
+    a.cq = d->query_clusters;
+    a.ck = d->key_clusters;
+    a.query_blocks = d->query_blocks;
+    a.key_blocks = d->key_blocks;
+    if (d->k_layout.dtype == SVG2_F16 && (d->tokens == 0 || d->q_layout.dtype != SVG2_BF16))
+        return run_score_dim<__half>(backend, d, a, err);
+    return run_score_dim<__nv_bfloat16>(backend, d, a, err);
 }
 
 } /* namespace svg2__cuda */
