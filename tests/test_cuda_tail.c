@@ -7,6 +7,13 @@
 
 #define BOUND 7.8e-3
 
+/* ThreadSanitizer takes 0.3 ms for a CUDA thread: one or two cases of each kind there */
+#ifdef __SANITIZE_THREAD__
+#  define TSAN 1
+#else
+#  define TSAN 0
+#endif
+
 typedef enum sizes { RANDOM, EMPTIES, SINGLES, GIANT, PAIRS } sizes;
 
 typedef struct tail_case {
@@ -207,8 +214,8 @@ static void check_dims(void **state)
     static const int dims[] = {8, 40, 64, 72, 96, 128, 136, 192, 256};
     (void)state;
     for (int i = 0; i < COUNT(dims); ++i) {
-        const tail_case c = {1, 2, 2, TEST_SLOW_BUILD ? 65 : 130, dims[i], 5, 7, 0, B16, B16, BHSD, RANDOM, 0.4, 0, 0, 0, 0, 0};
-        if (TEST_SLOW_BUILD && (dims[i] == 136 || dims[i] == 192)) continue;
+        const tail_case c = {1, TSAN ? 1 : 2, TSAN ? 1 : 2, TEST_SLOW_BUILD ? 65 : 130, dims[i], 5, TSAN ? 3 : 7, 0, B16, B16, BHSD, RANDOM, 0.4, 0, 0, 0, 0, 0};
+        if ((TEST_SLOW_BUILD && (dims[i] == 136 || dims[i] == 192)) || (TSAN && dims[i] != 40)) continue;
         check(c, (uint64_t)(i + 1));
     }
 }
@@ -221,7 +228,7 @@ static void check_dtypes_and_strides(void **state)
     for (int k = 0; k < 3; ++k)
         for (int v = 0; v < 3; ++v) {
             const tail_case c = {2, 2, 2, 63, k == v ? 72 : 40, 4, 6, v, types[k], types[v], orders[(k + v) % 3], RANDOM, 0.3, 0, 0, k == 1, v == 1, 0};
-            check(c, (uint64_t)(10 + 3 * k + v));
+            if (!TSAN || (k == 2 && v == 0)) check(c, (uint64_t)(10 + 3 * k + v));
         }
 }
 
@@ -232,7 +239,7 @@ static void check_clusters(void **state)
     for (int i = 0; i < COUNT(tokens); ++i)
         for (int z = RANDOM; z <= PAIRS; ++z) {
             const tail_case c = {1, 2, 2, tokens[i], 16, 3, 12, 1, B16, F, BHSD, (sizes)z, 0.3, 0, 0, z == 2, 0, 0};
-            check(c, (uint64_t)(30 + 5 * i + z));
+            if (!TSAN || (i == 4 && z == GIANT)) check(c, (uint64_t)(30 + 5 * i + z));
         }
 }
 
@@ -241,12 +248,12 @@ static void check_clusters(void **state)
 static void check_many_clusters(void **state)
 {
     const tail_case a = {1, 2, 2, 900, 40, TEST_SLOW_BUILD ? 70 : 140, 260, 2, B16, B16, BSHD, RANDOM, 0.2, 0, 0, 0, 0, 0};
-    const tail_case b = {1, 1, 1, 3000, 8, 70, TEST_SLOW_BUILD ? 1100 : 2100, 0, F, F, BHSD, RANDOM, 0.2, 0, 0, 1, 0, 0};
+    const tail_case b = {1, 1, 1, TSAN ? 60 : 3000, 8, TSAN ? 3 : 70, TEST_SLOW_BUILD ? 1100 : 2100, 0, F, F, BHSD, RANDOM, 0.2, 0, 0, 1, 0, 0};
     const tail_case c = {1, 1, 1, 40, 24, 3, 300, 0, F, F, BHSD, RANDOM, 0.5, 0, 0, 0, 0, 0}; /* more clusters than tokens */
     (void)state;
-    check(a, 60);
+    if (!TSAN) check(a, 60);
     check(b, 61);
-    check(c, 62);
+    if (!TSAN) check(c, 62);
 }
 
 /* Long clusters are worked on in pieces: one token over a piece, two long ones, one of nearly everything. */
@@ -255,6 +262,7 @@ static void check_giants(void **state)
     tail_case c = {1, 2, 2, 2049, 8, 3, 1, 0, B16, B16, BHSD, RANDOM, 0, 0, 0, 0, 0, 0};
     (void)state;
     check(c, 70);
+    if (TSAN) return;
     c.S = 2048;
     check(c, 71);
     c.S = 5000; c.Ck = 2; c.k_type = SVG2_F32;
@@ -271,12 +279,12 @@ static void check_head_ranges(void **state)
         for (int begin = 0; begin < 12; begin += 1 + g)
             for (int count = 1; count <= 12 - begin; count += 4) {
                 const tail_case c = {2, 6, 6 / groups[g], 50, 8, 5, 6, 1, F, B16, BSHD, EMPTIES, 0.4, begin, count, 0, 0, 0};
-                if (TEST_SLOW_BUILD && (begin + count + g) % 3) continue;
+                if ((TEST_SLOW_BUILD && (begin + count + g) % 3) || (TSAN && (g != 2 || begin != 3 || count != 5))) continue;
                 check(c, (uint64_t)(80 + g));
             }
     { /* heads of a group together fill several tiles of rows; the call begins inside a group */
         const tail_case c = {1, 4, 2, 100, 16, 90, 10, 0, B16, B16, BHSD, RANDOM, 0.4, 1, 3, 0, 0, 0};
-        check(c, 90);
+        if (!TSAN) check(c, 90);
     }
 }
 
@@ -285,7 +293,7 @@ static void check_sharp(void **state)
 {
     const tail_case c = {1, 2, 2, 120, 40, 9, 10, 0, F, F, BHSD, RANDOM, 0.4, 0, 0, 0, 0, 300};
     (void)state;
-    check(c, 95);
+    if (!TSAN) check(c, 95);
 }
 
 static void check_nothing_skipped(void **state)
@@ -303,7 +311,7 @@ static void check_nothing_skipped(void **state)
 static void check_nan(void **state)
 {
     (void)state;
-    for (int mode = 0; mode < 8; ++mode) {
+    for (int mode = 0; mode < (TSAN ? 1 : 8); ++mode) {
         const tail_case c = {1, 2, 2, 60, 16, 4, 6, 0, mode % 2 ? F : B16, F, BHSD, RANDOM, 0.4, 0, 0, 0, 0, 0};
         tail_job j = job_new(c, (uint64_t)(100 + mode));
         const double bad = mode % 4 < 2 ? (double)NAN : (double)INFINITY;
@@ -338,10 +346,10 @@ static void check_same_bits(void **state)
         {1, 1, 1, 300, 16, 6, 140, 0, F, F, BHSD, RANDOM, 0.3, 0, 0, 0, 0, 0}, /* 5 rounds through 4 stages */
     };
     (void)state;
-    for (int i = 0; i < COUNT(cases); ++i) {
+    for (int i = TSAN ? 2 : 0; i < COUNT(cases); ++i) {
         const tail_job j = job_new(cases[i], (uint64_t)(110 + i));
         const float *want = run_cpu(&j), *first = 0;
-        for (int s = 0; s < (TEST_SLOW_BUILD ? 4 : 12); ++s) {
+        for (int s = 0; s < (TSAN ? 2 : TEST_SLOW_BUILD ? 4 : 12); ++s) {
             device_schedule(threads[s % 4], copies[s % 3], (unsigned)s);
             const float *got = run_cuda(&j);
             compare(&j, got, want);
