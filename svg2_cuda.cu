@@ -1090,19 +1090,789 @@ static svg2_result run_score(const svg2_backend *backend, const svg2_score_desc 
 
 } /* namespace svg2__cuda */
 
-/* ==== >>select ============================================================================= */
+/* ==== >>select =============================================================================
+   As on the CPU, with a phase per launch where a head's rows have to agree:
+
+       select_logits      S [BH, Cq, Ck], f32
+       select_rows        a block per query cluster: mass, SVG2's rule, row budgets; score of what is for the taking
+     target error only:
+       select_values      |value mean|^2
+       select_loss        output of each query cluster, what skipping a block costs, sums of both
+     head budgets and target error only:
+       select_begin       budget of the head
+       select_count x 3   weights by a digit of the score's bits, in int64: exact in any order
+       select_digit x 3   the digit where the budget runs out
+       select_ties, _settle   weights on the threshold by row, and of all rows before
+       select_finish      map, and what was kept and lost by row
+     select_end, _border  statistics, dense heads, text, padding
+
+   Sums of floats have a fixed order. The products are f32 on the CUDA cores: a decision hangs on the logits, and 2 Cq Ck D
+   flop are a thousandth of those of the attention that is decided about. */
 namespace svg2__cuda {
 
-static size_t select_layout(const svg2_select_desc *d, void *base)
+enum {
+    SELECT_SORTED = 4096,   /* key clusters of a row that shared memory holds beside their sorting keys          */
+    SELECT_SCRATCH = 1 << 24, /* sorting keys of the blocks that work on larger rows at one time, about          */
+    SELECT_BINS = 2048,
+    SELECT_COUNT_ROWS = 16, /* rows that share a histogram in shared memory                                      */
+    SELECT_LOSS_ROWS = 32,
+    SELECT_LOSS_KEYS = 32
+};
+
+struct select_state { /* of a head */
+    double  unit, allowed, signal; /* fixed-point units per loss; loss that may stay; length of the output        */
+    int64_t left;                  /* budget below the digits found so far                                        */
+    uint32_t prefix;               /* those digits                                                                */
+    int32_t is_open, is_dense;     /* is_open: there is a threshold to find                                       */
+};
+
+struct select_args {
+    tensor query, key, value; /* centroids, value means: contiguous f32 */
+    const float *key_mean, *log_mass, *share, *value_var;
+    const int32_t *query_offset, *key_offset;
+    uint8_t *map;
+    svg2_head_stats *stats;
+    float   *score;      /* [BH, Cq, Ck]  logits, then scores; < 0 = not for the taking              */
+    float   *loss;       /* [BH, Cq, Ck]  mass, then contribution to the squared error if skipped    */
+    float   *value_square; /* [BHkv, Ck]                                                             */
+    double  *row_signal, *row_all, *row_lost; /* [BH, Cq]  output; loss of what is for the taking; of what stays out */
+    int64_t *row_area, *row_kept, *row_tie;   /* [BH, Cq]  key tokens of SVG2's rule; kept; weight on the threshold  */
+    unsigned long long *histogram; /* [BH, 2048]                                                     */
+    select_state *state;           /* [BH]                                                           */
+    uint64_t *sort_key;  /* [blocks, sort_size]  where shared memory is too small                    */
+    float   *sort_mass;  /* [blocks, Ck]                                                             */
+    int64_t sort_size;   /* power of two                                                             */
+    int heads, heads_kv, dim, cq, ck, qb, kb, has_text, has_padding;
+    int floor;           /* clusters that every row keeps                                            */
+    int is_literal, need_loss, is_row, is_spread, tail; /* is_literal: SVG2's own rule; is_row: rows decide alone */
+    int64_t blocks;      /* of select_rows                                                           */
+    float scale, top_p, density, target_error, dense_above;
+};
+
+/* ---- reductions over a block; scratch: 8 bytes per warp ---- */
+/* The same sum in every thread, in a fixed order. */
+template <class T> SVG2__DEVICE T block_sum(T x, void *scratch)
 {
-    (void)d, (void)base;
-    return 0;
+    T *part = (T *)scratch;
+    x = warp_sum(x);
+    __syncthreads(); /* the readers of the last reduction are done */
+    if ((threadIdx.x & 31) == 0) part[threadIdx.x >> 5] = x;
+    __syncthreads(); /* part is complete */
+    x = part[0];
+    for (int w = 1; w < (int)blockDim.x >> 5; ++w) x += part[w];
+    return x;
+}
+SVG2__DEVICE float block_max(float x, void *scratch)
+{
+    float *part = (float *)scratch;
+    x = warp_max(x);
+    __syncthreads(); /* the readers of the last reduction are done */
+    if ((threadIdx.x & 31) == 0) part[threadIdx.x >> 5] = x;
+    __syncthreads(); /* part is complete */
+    for (int w = 0; w < (int)blockDim.x >> 5; ++w) x = fmaxf(x, part[w]);
+    return x;
+}
+SVG2__DEVICE int64_t warp_scan(int64_t x) /* sum up to and with this lane */
+{
+    for (int o = 1; o < 32; o <<= 1) {
+        const int64_t y = __shfl_up_sync(0xffffffffu, x, o);
+        if ((int)(threadIdx.x & 31) >= o) x += y;
+    }
+    return x;
+}
+/* Sum over the threads before this one; total is that of the block. */
+SVG2__DEVICE int64_t block_scan(int64_t x, int64_t *total, void *scratch)
+{
+    int64_t *part = (int64_t *)scratch, before = warp_scan(x) - x, sum = 0;
+    __syncthreads(); /* the readers of the last reduction are done */
+    if ((threadIdx.x & 31) == 31) part[threadIdx.x >> 5] = before + x;
+    __syncthreads(); /* part is complete */
+    for (int w = 0; w < (int)blockDim.x >> 5; ++w) {
+        if (w == (int)threadIdx.x >> 5) before += sum;
+        sum += part[w];
+    }
+    *total = sum;
+    return before;
+}
+
+/* Where a row of the map and the offsets of its two sides lie. */
+struct select_row {
+    int64_t bh, kv, at; /* at: first element of the row in [BH, Cq, Ck] */
+    const int32_t *query_offset, *key_offset;
+    uint8_t *map;
+    int queries; /* tokens of the row's cluster */
+};
+SVG2__DEVICE select_row select_row_of(const select_args &a, int64_t row)
+{
+    select_row r;
+    r.bh = row / a.cq;
+    r.kv = kv_head(r.bh, a.heads, a.heads_kv);
+    r.at = row * a.ck;
+    r.query_offset = a.query_offset + r.bh * ((int64_t)a.qb + 1) + row % a.cq;
+    r.key_offset = a.key_offset + r.kv * ((int64_t)a.kb + 1);
+    r.map = a.map + (r.bh * a.qb + row % a.cq) * a.kb;
+    r.queries = r.query_offset[1] - r.query_offset[0];
+    return r;
+}
+SVG2__DEVICE int keys_of(const select_row &r, int j) { return r.key_offset[j + 1] - r.key_offset[j]; }
+
+/* spread = 2 (log_mass - ln n): 0 by Jensen at least, but for rounding */
+SVG2__DEVICE float select_spread(float log_mass, int n)
+{
+    const float x = 2.0f * (log_mass - logf((float)n));
+    return x < 0.0f ? 0.0f : x;
+}
+
+/* ---- logits ----
+   One block = 64 query clusters x 128 key clusters, 4 x 8 of them a thread, 16 dimensions at a time through shared memory,
+   transposed, so that 3 loads of 16 bytes feed 32 multiply-adds. Limiter: FMA issue. */
+static __global__ void __launch_bounds__(256) select_logits(select_args a, int row_tiles, int column_tiles)
+{
+    enum { M = 64, N = 128, K = 16, LD_M = M + 4, LD_N = N + 4 };
+    SVG2_DYN_SMEM(smem, 128);
+    float *q = (float *)(void *)smem, *k = q + K * LD_M;
+    const int tile = (int)(blockIdx.x % ((int64_t)row_tiles * column_tiles));
+    const int64_t bh = blockIdx.x / ((int64_t)row_tiles * column_tiles), kv = kv_head(bh, a.heads, a.heads_kv);
+    const int row0 = tile / column_tiles * M, column0 = tile % column_tiles * N;
+    const int y = threadIdx.x >> 4, x = threadIdx.x & 15;
+    float s[4][8] = {{0.0f}};
+    for (int e0 = 0; e0 < a.dim; e0 += K) {
+        __syncthreads(); /* all are done with the last dimensions */
+        for (int i = threadIdx.x; i < (M + N) * K / 8; i += 256) {
+            const int is_key = i >= M * K / 8, at = is_key ? i - M * K / 8 : i, row = is_key ? at % N : at % M;
+            const int e = (is_key ? at / N : at / M) * 8;
+            float v[8] = {0.0f};
+            if (e0 + e < a.dim) {
+                if (is_key) {
+                    load8(v, a.key, row_at(a.key, 0, kv, min(column0 + row, a.ck - 1)), e0 + e);
+                    for (int c = 0; c < 8; ++c) v[c] -= a.key_mean[kv * a.dim + e0 + e + c];
+                } else {
+                    load8(v, a.query, row_at(a.query, 0, bh, min(row0 + row, a.cq - 1)), e0 + e);
+                    for (int c = 0; c < 8; ++c) v[c] *= a.scale;
+                }
+            }
+            for (int c = 0; c < 8; ++c) *(is_key ? &k[(e + c) * LD_N + row] : &q[(e + c) * LD_M + row]) = v[c];
+        }
+        __syncthreads(); /* q and k are complete */
+#pragma unroll
+        for (int e = 0; e < K; ++e) {
+            const float4 u = *(const float4 *)(const void *)(q + e * LD_M + 4 * y);
+            const float4 v = *(const float4 *)(const void *)(k + e * LD_N + 4 * x),
+                         w = *(const float4 *)(const void *)(k + e * LD_N + 64 + 4 * x);
+            const float rows[4] = {u.x, u.y, u.z, u.w}, columns[8] = {v.x, v.y, v.z, v.w, w.x, w.y, w.z, w.w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+#pragma unroll
+                for (int j = 0; j < 8; ++j) s[i][j] += rows[i] * columns[j];
+        }
+    }
+    for (int i = 0; i < 4; ++i)
+        for (int j = 0; j < 8; ++j) {
+            const int row = row0 + 4 * y + i, column = column0 + j / 4 * 64 + 4 * x + j % 4;
+            if (row < a.cq && column < a.ck) a.score[(bh * a.cq + row) * a.ck + column] = s[i][j];
+        }
+}
+
+/* ---- decisions of a row ---- */
+/* What sorts as the index j behind those of higher score >= 0, and of equal score and lower index. */
+SVG2__DEVICE uint64_t falling_key(float score, int j)
+{
+    return (uint64_t)~__float_as_uint(score) << 32 | (uint32_t)j;
+}
+SVG2__DEVICE int index_of(uint64_t key) { return (int)(uint32_t)key; }
+SVG2__DEVICE float score_of(uint64_t key) { return __uint_as_float(~(uint32_t)(key >> 32)); }
+
+/* Bitonic sort of n keys (a power of two), ascending, by the whole block. Pair p of a step belongs to thread p modulo the
+   block, so at distances of up to 32 a warp stays among its own 64 keys and needs no barrier of the block. */
+SVG2__DEVICE void sort_keys(uint64_t *key, int64_t n)
+{
+    int64_t last = 64;
+    for (int64_t run = 2; run <= n; run <<= 1)
+        for (int64_t distance = run >> 1; distance; distance >>= 1) {
+            /* the keys of the step before are in place (of the caller, before the first) */
+            if (distance > 32 || last > 32) {
+                if (!SVG2__FAULT(40)) __syncthreads();
+            } else if (!SVG2__FAULT(41)) {
+                __syncwarp();
+            }
+            for (int64_t p = threadIdx.x; p < n / 2; p += blockDim.x) {
+                const int64_t i = 2 * p - (p & (distance - 1)), j = i + distance;
+                const uint64_t x = key[i], y = key[j];
+                if ((x > y) == ((i & run) == 0)) key[i] = y, key[j] = x;
+            }
+            last = distance;
+        }
+    __syncthreads(); /* the keys are sorted for everybody (and written, if there was one) */
+}
+
+/* One block = one query cluster (blocks of large rows take several, one after the other). Mass from the shares or from the
+   logits; SVG2's rule on the masses in falling order, its running sum in f32 and in that order, as on the CPU: by one
+   thread, up to where it ends; row budgets by the score. Row decisions are written to the map here; otherwise the map gets
+   what every row keeps, and score and mass go on.
+   Shared memory: 8 bytes a key, rounded up to a power of two, and 5 a key cluster: 13 KB at 1000, 52 KB at 4096; larger
+   rows sort in the workspace. Limiter: the 55 steps of the sort at 1000 clusters, 10 of them with a barrier; about 8
+   blocks an SM hide each other's. */
+template <int IS_LARGE>
+static __global__ void __launch_bounds__(256) select_rows(select_args a, int64_t rows)
+{
+    SVG2_DYN_SMEM(smem, 128);
+    void *scratch = smem; /* 64 bytes */
+    int *length = (int *)(void *)(smem + 64);
+    uint64_t *key = IS_LARGE ? a.sort_key + blockIdx.x * a.sort_size : (uint64_t *)(void *)(smem + 80);
+    float *mass = IS_LARGE ? a.sort_mass + (int64_t)blockIdx.x * a.ck : (float *)(void *)(key + a.sort_size);
+    const int t = threadIdx.x, ck = a.ck;
+    /* a floor, SVG2's rule itself and its area need the order; only the heaviest does not */
+    const int need_area = a.is_literal || (!(a.density > 0.0f) && !a.need_loss), need_sort = need_area || a.floor > 0;
+    for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+        const select_row r = select_row_of(a, row);
+        const float *log_mass = a.log_mass ? a.log_mass + r.at : NULL;
+        const float *share = a.share && r.queries > 0 ? a.share + r.at : NULL; /* no rows to ask in an empty cluster */
+        float *score = a.score + r.at, *loss = a.need_loss ? a.loss + r.at : NULL;
+        uint8_t *kept = IS_LARGE ? r.map : (uint8_t *)(mass + ck);
+        float top = -INFINITY;
+        double sum = 0.0;
+        int64_t keys = 0, area = 0, taken = 0;
+        int bad = 0;
+        for (int j = t; j < ck; j += 256) { /* threads keep to their own j until the sort */
+            const int n = keys_of(r, j);
+            keys += n;
+            if (n) {
+                const float x = score[j] + (log_mass ? log_mass[j] : 0.0f);
+                if (!(fabsf(x) <= 3.0e38f)) bad = 1; /* NaN, or Inf of either sign */
+                top = fmaxf(top, x);
+                mass[j] = x;
+            }
+            if (share && !(share[j] >= 0.0f && share[j] <= 3.0e38f)) bad = 1;
+        }
+        bad = block_sum(bad, scratch);
+        top = block_max(top, scratch);
+        keys = block_sum(keys, scratch);
+        for (int j = t; j < ck; j += 256) {
+            const int n = keys_of(r, j);
+            float x = 0.0f;
+            if (n && !bad) /* a share of -0 becomes 0: it is sorted by its bits */
+                x = share ? share[j] + 0.0f : (log_mass ? 1.0f : (float)n) * expf(mass[j] - top);
+            mass[j] = x;
+            sum += (double)x;
+        }
+        sum = block_sum(sum, scratch);
+        if (bad || !(sum > 0.0) || (a.top_p >= 1.0f && a.is_literal)) { /* NaN: keep what it touches; top_p = 1 means all */
+            for (int j = t; j < ck; j += 256) {
+                r.map[j] = 1;
+                score[j] = -1.0f;
+                if (loss) loss[j] = 0.0f;
+            }
+            if (t == 0) a.row_area[row] = a.row_kept[row] = keys;
+            continue; /* the next row begins with barriers */
+        }
+        for (int64_t j = t; j < a.sort_size; j += 256) {
+            if (j < ck) {
+                mass[j] = (float)((double)mass[j] / sum);
+                kept[j] = 0;
+                if (loss) loss[j] = mass[j];
+            }
+            key[j] = j < ck ? falling_key(mass[j], (int)j) : ~(uint64_t)0;
+        }
+        if (need_sort) {
+            int end = a.floor;
+            sort_keys(key, a.sort_size);
+            if (need_area) {
+                if (t == 0) { /* rank r is kept if the mass before it is at most top_p, or by the floor */
+                    float running = 0.0f;
+                    int rank = 0;
+                    while (rank < ck && (rank == 0 || running <= a.top_p)) running += score_of(key[rank++]);
+                    *length = rank;
+                }
+                __syncthreads(); /* length is there */
+                end = max(end, *length);
+                for (int i = t; i < end; i += 256) area += keys_of(r, index_of(key[i]));
+                area = block_sum(area, scratch);
+            }
+            if (!a.is_literal) end = max(a.floor, (int)(a.tail == SVG2_TAIL_NONE));
+            for (int i = t; i < end; i += 256) kept[index_of(key[i])] = 1;
+        } else if (a.tail == SVG2_TAIL_NONE) { /* the heaviest */
+            uint64_t best = ~(uint64_t)0;
+            __syncthreads(); /* key is complete, and kept is 0 */
+            for (int j = t; j < ck; j += 256) best = min(best, key[j]);
+            for (int o = 16; o; o >>= 1) best = min(best, __shfl_xor_sync(0xffffffffu, best, o));
+            if ((t & 31) == 0) ((uint64_t *)scratch)[t >> 5] = best;
+            __syncthreads(); /* the warps' best are there; before, block_sum's barriers kept scratch for its readers */
+            for (int w = 0; w < 8; ++w) best = min(best, ((uint64_t *)scratch)[w]);
+            if (t == 0) kept[index_of(best)] = 1;
+        }
+        __syncthreads(); /* kept is complete; key is free */
+        if (!a.is_literal)
+            for (int j = t; j < ck; j += 256) { /* score per pair of what is left for the taking */
+                const int n = keys_of(r, j);
+                const float x = kept[j] || n == 0 || r.queries == 0
+                                    ? -1.0f
+                                    : mass[j] / (float)n * (a.is_spread ? select_spread(log_mass[j], n) : 1.0f);
+                mass[j] = score[j] = x;
+                if (kept[j]) taken += n;
+                key[j] = falling_key(x < 0.0f ? 0.0f : x, j);
+            }
+        if (!a.is_literal && a.is_row) {
+            const int64_t budget =
+                (a.density > 0.0f ? (int64_t)((double)a.density * (double)keys + 0.5) : area) - block_sum(taken, scratch);
+            int64_t before = 0; /* area of what was taken by the score */
+            for (int64_t j = ck + t; j < a.sort_size; j += 256) key[j] = ~(uint64_t)0;
+            sort_keys(key, a.sort_size);
+            for (int i0 = 0; i0 < ck && before < budget; i0 += 256) {
+                const int i = i0 + t, j = i < ck ? index_of(key[i]) : 0, is_free = i < ck && !(mass[j] < 0.0f);
+                int64_t here;
+                const int64_t at = before + block_scan(is_free ? keys_of(r, j) : 0, &here, scratch);
+                if (is_free && at < budget) kept[j] = 1;
+                before += here;
+            }
+            __syncthreads(); /* kept is complete */
+        }
+        taken = 0;
+        for (int j = t; j < ck; j += 256) {
+            if (kept[j]) taken += keys_of(r, j);
+            if (!IS_LARGE) r.map[j] = kept[j];
+        }
+        taken = block_sum(taken, scratch);
+        if (t == 0) a.row_area[row] = area, a.row_kept[row] = taken;
+        __syncthreads(); /* all are done with kept and key, before the next row */
+    }
+}
+
+/* ---- the loss ----
+   What skipping a block costs, per query row, from its share of the mass P, the variance of its logits (spread), its mean
+   value and the variance of its values, and the row's output.
+     no tail   the block's mean value is missing. Dropped blocks err together, as the rest is scaled up: amplitudes add.
+     order 0   values that follow the key inside the block: first order. Blocks err independently: squares add.
+     order 1   second order, of the values and of the weight: squares add. */
+SVG2__DEVICE float block_loss(int tail, float mass, float spread, float value_square, float value_var, float output_square)
+{
+    const float m2 = mass * mass;
+    if (tail == SVG2_TAIL_NONE) return mass * sqrtf(value_square + output_square);
+    if (tail == SVG2_TAIL_ORDER0) return m2 * spread * value_var;
+    return m2 * spread * spread * 0.5f * (value_var + 0.5f * (value_square + output_square));
+}
+
+/* One warp = one key cluster: the squared length of its mean value. */
+static __global__ void __launch_bounds__(256) select_values(select_args a, int64_t count)
+{
+    const int64_t at = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5);
+    const float *v = (const float *)a.value.data + at * a.dim;
+    float sum = 0.0f;
+    if (at >= count) return;
+    for (int e = threadIdx.x & 31; e < a.dim; e += 32) sum += v[e] * v[e];
+    sum = warp_sum(sum);
+    if ((threadIdx.x & 31) == 0) a.value_square[at] = sum;
+}
+
+/* One block = 32 query clusters: their outputs, mass [32, Ck] x value means [Ck, D], of which only the lengths are needed;
+   then the losses, in place of the masses. Warp w has rows 4w .. 4w + 3, lane l columns 4l .. 4l + 3 and 128 + the same;
+   32 key clusters at a time through shared memory (37 KB at D = 256). A zero mass is not skipped: a NaN among the values
+   must arrive. Limiter: FMA issue and loads from shared memory alike. */
+static __global__ void __launch_bounds__(256) select_loss(select_args a, int row_tiles)
+{
+    enum { M = SELECT_LOSS_ROWS, K = SELECT_LOSS_KEYS, LD = M + 4 };
+    SVG2_DYN_SMEM(smem, 128);
+    float *mass = (float *)(void *)smem, *value = mass + K * LD; /* [K][LD], [K][DP] */
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, dp = a.dim <= 128 ? 128 : 256;
+    const int64_t bh = blockIdx.x / row_tiles, kv = kv_head(bh, a.heads, a.heads_kv);
+    const int row0 = (int)(blockIdx.x % row_tiles) * M;
+    float s[4][8] = {{0.0f}};
+    for (int j0 = 0; j0 < a.ck; j0 += K) {
+        __syncthreads(); /* all are done with the last key clusters */
+        for (int i = warp; i < M; i += 8) {
+            const int row = row0 + i;
+            mass[lane * LD + i] = row < a.cq && j0 + lane < a.ck ? a.loss[(bh * a.cq + row) * a.ck + j0 + lane] : 0.0f;
+        }
+        for (int i = threadIdx.x; i < K * dp / 8; i += 256) {
+            const int j = i / (dp / 8), e = i % (dp / 8) * 8;
+            float v[8] = {0.0f};
+            if (j0 + j < a.ck && e < a.dim) load8(v, a.value, row_at(a.value, 0, kv, j0 + j), e);
+            for (int c = 0; c < 8; c += 4)
+                *(float4 *)(void *)(value + j * dp + e + c) = make_float4(v[c], v[c + 1], v[c + 2], v[c + 3]);
+        }
+        __syncthreads(); /* mass and value are complete */
+        for (int j = 0; j < K; ++j) {
+            const float4 u = *(const float4 *)(const void *)(mass + j * LD + 4 * warp);
+            const float rows[4] = {u.x, u.y, u.z, u.w};
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                if (half * 128 >= dp) break;
+                const float4 v = *(const float4 *)(const void *)(value + j * dp + half * 128 + 4 * lane);
+                const float columns[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+#pragma unroll
+                    for (int c = 0; c < 4; ++c) s[i][half * 4 + c] += rows[i] * columns[c];
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const int row = row0 + 4 * warp + i;
+        float output_square = 0.0f;
+        double all = 0.0;
+        for (int c = 0; c < 8; ++c) output_square += s[i][c] * s[i][c];
+        output_square = warp_sum(output_square);
+        if (row >= a.cq) break;
+        const select_row r = select_row_of(a, bh * a.cq + row);
+        for (int j = lane; j < a.ck; j += 32) {
+            const int n = keys_of(r, j);
+            float loss = 0.0f;
+            if (n)
+                loss = (float)r.queries
+                       * block_loss(a.tail, a.loss[r.at + j], select_spread(a.log_mass[r.at + j], n), a.value_square[kv * a.ck + j],
+                                    a.value_var[kv * a.ck + j], output_square);
+            a.loss[r.at + j] = loss;
+            if (a.score[r.at + j] >= 0.0f) all += (double)loss;
+        }
+        all = warp_sum(all);
+        if (lane == 0) {
+            a.row_all[bh * a.cq + row] = all;
+            a.row_signal[bh * a.cq + row] = (double)r.queries * (a.tail == SVG2_TAIL_NONE ? sqrt((double)output_square) : (double)output_square);
+        }
+    }
+}
+
+/* ---- the threshold of a head ----
+   Blocks are taken by falling score (ties in index order) until their weights reach the budget. The weight of a block is
+   its area, or its loss in fixed point, so that sums are exact in any order. */
+SVG2__DEVICE int64_t select_weight(const select_args &a, const select_row &r, int j, double unit)
+{
+    if (a.need_loss) {
+        const double w = (double)a.loss[r.at + j] * unit;
+        return w > 0.0 ? (int64_t)w : 0; /* NaN counts nothing */
+    }
+    return (int64_t)r.queries * keys_of(r, j);
+}
+
+/* One block = one head. */
+static __global__ void __launch_bounds__(256) select_begin(select_args a)
+{
+    SVG2_DYN_SMEM(smem, 128);
+    const int64_t bh = blockIdx.x, kv = kv_head(bh, a.heads, a.heads_kv);
+    const int32_t *query_offset = a.query_offset + bh * ((int64_t)a.qb + 1), *key_offset = a.key_offset + kv * ((int64_t)a.kb + 1);
+    double signal = 0.0, all = 0.0;
+    int64_t budget = 0;
+    for (int row = threadIdx.x; row < a.cq; row += 256) {
+        const int64_t n = query_offset[row + 1] - query_offset[row], at = bh * a.cq + row;
+        if (a.need_loss) signal += a.row_signal[at], all += a.row_all[at];
+        else budget += n * ((a.density > 0.0f ? 0 : a.row_area[at]) - a.row_kept[at]);
+    }
+    signal = block_sum(signal, smem);
+    all = block_sum(all, smem);
+    budget = block_sum(budget, smem);
+    for (int i = threadIdx.x; i < SELECT_BINS; i += 256) a.histogram[bh * SELECT_BINS + i] = 0;
+    if (threadIdx.x) return;
+    select_state s;
+    s.unit = s.allowed = 0.0;
+    s.signal = signal;
+    s.left = 0;
+    s.prefix = 0;
+    s.is_open = s.is_dense = 0;
+    if (a.need_loss) {
+        const double target = (double)a.target_error;
+        s.allowed = (a.tail == SVG2_TAIL_NONE ? target : target * target) * signal;
+        if (!(all <= 1.0e300 && signal <= 1.0e300)) s.is_dense = 1; /* NaN or Inf in v: nothing can be estimated */
+        else if (all > 0.0) s.unit = 1152921504606846976.0 / all, s.is_open = all > s.allowed; /* 2^60: fixed point */
+    } else {
+        if (a.density > 0.0f) budget += (int64_t)((double)a.density * (double)((int64_t)query_offset[a.cq] * key_offset[a.ck]) + 0.5);
+        s.left = budget;
+        s.is_open = budget > 0;
+    }
+    a.state[bh] = s;
+}
+
+/* digits of the score's bits: 11, 11 and 10 of them */
+SVG2__DEVICE int digit_shift(int pass) { return pass == 0 ? 21 : pass == 1 ? 10 : 0; }
+SVG2__DEVICE int digit_bins(int pass) { return pass == 2 ? 1024 : 2048; }
+
+/* One block = 16 rows of one head: the weights of the scores that have the digits found so far, by their next digit. Lanes
+   of one digit would take turns at its counter: where a whole warp has one (all scores equal), it adds up first. */
+static __global__ void __launch_bounds__(256) select_count(select_args a, int pass, int row_tiles)
+{
+    SVG2_DYN_SMEM(smem, 128);
+    unsigned long long *count = (unsigned long long *)(void *)smem;
+    const int64_t bh = blockIdx.x / row_tiles;
+    const int row0 = (int)(blockIdx.x % row_tiles) * SELECT_COUNT_ROWS, lane = threadIdx.x & 31, bins = digit_bins(pass);
+    const select_state state = a.state[bh];
+    const uint32_t above = pass == 0 ? 0u : pass == 1 ? ~0u << 21 : ~0u << 10;
+    if (!state.is_open) return;
+    for (int i = threadIdx.x; i < bins; i += 256) count[i] = 0;
+    if (!SVG2__FAULT(42)) __syncthreads(); /* all counters are 0 */
+    for (int row = row0; row < min(row0 + SELECT_COUNT_ROWS, a.cq); ++row) {
+        const select_row r = select_row_of(a, bh * a.cq + row);
+        for (int j0 = threadIdx.x & ~31; j0 < a.ck; j0 += 256) {
+            const int j = j0 + lane;
+            const float score = j < a.ck ? a.score[r.at + j] : -1.0f;
+            const uint32_t bits = __float_as_uint(score + 0.0f); /* -0 becomes 0 */
+            const int is_in = !(score < 0.0f) && (bits & above) == state.prefix, digit = (int)(bits >> digit_shift(pass)) & (bins - 1);
+            const unsigned in = __ballot_sync(0xffffffffu, is_in);
+            if (in == 0) continue;
+            int64_t weight = is_in ? select_weight(a, r, j, state.unit) : 0;
+            const int first = __shfl_sync(0xffffffffu, digit, __ffs((int)in) - 1);
+            if (__all_sync(0xffffffffu, !is_in || digit == first)) {
+                weight = warp_sum(weight);
+                if (lane == 0) atomicAdd(&count[first], (unsigned long long)weight);
+            } else if (is_in) {
+                atomicAdd(&count[digit], (unsigned long long)weight);
+            }
+        }
+    }
+    __syncthreads(); /* the counts are complete */
+    for (int i = threadIdx.x; i < bins; i += 256)
+        if (count[i]) atomicAdd(&a.histogram[bh * SELECT_BINS + i], count[i]);
+}
+
+/* One block = one head: the digit, from the highest on, where the weights reach what is left of the budget. */
+static __global__ void __launch_bounds__(256) select_digit(select_args a, int pass)
+{
+    SVG2_DYN_SMEM(smem, 128);
+    const int64_t bh = blockIdx.x;
+    unsigned long long *histogram = a.histogram + bh * SELECT_BINS;
+    select_state state = a.state[bh];
+    const int bins = digit_bins(pass), each = bins / 256, high = bins - 1 - (int)threadIdx.x * each;
+    int64_t sum = 0, total, before;
+    if (!state.is_open) return;
+    for (int i = 0; i < each; ++i) sum += (int64_t)histogram[high - i];
+    before = block_scan(sum, &total, smem); /* its barriers: all have read the state */
+    if (pass == 0 && a.need_loss) state.left = (int64_t)(((double)total - state.allowed * state.unit) * (1.0 + 1e-12)) + 1;
+    if (state.left <= 0) {
+        if (threadIdx.x == 0) a.state[bh].is_open = 0;
+    } else if ((before < state.left && state.left <= before + sum) || (threadIdx.x == 255 && total < state.left)) {
+        int digit = high;
+        while (digit > high - each + 1 && before + (int64_t)histogram[digit] < state.left) before += (int64_t)histogram[digit--];
+        state.left -= before;
+        state.prefix |= (uint32_t)digit << digit_shift(pass);
+        a.state[bh] = state;
+    }
+    __syncthreads(); /* the finder is done with the histogram */
+    for (int i = threadIdx.x; i < SELECT_BINS; i += 256) histogram[i] = 0;
+}
+
+/* One warp = one row: the weights on the threshold. */
+static __global__ void __launch_bounds__(256) select_ties(select_args a, int64_t rows)
+{
+    const int64_t row = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5);
+    if (row >= rows) return;
+    const select_row r = select_row_of(a, row);
+    const select_state state = a.state[r.bh];
+    int64_t sum = 0;
+    if (!state.is_open) return;
+    for (int j = threadIdx.x & 31; j < a.ck; j += 32) {
+        const float score = a.score[r.at + j];
+        if (!(score < 0.0f) && __float_as_uint(score + 0.0f) == state.prefix) sum += select_weight(a, r, j, state.unit);
+    }
+    sum = warp_sum(sum);
+    if ((threadIdx.x & 31) == 0) a.row_tie[row] = sum;
+}
+
+/* One block = one head: row_tie becomes the sum over the rows before. */
+static __global__ void __launch_bounds__(256) select_settle(select_args a)
+{
+    SVG2_DYN_SMEM(smem, 128);
+    int64_t *tie = a.row_tie + (int64_t)blockIdx.x * a.cq, carry = 0;
+    if (!a.state[blockIdx.x].is_open) return;
+    for (int row0 = 0; row0 < a.cq; row0 += 256) {
+        const int row = row0 + (int)threadIdx.x;
+        int64_t total;
+        const int64_t before = block_scan(row < a.cq ? tie[row] : 0, &total, smem);
+        if (row < a.cq) tie[row] = carry + before;
+        carry += total;
+    }
+}
+
+/* One warp = one row: what is above the threshold, and on it in index order while something is left. */
+static __global__ void __launch_bounds__(256) select_finish(select_args a, int64_t rows)
+{
+    const int64_t row = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5);
+    if (row >= rows) return;
+    const int lane = threadIdx.x & 31;
+    const select_row r = select_row_of(a, row);
+    const select_state state = a.state[r.bh];
+    int64_t left = state.is_open ? state.left - a.row_tie[row] : 0, kept = 0;
+    double lost = 0.0;
+    for (int j0 = 0; j0 < a.ck; j0 += 32) {
+        const int j = j0 + lane;
+        const float score = j < a.ck ? a.score[r.at + j] : -1.0f;
+        const uint32_t bits = __float_as_uint(score + 0.0f);
+        const int is_free = state.is_open && !(score < 0.0f), is_tie = is_free && bits == state.prefix;
+        int is_kept = j < a.ck && r.map[j];
+        if (is_free && bits > state.prefix) is_kept = 1;
+        if (__any_sync(0xffffffffu, is_tie)) {
+            const int64_t weight = is_tie ? select_weight(a, r, j, state.unit) : 0, sum = warp_scan(weight);
+            if (is_tie && sum - weight < left) is_kept = 1;
+            left -= __shfl_sync(0xffffffffu, sum, 31);
+        }
+        if (j >= a.ck) continue;
+        r.map[j] = (uint8_t)is_kept;
+        if (is_kept) kept += keys_of(r, j);
+        else if (a.need_loss && score >= 0.0f) lost += (double)a.loss[r.at + j];
+    }
+    kept = warp_sum(kept);
+    lost = warp_sum(lost);
+    if (lane == 0) a.row_kept[row] = kept, a.row_lost[row] = lost;
+}
+
+/* One block = one head. */
+static __global__ void __launch_bounds__(256) select_end(select_args a)
+{
+    SVG2_DYN_SMEM(smem, 128);
+    const int64_t bh = blockIdx.x, kv = kv_head(bh, a.heads, a.heads_kv);
+    const int32_t *query_offset = a.query_offset + bh * ((int64_t)a.qb + 1), *key_offset = a.key_offset + kv * ((int64_t)a.kb + 1);
+    const int64_t video_pairs = (int64_t)query_offset[a.cq] * key_offset[a.ck];
+    int64_t pairs = 0, total = video_pairs;
+    double lost = 0.0, signal;
+    int empty = 0, is_dense;
+    for (int row = threadIdx.x; row < a.cq; row += 256) {
+        const int64_t n = query_offset[row + 1] - query_offset[row];
+        pairs += n * a.row_kept[bh * a.cq + row];
+        if (a.need_loss) lost += a.row_lost[bh * a.cq + row];
+        empty += n == 0;
+    }
+    for (int j = threadIdx.x; j < a.ck; j += 256) empty += key_offset[j + 1] == key_offset[j];
+    pairs = block_sum(pairs, smem);
+    lost = block_sum(lost, smem);
+    empty = block_sum(empty, smem);
+    if (threadIdx.x) return;
+    is_dense = a.need_loss && (a.state[bh].is_dense || (double)pairs > (double)a.dense_above * (double)video_pairs); /* sparse would not pay */
+    signal = a.need_loss ? a.state[bh].signal : 0.0;
+    if (a.need_loss) a.state[bh].is_dense = is_dense;
+    if (is_dense) pairs = video_pairs;
+    if (a.has_text) {
+        const int64_t text_q = query_offset[a.cq + 1] - query_offset[a.cq], text_k = key_offset[a.ck + 1] - key_offset[a.ck];
+        const int64_t more = text_q * key_offset[a.ck] + text_k * query_offset[a.cq] + text_q * text_k;
+        pairs += more;
+        total += more;
+    }
+    if (!a.stats) return;
+    svg2_head_stats *s = a.stats + bh;
+    s->pairs = pairs;
+    s->pairs_total = total;
+    s->density = total ? (float)((double)pairs / (double)total) : 0.0f;
+    if (!a.need_loss) s->error_estimate = pairs == total ? 0.0f : -1.0f;
+    else if (is_dense || !(signal > 0.0)) s->error_estimate = 0.0f;
+    else s->error_estimate = (float)(a.tail == SVG2_TAIL_NONE ? lost / signal : sqrt(lost / signal));
+    s->is_dense = is_dense;
+    s->empty_clusters = empty;
+}
+
+/* One warp = one row of the map: text sees and is seen by all that is valid, padding by nobody; heads that became dense. */
+static __global__ void __launch_bounds__(256) select_border(select_args a, int64_t rows)
+{
+    const int64_t at = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5);
+    if (at >= rows) return;
+    const int64_t bh = at / a.qb;
+    const int row = (int)(at % a.qb), lane = threadIdx.x & 31;
+    const int is_text = a.has_text && row == a.cq, is_padding = a.has_padding && row == a.qb - 1;
+    uint8_t *line = a.map + at * a.kb;
+    if (is_text || is_padding || (a.need_loss && a.state[bh].is_dense))
+        for (int j = lane; j < a.ck; j += 32) line[j] = !is_padding;
+    if (lane == 0 && a.has_text) line[a.ck] = !is_padding;
+    if (lane == 0 && a.has_padding) line[a.kb - 1] = 0;
+}
+
+/* Per head Cq Ck 4 bytes of scores, as many again with a target error, 48 Cq + 16 KB; above 4096 key clusters up to 256
+   times 12 bytes a key cluster for sorting. 24 heads, 400 x 1000 clusters: 39 MB, 78 MB with a target error. */
+static size_t select_layout(const svg2_select_desc *d, void *base, select_args *out = NULL)
+{
+    arena a = {(char *)base, 0};
+    select_args w;
+    const int64_t bh = (int64_t)d->batch * d->heads, bkv = (int64_t)d->batch * d->heads_kv;
+    const size_t rows = count_of(bh, d->query_clusters), pairs = mul(rows, (size_t)d->key_clusters);
+    const int need_loss = d->target_error > 0.0f, is_large = d->key_clusters > SELECT_SORTED;
+    memset(&w, 0, sizeof w);
+    for (w.sort_size = 1; w.sort_size < d->key_clusters; w.sort_size *= 2) {}
+    w.blocks = SELECT_SCRATCH / w.sort_size;
+    w.blocks = w.blocks > 256 ? 256 : w.blocks < 1 ? 1 : w.blocks;
+    w.score = a.take<float>(pairs);
+    w.loss = a.take<float>(need_loss ? pairs : 0);
+    w.value_square = a.take<float>(need_loss ? count_of(bkv, d->key_clusters) : 0);
+    w.row_signal = a.take<double>(rows);
+    w.row_all = a.take<double>(rows);
+    w.row_lost = a.take<double>(rows);
+    w.row_area = a.take<int64_t>(rows);
+    w.row_kept = a.take<int64_t>(rows);
+    w.row_tie = a.take<int64_t>(rows);
+    w.histogram = a.take<unsigned long long>(count_of(bh, SELECT_BINS));
+    w.state = a.take<select_state>((size_t)bh);
+    w.sort_key = a.take<uint64_t>(is_large ? count_of(w.blocks, w.sort_size) : 0);
+    w.sort_mass = a.take<float>(is_large ? count_of(w.blocks, d->key_clusters) : 0);
+    if (!is_large) w.blocks = bh * d->query_clusters;
+    if (out) *out = w;
+    return a.used;
 }
 
 static svg2_result run_select(const svg2_backend *backend, const svg2_select_desc *d, void *workspace, svg2_error *err)
 {
-    (void)backend, (void)d, (void)workspace;
-    return set_error(err, SVG2_ERR_BACKEND, "select", "is not built yet", cudaSuccess);
+    const svg2_layout f32 = SVG2_ZERO;
+    const int64_t bh = (int64_t)d->batch * d->heads, bkv = (int64_t)d->batch * d->heads_kv, rows = bh * d->query_clusters;
+    const unsigned heads = grid_of(bh), warps = grid_of((rows + 7) / 8);
+    const size_t scratch = 64;
+    select_args a;
+    (void)select_layout(d, workspace, &a);
+    a.query = tensor_of(d->query_centroid, f32, (int32_t)bh, d->query_clusters, d->head_dim);
+    a.key = tensor_of(d->key_centroid, f32, (int32_t)bkv, d->key_clusters, d->head_dim);
+    a.value = tensor_of(d->value_mean, f32, (int32_t)bkv, d->key_clusters, d->head_dim);
+    a.key_mean = d->key_mean;
+    a.log_mass = d->log_mass;
+    a.share = d->share;
+    a.value_var = d->value_var;
+    a.query_offset = d->query_offset;
+    a.key_offset = d->key_offset;
+    a.map = d->map;
+    a.stats = d->stats;
+    a.heads = d->heads;
+    a.heads_kv = d->heads_kv;
+    a.dim = d->head_dim;
+    a.cq = d->query_clusters;
+    a.ck = d->key_clusters;
+    a.has_text = d->has_text != 0;
+    a.has_padding = d->has_padding != 0;
+    a.qb = a.cq + a.has_text + a.has_padding;
+    a.kb = a.ck + a.has_text + a.has_padding;
+    /* 1e-4: 0.7f * 10 must be 7 */
+    a.floor = d->min_keep > 0.0f ? (int)floor((double)d->min_keep * (double)a.ck + 1e-4) : 0;
+    a.need_loss = d->target_error > 0.0f;
+    a.is_row = d->budget == SVG2_BUDGET_ROW && !a.need_loss;
+    a.is_literal = d->route == SVG2_ROUTE_MASS && a.is_row && !(d->density > 0.0f);
+    a.is_spread = d->route == SVG2_ROUTE_SPREAD;
+    a.tail = d->tail;
+    a.scale = d->scale;
+    a.top_p = d->top_p;
+    a.density = d->density;
+    a.target_error = d->target_error;
+    a.dense_above = d->dense_above;
+
+    const int row_tiles = (a.cq + 63) / 64, column_tiles = (a.ck + 127) / 128;
+    SVG2__RUN(launch(backend, err, "select_logits", select_logits, dim3(grid_of(bh * row_tiles * column_tiles)), 256,
+                     (size_t)16 * (68 + 132) * 4, a, row_tiles, column_tiles));
+    if (a.ck > SELECT_SORTED)
+        SVG2__RUN(launch(backend, err, "select_rows", select_rows<1>, dim3(grid_of(a.blocks < rows ? a.blocks : rows)), 256,
+                         (size_t)80, a, rows));
+    else
+        SVG2__RUN(launch(backend, err, "select_rows", select_rows<0>, dim3(grid_of(rows)), 256,
+                         (size_t)(80 + a.sort_size * 8 + (int64_t)a.ck * 5), a, rows));
+    if (a.need_loss) {
+        const int loss_tiles = (a.cq + SELECT_LOSS_ROWS - 1) / SELECT_LOSS_ROWS;
+        const size_t bytes = (size_t)SELECT_LOSS_KEYS * (SELECT_LOSS_ROWS + 4 + (a.dim <= 128 ? 128 : 256)) * 4;
+        SVG2__RUN(launch(backend, err, "select_values", select_values, dim3(grid_of((bkv * a.ck + 7) / 8)), 256, 0, a, bkv * a.ck));
+        SVG2__RUN(launch(backend, err, "select_loss", select_loss, dim3(grid_of(bh * loss_tiles)), 256, bytes, a, loss_tiles));
+    }
+    if (!a.is_row) {
+        const int count_tiles = (a.cq + SELECT_COUNT_ROWS - 1) / SELECT_COUNT_ROWS;
+        SVG2__RUN(launch(backend, err, "select_begin", select_begin, dim3(heads), 256, scratch, a));
+        for (int pass = 0; pass < 3; ++pass) {
+            SVG2__RUN(launch(backend, err, "select_count", select_count, dim3(grid_of(bh * count_tiles)), 256,
+                             (size_t)SELECT_BINS * 8, a, pass, count_tiles));
+            SVG2__RUN(launch(backend, err, "select_digit", select_digit, dim3(heads), 256, scratch, a, pass));
+        }
+        SVG2__RUN(launch(backend, err, "select_ties", select_ties, dim3(warps), 256, 0, a, rows));
+        SVG2__RUN(launch(backend, err, "select_settle", select_settle, dim3(heads), 256, scratch, a));
+        SVG2__RUN(launch(backend, err, "select_finish", select_finish, dim3(warps), 256, 0, a, rows));
+    }
+    SVG2__RUN(launch(backend, err, "select_end", select_end, dim3(heads), 256, scratch, a));
+    if (a.need_loss || a.has_text || a.has_padding)
+        SVG2__RUN(launch(backend, err, "select_border", select_border, dim3(grid_of((bh * a.qb + 7) / 8)), 256, 0, a, bh * a.qb));
+    return ok(err);
 }
 
 } /* namespace svg2__cuda */
