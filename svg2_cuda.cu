@@ -135,6 +135,13 @@ static inline unsigned grid_of(int64_t items)
     return (unsigned)(items > 0x7fffffff ? 0x7fffffff : items);
 }
 
+/* One block per item instead of a loop: beyond 2^30 they go on in y. Kernels ask item_index, and leave behind the last. */
+static inline dim3 grid_items(int64_t items)
+{
+    const int64_t row = (int64_t)1 << 30;
+    return items <= row ? dim3((unsigned)items) : dim3((unsigned)row, (unsigned)((items + row - 1) / row));
+}
+
 #define SVG2__RUN(call)                                \
     do {                                               \
         const svg2_result svg2__r = (call);            \
@@ -234,6 +241,9 @@ namespace svg2__cuda {
 
 #define SVG2__DEVICE static __device__ __forceinline__
 
+/* the item of this block in a grid of grid_items */
+SVG2__DEVICE int64_t item_index() { return (int64_t)blockIdx.y * gridDim.x + blockIdx.x; }
+
 /* ---- 16-bit types ---- */
 SVG2__DEVICE __nv_bfloat16 round_to(float x, __nv_bfloat16) { return __float2bfloat16_rn(x); }
 SVG2__DEVICE __half round_to(float x, __half) { return __float2half_rn(x); }
@@ -318,36 +328,1415 @@ template <class T> SVG2__DEVICE T warp_sum(T x)
 
 } /* namespace svg2__cuda */
 
-/* ==== >>kmeans ============================================================================= */
+/* ==== >>kmeans =============================================================================
+   One sequence of launches for all heads:
+
+       sum, start             mean over the tokens
+       draw, pack, assign     seeding, if there are no centroids to start from; up to 32 times
+     per round:
+       pack                   centroids rounded to 16 bits, and their bias
+       assign                 label of every token: tensor cores
+       sort (>>permute)       tokens by label
+       pieces, update         means of the clusters
+       donors, reseed         points for empty clusters
+     and then
+       finish                 results in the caller's terms
+
+   A head where no label changed is done: from then on its blocks leave at once.
+
+   Workspace of a head in bytes, S tokens clustered, C16 = C rounded up to 16, D' = D rounded up to 64, 96, 128 or 256:
+   8 D S/1024 (sums for the mean) + 4 C D (centroids) + (2 D' + 4) C16 (packed) + 4 S (order) + 4 C S/4096 (histograms)
+   + 4.5 D (S/128 + C) (pieces) + 4 min(S, 32 C) (seeding) + 20 C; beyond 2048 clusters another 4 S. 24 heads of 118,800
+   tokens, D = 128, C = 1000: 67 MB. */
 namespace svg2__cuda {
 
-static size_t kmeans_layout(const svg2_kmeans_desc *d, void *base)
+/* ---- the counting sort of >>permute ---- */
+struct sort_job {
+    int32_t       *label;          /* [heads, stride]; written where text and padding stand           */
+    int32_t       *order;          /* [heads, pitch]                                                  */
+    int32_t       *offset;         /* [heads, blocks + 1]                                             */
+    const int32_t *moved;          /* [heads], heads with 0 are left alone; NULL = all are sorted     */
+    int32_t       *swap;           /* [heads, pitch]          where more than one pass is needed      */
+    int32_t       *histogram;      /* [heads, chunks, bins]                                           */
+    int64_t        heads, stride, pitch;
+    int32_t        count, blocks, clusters;
+    int32_t        text_begin, text_count, padding_begin, padding_count;
+    int32_t        chunk, chunks;  /* tokens that one thread block sorts; such pieces of a head       */
+    int32_t        digit, bins, passes; /* bits of a label that a pass looks at; their values; passes */
+};
+static void sort_shape(sort_job *j);
+static svg2_result sort_run(const svg2_backend *backend, const sort_job *j, svg2_error *err);
+
+enum {
+    KM_MEAN_ROWS = 1024, /* rows that one thread block sums for the mean                                      */
+    KM_TILE = 256,       /* tokens of one thread block that assigns labels: 8 warps of 32                     */
+    KM_STAGE = 64,       /* centroids that such a block has in shared memory at a time, twice                 */
+    KM_PIECE = 128,      /* sorted rows summed in f32 by one group of lanes                                   */
+    KM_SEED_ROUNDS = 32, /* of D^2 sampling                                                                   */
+    KM_RUNS = 512,       /* pieces into which drawing cuts the samples                                        */
+    KM_RESEED_BLOCKS = 32 /* thread blocks of a head that look for points for its empty clusters             */
+};
+
+struct kmeans_memory {
+    double  *partial;   /* [heads, chunks, D]       sums for the mean                                       */
+    float   *centre;    /* [heads, C, D]            centroids relative to the mean                          */
+    void    *packed;    /* [heads, C16, D']         the same in 16 bits, columns in the order of kmeans_at  */
+    float   *bias;      /* [heads, C16]                                                                     */
+    int32_t *order;     /* [heads, pitch]                                                                   */
+    int32_t *swap;      /* [heads, pitch]           beyond 2048 clusters                                    */
+    int32_t *histogram; /* [heads, sort chunks, bins]                                                       */
+    int32_t *offset;    /* [heads, C + 1]                                                                   */
+    float   *piece;     /* [heads, pieces + C, slot]                                                        */
+    double  *inertia;   /* [heads, C]               sums of squared distances                               */
+    int32_t *moved;     /* [2, heads]               labels that changed in this round and in the one before */
+    int32_t *empty;     /* [heads, C]               the empty clusters ...                                  */
+    int32_t *donor;     /* [heads, C]               ... and who gives each a point                          */
+    int32_t *pairs;     /* [heads]                  how many of these                                       */
+    float   *distance;  /* [heads, samples]         squared distance to the nearest seed                    */
+};
+
+/* Extents that follow from the descriptor. */
+struct kmeans_shape {
+    int64_t heads, pitch, chunks;
+    int32_t count, samples, pieces, slot, clusters16, padded;
+};
+
+static int32_t round_up(int32_t a, int32_t unit)
 {
-    (void)d, (void)base;
-    return 0;
+    return (int32_t)(((int64_t)a + unit - 1) / unit * unit);
+}
+
+static kmeans_shape kmeans_shape_of(const svg2_kmeans_desc *d)
+{
+    kmeans_shape s;
+    const int64_t most = (int64_t)KM_SEED_ROUNDS * d->clusters;
+    s.heads = (int64_t)d->batch * d->heads;
+    s.count = d->token_count ? d->token_count : d->tokens;
+    s.pitch = ((int64_t)s.count + 7) / 8 * 8;
+    s.chunks = ((int64_t)s.count + KM_MEAN_ROWS - 1) / KM_MEAN_ROWS;
+    s.samples = (int32_t)(s.count < most ? s.count : most);
+    s.pieces = (int32_t)(((int64_t)s.count + KM_PIECE - 1) / KM_PIECE);
+    s.slot = round_up(d->head_dim + d->head_dim / 8, 4);
+    s.clusters16 = round_up(d->clusters, 16);
+    s.padded = d->head_dim <= 64 ? 64 : d->head_dim <= 96 ? 96 : d->head_dim <= 128 ? 128 : 256;
+    return s;
+}
+
+static sort_job kmeans_sort_job(const svg2_kmeans_desc *d, const kmeans_shape *s)
+{
+    sort_job j;
+    memset(&j, 0, sizeof j);
+    j.heads = s->heads;
+    j.stride = d->tokens;
+    j.pitch = s->pitch;
+    j.count = s->count;
+    j.blocks = j.clusters = d->clusters;
+    sort_shape(&j);
+    return j;
+}
+
+static size_t kmeans_layout(const svg2_kmeans_desc *d, void *base, kmeans_memory *memory = NULL)
+{
+    const kmeans_shape s = kmeans_shape_of(d);
+    const sort_job j = kmeans_sort_job(d, &s);
+    const int is_single = d->clusters == 1; /* nothing to look for: only the mean */
+    const int64_t heads = is_single ? 0 : s.heads;
+    arena a = {(char *)base, 0};
+    kmeans_memory m;
+    m.partial = a.take<double>(count_of(s.heads, s.chunks, d->head_dim));
+    m.centre = a.take<float>(count_of(s.heads, d->clusters, d->head_dim));
+    m.packed = a.take<uint16_t>(count_of(heads, s.clusters16, s.padded));
+    m.bias = a.take<float>(count_of(heads, s.clusters16));
+    m.order = a.take<int32_t>(count_of(heads, s.pitch));
+    m.swap = a.take<int32_t>(count_of(j.passes > 1 ? heads : 0, s.pitch));
+    m.histogram = a.take<int32_t>(count_of(heads, j.chunks, j.bins));
+    m.offset = a.take<int32_t>(count_of(heads, (int64_t)d->clusters + 1));
+    m.piece = a.take<float>(count_of(heads, (int64_t)s.pieces + d->clusters, s.slot));
+    m.inertia = a.take<double>(count_of(heads, d->clusters));
+    m.moved = a.take<int32_t>(count_of(heads, 2));
+    m.empty = a.take<int32_t>(count_of(heads, d->clusters));
+    m.donor = a.take<int32_t>(count_of(heads, d->clusters));
+    m.pairs = a.take<int32_t>(count_of(heads));
+    m.distance = a.take<float>(count_of(heads, s.samples));
+    if (memory) *memory = m;
+    return a.used;
+}
+
+/* ---- rows, 8 elements of type E a lane ----
+   Raw first, numbers later: the loads of several rows are under way at once. */
+template <class E> struct raw8 {
+    uint4 v[sizeof(E) / 2];
+};
+
+template <class E, bool IS_VECTOR> SVG2__DEVICE void load_raw8(raw8<E> &raw, const tensor &t, int64_t row, int e)
+{
+    const E *p = (const E *)t.data + row + e;
+    if (IS_VECTOR) {
+#pragma unroll
+        for (int i = 0; i < (int)(sizeof(E) / 2); ++i) raw.v[i] = ((const uint4 *)(const void *)p)[i];
+    } else {
+        E x[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[i] = p[i];
+        memcpy(&raw, x, sizeof raw);
+    }
+}
+
+SVG2__DEVICE void unpack2(float &lo, float &hi, uint32_t u, __nv_bfloat16)
+{
+    lo = __uint_as_float(u << 16);
+    hi = __uint_as_float(u & 0xffff0000u);
+}
+SVG2__DEVICE void unpack2(float &lo, float &hi, uint32_t u, __half)
+{
+    __half2 h;
+    memcpy((void *)&h, &u, 4);
+    const float2 f = __half22float2(h);
+    lo = f.x;
+    hi = f.y;
+}
+template <class E> SVG2__DEVICE void numbers(float (&x)[8], const raw8<E> &raw)
+{
+    const uint32_t w[4] = {raw.v[0].x, raw.v[0].y, raw.v[0].z, raw.v[0].w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) unpack2(x[2 * i], x[2 * i + 1], w[i], E());
+}
+SVG2__DEVICE void numbers(float (&x)[8], const raw8<float> &raw)
+{
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        x[4 * i] = __uint_as_float(raw.v[i].x);
+        x[4 * i + 1] = __uint_as_float(raw.v[i].y);
+        x[4 * i + 2] = __uint_as_float(raw.v[i].z);
+        x[4 * i + 3] = __uint_as_float(raw.v[i].w);
+    }
+}
+
+/* ---- one element of the state ---- */
+SVG2__DEVICE float load1(const void *p, int dtype, int64_t i)
+{
+    if (dtype == SVG2_F32) return ((const float *)p)[i];
+    if (dtype == SVG2_F16) return __half2float(((const __half *)p)[i]);
+    return __bfloat162float(((const __nv_bfloat16 *)p)[i]);
+}
+SVG2__DEVICE void store1(void *p, int dtype, int64_t i, float x)
+{
+    if (dtype == SVG2_F32) ((float *)p)[i] = x;
+    else if (dtype == SVG2_F16) ((__half *)p)[i] = __float2half_rn(x);
+    else ((__nv_bfloat16 *)p)[i] = __float2bfloat16_rn(x);
+}
+
+/* ---- mean ----
+   Block = (head, 1024 rows), 256 threads: groups of D/8 lanes, each takes every groups-th row, so that neighbouring
+   groups read neighbouring rows. Sums in f32 over the 1024 / groups (4 to 128) rows of a group, f64 above, always in the
+   same order. 8 KB of shared memory. Limiter: DRAM, one pass over x; 8 loads of 16 bytes (f32: 4 of 32) under way a
+   lane. */
+template <class E, bool IS_VECTOR>
+SVG2__DEVICE void kmeans_add_rows(float (&sum)[8], const tensor &x, int64_t row, int e, int group, int groups, int rows)
+{
+    constexpr int U = IS_VECTOR ? 16 / (int)sizeof(E) : 2;
+    for (int r = group; r < rows; r += U * groups) {
+        raw8<E> raw[U];
+#pragma unroll
+        for (int k = 0; k < U; ++k)
+            load_raw8<E, IS_VECTOR>(raw[k], x, row + (int64_t)min(r + k * groups, rows - 1) * x.stride_token, e);
+#pragma unroll
+        for (int k = 0; k < U; ++k) {
+            float v[8];
+            numbers(v, raw[k]);
+            if (r + k * groups >= rows) continue;
+#pragma unroll
+            for (int i = 0; i < 8; ++i) sum[i] += v[i];
+        }
+    }
+}
+
+template <class E>
+static __global__ void __launch_bounds__(256)
+    kmeans_sum(const __grid_constant__ tensor x, int32_t heads, int32_t dim, int32_t count, int64_t chunks, int64_t items,
+               double *partial)
+{
+    SVG2_DYN_SMEM(kmeans_smem, 512);
+    float *sums = (float *)(void *)kmeans_smem; /* [groups][dim] */
+    const int64_t item = item_index();
+    if (item >= items) return;
+    const int64_t head = item / chunks, first = item % chunks * KM_MEAN_ROWS;
+    const int tid = (int)threadIdx.x, lanes = dim / 8, groups = 256 / lanes, group = tid / lanes, e = tid % lanes * 8;
+    const int rows = (int)min((int64_t)KM_MEAN_ROWS, count - first);
+    if (group < groups) {
+        const int64_t row = row_at(x, head / heads, head % heads, first);
+        float sum[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+        if (x.is_vector) kmeans_add_rows<E, true>(sum, x, row, e, group, groups, rows);
+        else kmeans_add_rows<E, false>(sum, x, row, e, group, groups, rows);
+        for (int i = 0; i < 8; ++i) sums[group * dim + e + i] = sum[i];
+    }
+    if (!SVG2__FAULT(10)) __syncthreads(); /* sums are read by columns below */
+    for (int d = tid; d < dim; d += 256) {
+        double sum = 0.0;
+        for (int g = 0; g < groups; ++g) sum += (double)sums[g * dim + d];
+        partial[item * dim + d] = sum;
+    }
+}
+
+/* Block = head: adds up the chunks. 8 KB of shared memory, latency of a few dependent loads. centre: the one centroid
+   where there is a single cluster, else NULL; it is what rounding the mean leaves. */
+static __global__ void __launch_bounds__(1024)
+    kmeans_start(const double *partial, int32_t dim, int32_t count, int64_t chunks, int64_t heads, float *mean, float *centre,
+                 int32_t *moved)
+{
+    SVG2_DYN_SMEM(kmeans_smem, 512);
+    double *sums = (double *)(void *)kmeans_smem;
+    const int64_t head = item_index();
+    if (head >= heads) return;
+    const int tid = (int)threadIdx.x, groups = 1024 / dim, group = tid / dim, e = tid % dim;
+    double total = 0.0;
+    if (group < groups)
+        for (int64_t chunk = group; chunk < chunks; chunk += groups) total += partial[(head * chunks + chunk) * dim + e];
+    sums[tid] = total;
+    __syncthreads(); /* all groups have written before the first one adds them up */
+    float rounded = 0.0f;
+    if (tid < dim) {
+        total = 0.0;
+        for (int g = 0; g < groups; ++g) total += sums[g * dim + e];
+        total /= count;
+        rounded = (float)total;
+    }
+    /* a NaN or Inf token must not spoil the labels of all others */
+    const int is_bad = __syncthreads_or(tid < dim && !(fabsf(rounded) <= 3.0e38f));
+    if (tid < dim) {
+        if (is_bad) rounded = 0.0f;
+        mean[head * dim + e] = rounded;
+        if (centre) centre[head * dim + e] = (float)(total - (double)rounded);
+    }
+    if (moved && tid == 0) moved[head] = 1; /* no round has found this head done */
+}
+
+/* ---- centroids as operands ----
+   A fragment of A wants elements 2t, 2t+1, 2t+8, 2t+9 of 16 columns from lane t of a quad; memory gives a lane 8
+   consecutive ones. The products do not care which column is which as long as both operands agree, so within each 32
+   columns lane t's 8 elements count as its share of two steps of 16: element e stands at column kmeans_at(e) of the packed
+   centroids.
+
+       element  0 1 | 2 3 | 4 5  | 6 7      of the 8 elements of lane t
+       column   2t  | 2t+8| 2t+16| 2t+24                                      */
+SVG2__DEVICE int kmeans_at(int e)
+{
+    return (e & ~31) + (e & 1) + ((e >> 1 & 3) << 3) + ((e >> 3 & 3) << 1);
+}
+
+/* Scores are formed of q = scale * c. f16 covers +-65504, and a centroid relative to the mean of such numbers twice that. */
+SVG2__DEVICE float kmeans_scale(__half) { return 0.5f; }
+SVG2__DEVICE float kmeans_scale(__nv_bfloat16) { return 1.0f; }
+
+struct kmeans_pack_args {
+    float         *centre;
+    const void    *start;  /* first round: centroids come from here, if not NULL */
+    const float   *mean;
+    void          *packed;
+    float         *bias;
+    const int32_t *before; /* [heads] labels that changed in the last round; NULL while seeding */
+    int32_t       *moved;  /* [heads] the same of the round that begins                         */
+    int64_t        items;
+    int32_t        clusters, clusters16, dim, padded, start_dtype;
+    int32_t        begin, end; /* clusters; multiples of 16 */
+    int32_t        known;      /* clusters from here on must never win */
+    int32_t        is_shifted; /* x enters the products with its mean  */
+};
+
+/* Warp = cluster. bias = what is added to x.q to make it scale * (x'.c - |c|^2/2), x' = x - mean, c as rounded: the nearest
+   of the rounded centroids wins. */
+template <class T> static __global__ void __launch_bounds__(256) kmeans_pack(const __grid_constant__ kmeans_pack_args p)
+{
+    const int64_t item = item_index();
+    if (item >= p.items) return;
+    const int groups = (p.end - p.begin) / 8, warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
+    const int64_t head = item / groups;
+    const int cluster = p.begin + (int)(item % groups) * 8 + warp;
+    if (p.moved && item % groups == 0 && threadIdx.x == 0) p.moved[head] = 0;
+    if (p.before && p.before[head] == 0) return;
+    const float scale = kmeans_scale(T()), *mean = p.mean + head * p.dim;
+    T *packed = (T *)p.packed + (head * p.clusters16 + cluster) * p.padded;
+    const int64_t row = (head * p.clusters + cluster) * p.dim;
+    double square = 0.0, shift = 0.0;
+    for (int e = lane; e < p.padded; e += WARP) {
+        const bool is_there = cluster < p.known && e < p.dim;
+        float c = 0.0f;
+        if (is_there && p.start) p.centre[row + e] = c = load1(p.start, p.start_dtype, row + e);
+        else if (is_there) c = p.centre[row + e];
+        const T q = round_to(c * scale, T());
+        const double value = (double)to_float(q);
+        packed[kmeans_at(e)] = q;
+        square += value * value;
+        if (p.is_shifted && e < p.dim) shift += value * (double)mean[e];
+    }
+    square = warp_sum(square);
+    shift = warp_sum(shift);
+    if (lane == 0)
+        p.bias[head * p.clusters16 + cluster] =
+            cluster < p.known ? (float)(-0.5 * square / (double)scale - shift) : -INFINITY;
+}
+
+/* ---- assign ----
+   Block = (head, 256 tokens), 8 warps of 32 tokens.
+
+                   64 centroids x D          warp w: rows 32w .. 32w+31
+                 +------------------+        A  2 x D/16 fragments, all of its rows, in registers: 4 D/8 .. (D = 128: 64)
+     buffer i&1  | packed  | bias   |        B  ldmatrix from the buffer: 16 centroids x 16 columns an instruction, used by
+                 +------------------+           both halves of the rows, so shared memory delivers 512 bytes per 4 mma
+     the other one is being filled           C  2 x 2 fragments, begun with the bias
+
+   Running maximum and index of 4 rows stay in registers (strictly greater, columns in rising order: ties go to the lower
+   index); one exchange inside the quad at the end. No score is stored. 33 KB of shared memory at D = 128, up to 128
+   registers, 2 blocks an SM (D = 256: 66 KB, one). x goes from memory to registers, without a detour and without a barrier:
+   see kmeans_at. Limiter: the tensor cores from about 200 clusters on, below that DRAM (16 loads of 16 bytes a lane under
+   way). Centroids come from L2, D bytes per token and cluster / 128: 256 rows a block halve what 128 would read.
+
+   IS_SEED: rows are samples of the tokens, clusters are seeds; instead of a label the squared distance is kept. */
+struct kmeans_assign_args {
+    tensor         x;
+    const float   *mean;
+    const void    *packed;
+    const float   *bias;
+    const int32_t *before;
+    int32_t       *moved;
+    int32_t       *label;
+    float         *distance;
+    int64_t        items, label_stride;
+    int32_t        heads, dim, clusters16, tiles, begin, end; /* clusters begin .. end, multiples of 16  */
+    int32_t        count, rows;                               /* tokens; samples of them                  */
+    int32_t        is_first;                                  /* what label or distance hold is no result */
+};
+
+/* the 8 elements from e of a row as they enter the products */
+enum { KM_F32, KM_VECTOR16, KM_SCALAR16 };
+template <int KIND, class T>
+SVG2__DEVICE void kmeans_load_operand(uint32_t (&w)[4], const tensor &x, int64_t row, int e, const float *mean)
+{
+    if (KIND == KM_F32) {
+        float v[8];
+        load8(v, x, row, e);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) w[i] = pack2(v[2 * i] - mean[e + 2 * i], v[2 * i + 1] - mean[e + 2 * i + 1], T());
+    } else {
+        raw8<T> raw;
+        load_raw8<T, KIND == KM_VECTOR16>(raw, x, row, e);
+        w[0] = raw.v[0].x, w[1] = raw.v[0].y, w[2] = raw.v[0].z, w[3] = raw.v[0].w;
+    }
+}
+
+/* All fragments of the 32 rows of a warp; square: per row what this lane holds of |x - mean|^2, for seeding. */
+template <int KIND, int DIM, class T, bool IS_SEED>
+SVG2__DEVICE void kmeans_load_rows(uint32_t (&a)[2][DIM / 16][4], float (&square)[4], const tensor &x,
+                                   const int64_t (&row)[4], int dim, const float *mean)
+{
+    const int t = (int)threadIdx.x % 4;
+#pragma unroll
+    for (int g = 0; g < DIM / 32; ++g) {
+        const int e = 32 * g + 8 * t;
+#pragma unroll
+        for (int r = 0; r < 4; ++r) { /* rows r*8 + lane/4: half r%2 of fragment r/2 */
+            uint32_t w[4] = {0, 0, 0, 0};
+            if (e < dim) kmeans_load_operand<KIND, T>(w, x, row[r], e, mean);
+            a[r / 2][2 * g][r % 2] = w[0];
+            a[r / 2][2 * g][r % 2 + 2] = w[1];
+            a[r / 2][2 * g + 1][r % 2] = w[2];
+            a[r / 2][2 * g + 1][r % 2 + 2] = w[3];
+            if (IS_SEED && e < dim) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    float lo, hi;
+                    unpack2(lo, hi, w[i], T());
+                    if (KIND != KM_F32) lo -= mean[e + 2 * i], hi -= mean[e + 2 * i + 1];
+                    square[r] += lo * lo + hi * hi;
+                }
+            }
+        }
+    }
+}
+
+/* Begins the copy of centroids [first, last) into a buffer. */
+template <int DIM>
+SVG2__DEVICE void kmeans_fetch(uint32_t buffer, const uint16_t *packed, const float *bias, int first, int last)
+{
+    const int tid = (int)threadIdx.x, chunks = (last - first) * (DIM / 8);
+    for (int i = tid; i < chunks; i += 256) {
+        const int r = i / (DIM / 8), c = i % (DIM / 8);
+        svg2__cp_async16(buffer + tile_at<DIM>(r, c), packed + (int64_t)(first + r) * DIM + c * 8, 16);
+    }
+    if (tid < (last - first) / 4) svg2__cp_async16(buffer + KM_STAGE * DIM * 2 + tid * 16, bias + first + tid * 4, 16);
+    svg2__cp_async_commit();
+}
+
+template <int DIM> struct kmeans_stage {
+    enum { BYTES = KM_STAGE * DIM * 2 + KM_STAGE * 4 };
+};
+
+template <int DIM, class T, bool IS_SEED>
+static __global__ void __launch_bounds__(256, DIM <= 128 ? 2 : 1) kmeans_assign(const __grid_constant__ kmeans_assign_args p)
+{
+    SVG2_DYN_SMEM(kmeans_smem, 512);
+    const int64_t item = item_index();
+    if (item >= p.items) return;
+    const int64_t head = item / p.tiles;
+    if (!IS_SEED && p.before[head] == 0) return;
+    const int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, quad = lane / 4, t = lane % 4;
+    const int32_t first = (int32_t)(item % p.tiles) * KM_TILE + warp * 32;
+    const bool is_idle = first >= p.rows; /* the whole warp: it only helps with the copies */
+    const uint16_t *packed = (const uint16_t *)p.packed + head * p.clusters16 * DIM;
+    const float *bias = p.bias + head * p.clusters16, *mean = p.mean + head * p.dim;
+    const uint32_t smem = svg2__smem(kmeans_smem);
+
+    kmeans_fetch<DIM>(smem, packed, bias, p.begin, min(p.begin + KM_STAGE, p.end));
+
+    uint32_t a[2][DIM / 16][4];
+    float square[4] = {0, 0, 0, 0};
+    if (!is_idle) {
+        int64_t row[4];
+#pragma unroll
+        for (int r = 0; r < 4; ++r) { /* rows behind the last one repeat it */
+            const int32_t at = min(first + 8 * r + quad, p.rows - 1);
+            row[r] = row_at(p.x, head / p.heads, head % p.heads, IS_SEED ? (int64_t)at * p.count / p.rows : at);
+        }
+        if (p.x.dtype == SVG2_F32) kmeans_load_rows<KM_F32, DIM, T, IS_SEED>(a, square, p.x, row, p.dim, mean);
+        else if (p.x.is_vector) kmeans_load_rows<KM_VECTOR16, DIM, T, IS_SEED>(a, square, p.x, row, p.dim, mean);
+        else kmeans_load_rows<KM_SCALAR16, DIM, T, IS_SEED>(a, square, p.x, row, p.dim, mean);
+    }
+
+    float best[4];
+    int32_t index[4];
+#pragma unroll
+    for (int r = 0; r < 4; ++r) best[r] = -INFINITY, index[r] = 0;
+    int buffer = 0;
+    for (int begin = p.begin; begin < p.end; begin += KM_STAGE, buffer ^= 1) {
+        const int groups = min(KM_STAGE, p.end - begin) / 16;
+        if (!SVG2__FAULT(11)) svg2__cp_async_wait<0>();
+        /* what every thread has copied is there for all; all have read the other buffer, which is filled next */
+        if (!SVG2__FAULT(12)) __syncthreads();
+        if (begin + KM_STAGE < p.end)
+            kmeans_fetch<DIM>(smem + (uint32_t)((buffer ^ 1) * kmeans_stage<DIM>::BYTES), packed, bias, begin + KM_STAGE,
+                              min(begin + 2 * KM_STAGE, p.end));
+        if (is_idle) continue;
+        const unsigned char *stage = kmeans_smem + buffer * kmeans_stage<DIM>::BYTES;
+        const float *stage_bias = (const float *)(const void *)(stage + KM_STAGE * DIM * 2);
+        const uint32_t stage_at = smem + (uint32_t)(buffer * kmeans_stage<DIM>::BYTES);
+        const int r = (lane & 7) + (lane >> 4 << 3), half = lane >> 3 & 1; /* the row of B that this lane addresses */
+#pragma unroll 1
+        for (int g = 0; g < groups; ++g) {
+            /* tile_at(r, 2k + half) = tile_at(r, half) ^ 32k where rows are powers of two: no register per k */
+            const uint32_t row_begin = stage_at + (uint32_t)(g * 16 * DIM * 2) + (DIM % 64 ? 0u : tile_at<DIM>(r, half));
+            float c[2][2][4];
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const float2 b = *(const float2 *)(const void *)(stage_bias + 16 * g + 8 * j + 2 * t);
+#pragma unroll
+                for (int i = 0; i < 2; ++i) c[i][j][0] = c[i][j][2] = b.x, c[i][j][1] = c[i][j][3] = b.y;
+            }
+#pragma unroll
+            for (int k = 0; k < DIM / 16; ++k) {
+                uint32_t b[4];
+                svg2__ldmatrix_x4(b, DIM % 64 ? row_begin + tile_at<DIM>(r, 2 * k + half) : row_begin ^ (uint32_t)(k * 32));
+#pragma unroll
+                for (int j = 0; j < 2; ++j)
+#pragma unroll
+                    for (int i = 0; i < 2; ++i) svg2__mma_m16n8k16(c[i][j], a[i][k], b[2 * j], b[2 * j + 1], T());
+            }
+            const int32_t column = begin + 16 * g + 2 * t;
+#pragma unroll
+            for (int j = 0; j < 2; ++j)
+#pragma unroll
+                for (int i = 0; i < 2; ++i)
+#pragma unroll
+                    for (int n = 0; n < 4; ++n) { /* rows 16i + 8(n/2) + quad; NaN never wins */
+                        const bool is_better = c[i][j][n] > best[2 * i + n / 2];
+                        best[2 * i + n / 2] = is_better ? c[i][j][n] : best[2 * i + n / 2];
+                        if (!IS_SEED) index[2 * i + n / 2] = is_better ? column + 8 * j + n % 2 : index[2 * i + n / 2];
+                    }
+        }
+    }
+    if (is_idle) return;
+
+#pragma unroll
+    for (int r = 0; r < 4; ++r)
+        for (int o = 1; o < 4; o *= 2) {
+            const float other = __shfl_xor_sync(0xffffffffu, best[r], o);
+            if (IS_SEED) {
+                best[r] = fmaxf(best[r], other);
+                square[r] += __shfl_xor_sync(0xffffffffu, square[r], o);
+            } else {
+                const int32_t other_index = __shfl_xor_sync(0xffffffffu, index[r], o);
+                const bool is_better = other > best[r] || (other == best[r] && other_index < index[r]);
+                best[r] = is_better ? other : best[r];
+                index[r] = is_better ? other_index : index[r];
+            }
+        }
+    /* lane t of a quad writes row 8t + quad: a warp writes 32 consecutive results */
+    const int32_t at = first + 8 * t + quad;
+    const bool is_row = at < p.rows;
+    if (IS_SEED) {
+        const float score = t == 0 ? best[0] : t == 1 ? best[1] : t == 2 ? best[2] : best[3];
+        const float length = t == 0 ? square[0] : t == 1 ? square[1] : t == 2 ? square[2] : square[3];
+        float away = length - 2.0f * score / kmeans_scale(T());
+        if (!(away > 0.0f) || away > 3.0e38f) away = 0.0f; /* rounding, NaN or Inf: never a seed */
+        float *distance = p.distance + head * p.rows + at;
+        if (is_row && (p.is_first || away < *distance)) *distance = away;
+    } else {
+        const int32_t mine = t == 0 ? index[0] : t == 1 ? index[1] : t == 2 ? index[2] : index[3];
+        int32_t *label = p.label + head * p.label_stride + at;
+        const bool is_changed = is_row && (p.is_first || *label != mine);
+        if (is_changed) *label = mine;
+        const int changed = __popc(__ballot_sync(0xffffffffu, is_changed));
+        if (lane == 0 && changed) atomicAdd(p.moved + head, changed);
+    }
+}
+
+/* ---- seeding ----
+   The counter-based numbers of >>rng. */
+SVG2__DEVICE uint64_t mix(uint64_t x)
+{
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+SVG2__DEVICE double uniform(uint64_t seed, uint64_t stream, uint64_t counter)
+{
+    return (double)(mix(mix(seed ^ mix(stream)) ^ counter) >> 11) * (1.0 / 9007199254740992.0);
+}
+
+/* inclusive prefix sum over the lanes of a warp */
+template <class V> SVG2__DEVICE V warp_prefix(V x)
+{
+    const int lane = (int)threadIdx.x % WARP;
+    for (int o = 1; o < WARP; o *= 2) {
+        const V y = __shfl_up_sync(0xffffffffu, x, o);
+        if (lane >= o) x += y;
+    }
+    return x;
+}
+
+struct kmeans_draw_args {
+    tensor       x;
+    const float *mean, *distance;
+    float       *centre;
+    uint64_t     seed;
+    int64_t      total; /* heads of all batch entries */
+    int32_t      heads, dim, clusters, count, samples, first, batch;
+    int32_t      run_length; /* a multiple of 32; at most KM_RUNS runs */
+};
+
+/* Block = head, 512 threads: draws seeds first .. first + batch by systematic sampling of the squared distances, see
+   svg2__kmeans_seed_draw. The samples are cut into at most 512 runs; sums of the runs (a warp each) and their prefix sums in
+   f64, then a warp per seed looks up its run and walks through it. 4 KB of shared memory; latency. */
+static __global__ void __launch_bounds__(512) kmeans_draw(const __grid_constant__ kmeans_draw_args p)
+{
+    SVG2_DYN_SMEM(kmeans_smem, 512);
+    double *prefix = (double *)(void *)kmeans_smem; /* [KM_RUNS], then a sum per warp */
+    double *warp_total = prefix + KM_RUNS;
+    const int64_t head = item_index();
+    if (head >= p.total) return;
+    const int tid = (int)threadIdx.x, warp = tid / WARP, lane = tid % WARP, warps = 512 / WARP;
+    const float *distance = p.distance + head * p.samples, *mean = p.mean + head * p.dim;
+    const int32_t run_length = p.run_length;
+    double total = 0.0;
+    if (p.first > 0) {
+        for (int run = warp; run < KM_RUNS; run += warps) {
+            double sum = 0.0;
+            for (int64_t i = lane; i < run_length && (int64_t)run * run_length + i < p.samples; i += WARP)
+                sum += (double)distance[(int64_t)run * run_length + i];
+            sum = warp_sum(sum);
+            if (lane == 0) prefix[run] = sum;
+        }
+        __syncthreads(); /* sums of the runs, written by all warps */
+        const double mine = prefix[tid], upto = warp_prefix(mine);
+        if (lane == WARP - 1) warp_total[warp] = upto;
+        __syncthreads(); /* totals of the warps; and nobody reads sums any more, they become prefix sums */
+        double below = 0.0;
+        for (int w = 0; w < warps; ++w) {
+            if (w == warp) below = total;
+            total += warp_total[w];
+        }
+        prefix[tid] = below + upto - mine;
+        if (!SVG2__FAULT(13)) __syncthreads(); /* prefix sums of other warps are looked up */
+    }
+    const double offset = uniform(p.seed, 1, (uint64_t)p.first);
+    for (int i = warp; i < p.batch; i += warps) {
+        const double quantile = ((double)i + offset) / (double)p.batch;
+        int32_t pick = min((int32_t)(quantile * (double)p.samples), p.samples - 1); /* evenly over the samples */
+        if (total > 0.0) { /* else all are seeds already, or these are the first */
+            const double target = quantile * total;
+            int lo = 0, hi = KM_RUNS; /* the last run that begins at or below the target */
+            while (hi - lo > 1) {
+                const int mid = (lo + hi) / 2;
+                if (prefix[mid] <= target) lo = mid;
+                else hi = mid;
+            }
+            const int64_t begin = (int64_t)lo * run_length, end = min(begin + run_length, (int64_t)p.samples);
+            double sum = prefix[lo];
+            for (int64_t at = begin; at < end; at += WARP) {
+                const double share = at + lane < end ? (double)distance[at + lane] : 0.0, upto = warp_prefix(share);
+                const unsigned over = __ballot_sync(0xffffffffu, sum + upto > target);
+                const unsigned some = __ballot_sync(0xffffffffu, share > 0.0);
+                if (some) pick = (int32_t)at + (over & some ? __ffs((int)(over & some)) - 1 : 31 - __clz((int)some));
+                if (over & some) break;
+                sum += __shfl_sync(0xffffffffu, upto, WARP - 1);
+            }
+        }
+        const int64_t row = row_at(p.x, head / p.heads, head % p.heads, (int64_t)pick * p.count / p.samples);
+        float *centre = p.centre + (head * p.clusters + p.first + i) * p.dim;
+        for (int e = 8 * lane; e < p.dim; e += 8 * WARP) {
+            float x[8];
+            load8(x, p.x, row, e);
+            for (int k = 0; k < 8; ++k) centre[e + k] = x[k] - mean[e + k];
+        }
+    }
+}
+
+/* ---- update ----
+   The sorted order is cut every 128 rows and at the borders of clusters. Piece w of cluster c, w counting the cuts every 128
+   rows, has slot w + c: from one piece to the next w or c grows, so no two share a slot, and nobody has to count. A giant
+   cluster is spread over many workers, and 128 clusters of one token are one worker's.
+
+   Worker = D/8 lanes, 8 columns each; it walks through its 128 rows in order and writes its sums at the end of each
+   cluster. No barrier, no exchange between lanes: the square sums of the columns are added up by the next kernel.
+   Rows are gathered, 8 loads of 16 bytes (f32: 4 of 32) under way a lane. Limiter: DRAM, one pass over x. */
+struct kmeans_pieces_args {
+    tensor         x;
+    const float   *mean;
+    const int32_t *order, *offset, *label, *moved;
+    float         *piece;
+    int64_t        items, pitch, label_stride;
+    int32_t        heads, dim, clusters, count, pieces, slot, blocks; /* blocks: of a head */
+};
+
+SVG2__DEVICE void kmeans_write_piece(const kmeans_pieces_args &p, int64_t head, int32_t worker, int32_t cluster, int lane,
+                                     const float (&sum)[8], float square)
+{
+    float *slot = p.piece + (head * ((int64_t)p.pieces + p.clusters) + worker + cluster) * p.slot;
+    *(float4 *)(void *)(slot + 8 * lane) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+    *(float4 *)(void *)(slot + 8 * lane + 4) = make_float4(sum[4], sum[5], sum[6], sum[7]);
+    slot[p.dim + lane] = square;
+}
+
+template <class E, bool IS_VECTOR>
+static __global__ void __launch_bounds__(128, 5) kmeans_pieces(const __grid_constant__ kmeans_pieces_args p)
+{
+    const int64_t item = item_index();
+    if (item >= p.items) return;
+    const int64_t head = item / p.blocks;
+    if (p.moved[head] == 0) return;
+    const int lanes = p.dim / 8, groups = 128 / lanes, group = (int)threadIdx.x / lanes, lane = (int)threadIdx.x % lanes;
+    const int64_t worker64 = item % p.blocks * groups + group;
+    if (group >= groups || worker64 >= p.pieces) return;
+    const int32_t worker = (int32_t)worker64;
+    constexpr int U = IS_VECTOR ? 16 / (int)sizeof(E) : 2;
+    const int32_t *order = p.order + head * p.pitch, *offset = p.offset + head * ((int64_t)p.clusters + 1);
+    const int32_t *label = p.label + head * p.label_stride;
+    const int64_t base = row_at(p.x, head / p.heads, head % p.heads, 0);
+    const int32_t last = worker * KM_PIECE + min((int32_t)KM_PIECE, p.count - worker * KM_PIECE);
+    float mean[8];
+    int32_t cluster = -1;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) mean[i] = p.mean[head * p.dim + 8 * lane + i];
+    for (int32_t at = worker * KM_PIECE; at < last;) {
+        float sum[8] = {0, 0, 0, 0, 0, 0, 0, 0}, square = 0.0f;
+        /* mostly the next cluster; after empty ones, and at first, look it up */
+        if (cluster >= 0 && offset[cluster + 2] > at) ++cluster;
+        else cluster = label[order[at]];
+        const int32_t end = min(offset[cluster + 1], last);
+        for (; at < end; at += U) {
+            raw8<E> raw[U];
+#pragma unroll
+            for (int k = 0; k < U; ++k)
+                load_raw8<E, IS_VECTOR>(raw[k], p.x, base + order[min(at + k, end - 1)] * p.x.stride_token, 8 * lane);
+#pragma unroll
+            for (int k = 0; k < U; ++k) {
+                float v[8];
+                numbers(v, raw[k]);
+                if (at + k < end) {
+#pragma unroll
+                    for (int i = 0; i < 8; ++i) {
+                        v[i] -= mean[i];
+                        sum[i] += v[i];
+                        square += v[i] * v[i];
+                    }
+                }
+            }
+        }
+        at = end;
+        kmeans_write_piece(p, head, worker, cluster, lane, sum, square);
+    }
+}
+
+/* Block = (head, cluster), 128 threads: groups of slot/4 threads, four columns each, every group takes every groups-th piece;
+   f64, always in the same order. Inertia = sum |x - mean of all|^2 - n |centroid|^2. 4 KB of shared memory; latency. */
+static __global__ void __launch_bounds__(128)
+    kmeans_update(const float *piece, const int32_t *offset, const int32_t *moved, int64_t items, int32_t clusters,
+                  int32_t pieces, int32_t slot, int32_t dim, float *centre, double *inertia)
+{
+    SVG2_DYN_SMEM(kmeans_smem, 512);
+    double *sums = (double *)(void *)kmeans_smem; /* [128][4], then 4 more */
+    const int64_t item = item_index();
+    if (item >= items) return;
+    const int64_t head = item / clusters;
+    if (moved[head] == 0) return;
+    const int32_t cluster = (int32_t)(item % clusters), tid = (int32_t)threadIdx.x;
+    const int32_t *range = offset + head * ((int64_t)clusters + 1) + cluster;
+    const int32_t begin = range[0], n = range[1] - begin;
+    if (n == 0) { /* keeps its centroid */
+        if (tid == 0) inertia[item] = 0.0;
+        return;
+    }
+    const int columns = slot / 4, groups = 128 / columns, group = tid / columns, column = tid % columns * 4;
+    const int32_t last = (begin + (n - 1)) / KM_PIECE;
+    const float *from = piece + (head * ((int64_t)pieces + clusters) + cluster) * slot + column;
+    double sum[4] = {0.0, 0.0, 0.0, 0.0};
+    if (group < groups)
+        for (int32_t w = begin / KM_PIECE + group; w <= last; w += groups) {
+            const float4 v = *(const float4 *)(const void *)(from + (int64_t)w * slot);
+            sum[0] += (double)v.x, sum[1] += (double)v.y, sum[2] += (double)v.z, sum[3] += (double)v.w;
+        }
+    for (int i = 0; i < 4; ++i) sums[4 * tid + i] = sum[i];
+    if (!SVG2__FAULT(14)) __syncthreads(); /* the first group reads what the others have summed */
+    double away = 0.0;
+    if (group == 0)
+        for (int i = 0; i < 4; ++i) {
+            double total = 0.0;
+            for (int g = 0; g < groups; ++g) total += sums[4 * (g * columns) + column + i];
+            if (column + i < dim) {
+                const double mean = total / n;
+                centre[item * dim + column + i] = (float)mean;
+                away -= mean * total;
+            } else if (column + i < dim + dim / 8) {
+                away += total;
+            } /* else: what fills the slot up */
+        }
+    away = warp_sum(away);
+    if (tid % WARP == 0) sums[4 * 128 + tid / WARP] = away;
+    __syncthreads(); /* sums of the warps */
+    if (tid == 0) inertia[item] = sums[512] + sums[513] + sums[514] + sums[515];
+}
+
+/* ---- empty clusters ----
+   The r-th empty cluster takes the farthest token of the cluster with the r-th largest inertia. First who gives to whom, then
+   the points: mostly there is nothing to do, and both kernels leave at once. */
+
+/* true where (a, i) is a larger inertia than (b, j), or the same of a lower index; i < 0: none */
+SVG2__DEVICE bool kmeans_gives_first(double a, int32_t i, double b, int32_t j)
+{
+    return i >= 0 && (j < 0 || a > b || (a == b && i < j));
+}
+
+/* the first donor among the clusters of this thread */
+SVG2__DEVICE int32_t kmeans_own_donor(const double *inertia, const int32_t *offset, int32_t clusters, double *most)
+{
+    int32_t donor = -1;
+    *most = 0.0;
+    for (int32_t c = (int32_t)threadIdx.x; c < clusters; c += (int32_t)blockDim.x)
+        if (inertia[c] > *most && offset[c + 1] - offset[c] > 1) *most = inertia[c], donor = c;
+    return donor;
+}
+
+/* Block = head, 256 threads; thread i owns clusters i, i + 256, ... and knows the best donor among them, so that a choice
+   costs one reduction over the block. */
+static __global__ void __launch_bounds__(256)
+    kmeans_donors(const int32_t *moved, const int32_t *all_offset, double *all_inertia, int64_t heads, int32_t clusters,
+                  int32_t *all_empty, int32_t *all_donor, int32_t *pairs)
+{
+    SVG2_DYN_SMEM(kmeans_smem, 512);
+    double *warp_most = (double *)(void *)kmeans_smem; /* [8] */
+    int32_t *warp_donor = (int32_t *)(void *)(warp_most + 8), *warp_empty = warp_donor + 8; /* [8] each */
+    const int64_t head = item_index();
+    if (head >= heads) return;
+    const int tid = (int)threadIdx.x, warp = tid / WARP, lane = tid % WARP;
+    const int32_t *offset = all_offset + head * ((int64_t)clusters + 1);
+    double *inertia = all_inertia + head * clusters;
+    int32_t *empty = all_empty + head * clusters, *donor = all_donor + head * clusters;
+    int32_t empties = 0, given = 0;
+    if (moved[head] != 0)
+        for (int32_t c = tid; c < clusters; c += 256) empties += offset[c] == offset[c + 1];
+    if (!__syncthreads_or(empties)) {
+        if (tid == 0) pairs[head] = 0;
+        return;
+    }
+    empties = 0;
+    for (int64_t base = 0; base < clusters; base += 256) { /* the empty ones in rising order */
+        const int64_t c = base + tid;
+        const bool is_empty = c < clusters && offset[c] == offset[c + 1];
+        const unsigned lanes = __ballot_sync(0xffffffffu, is_empty);
+        if (lane == 0) warp_empty[warp] = __popc(lanes);
+        __syncthreads(); /* counts of the warps */
+        int32_t at = empties + __popc(lanes & ((1u << lane) - 1));
+        for (int w = 0; w < 8; ++w) {
+            if (w < warp) at += warp_empty[w];
+            empties += warp_empty[w];
+        }
+        if (is_empty) empty[at] = (int32_t)c;
+        __syncthreads(); /* the counts have been read and may change */
+    }
+    double most;
+    int32_t mine = kmeans_own_donor(inertia, offset, clusters, &most);
+    for (; given < empties; ++given) {
+        double top = most;
+        int32_t who = mine;
+        for (int o = 16; o; o >>= 1) {
+            const double other = __shfl_xor_sync(0xffffffffu, top, o);
+            const int32_t other_who = __shfl_xor_sync(0xffffffffu, who, o);
+            if (kmeans_gives_first(other, other_who, top, who)) top = other, who = other_who;
+        }
+        if (lane == 0) warp_most[warp] = top, warp_donor[warp] = who;
+        __syncthreads(); /* the warps' candidates */
+        top = 0.0, who = -1;
+        for (int w = 0; w < 8; ++w)
+            if (kmeans_gives_first(warp_most[w], warp_donor[w], top, who)) top = warp_most[w], who = warp_donor[w];
+        if (!SVG2__FAULT(15)) __syncthreads(); /* all have read them: the next choice may overwrite them */
+        if (who < 0) break;
+        if (tid == 0) donor[given] = who;
+        if (who == mine) { /* gives once */
+            inertia[who] = 0.0;
+            mine = kmeans_own_donor(inertia, offset, clusters, &most);
+        }
+    }
+    if (tid == 0) pairs[head] = given;
+}
+
+struct kmeans_reseed_args {
+    tensor         x;
+    const float   *mean;
+    float         *centre;
+    const int32_t *order, *offset, *empty, *donor, *pairs;
+    int64_t        items, pitch;
+    int32_t        heads, dim, clusters;
+};
+
+/* Block = (head, every 32nd pair), 8 warps: a warp looks at every 8th row of the donor. The farthest row wins, the first of
+   equals. */
+static __global__ void __launch_bounds__(256) kmeans_reseed(const __grid_constant__ kmeans_reseed_args p)
+{
+    SVG2_DYN_SMEM(kmeans_smem, 512);
+    float *warp_away = (float *)(void *)kmeans_smem; /* [8] */
+    int32_t *warp_at = (int32_t *)(void *)(warp_away + 8);
+    const int64_t item = item_index();
+    if (item >= p.items) return;
+    const int64_t head = item / KM_RESEED_BLOCKS, base = row_at(p.x, head / p.heads, head % p.heads, 0);
+    const int tid = (int)threadIdx.x, warp = tid / WARP, lane = tid % WARP, e = 8 * lane;
+    const int32_t *order = p.order + head * p.pitch, *offset = p.offset + head * ((int64_t)p.clusters + 1);
+    const float *mean = p.mean + head * p.dim;
+    float *centre = p.centre + head * p.clusters * p.dim;
+    for (int32_t r = (int32_t)(item % KM_RESEED_BLOCKS); r < p.pairs[head]; r += KM_RESEED_BLOCKS) {
+        const int32_t donor = p.donor[head * p.clusters + r], end = offset[donor + 1];
+        float *target = centre + (int64_t)p.empty[head * p.clusters + r] * p.dim, origin[8], x[8], farthest = 0.0f;
+        int32_t at = -1;
+        for (int i = 0; i < 8 && e < p.dim; ++i) origin[i] = centre[(int64_t)donor * p.dim + e + i];
+        for (int64_t j = offset[donor] + warp; j < end; j += 8) {
+            float away = 0.0f;
+            if (e < p.dim) {
+                load8(x, p.x, base + order[j] * p.x.stride_token, e);
+                for (int i = 0; i < 8; ++i) {
+                    const float d = x[i] - mean[e + i] - origin[i];
+                    away += d * d;
+                }
+            }
+            away = warp_sum(away);
+            if (away > farthest) farthest = away, at = (int32_t)j;
+        }
+        if (lane == 0) warp_away[warp] = farthest, warp_at[warp] = at;
+        __syncthreads(); /* the warps' candidates */
+        farthest = 0.0f, at = -1;
+        for (int w = 0; w < 8; ++w)
+            if (warp_at[w] >= 0 && (warp_away[w] > farthest || (warp_away[w] == farthest && warp_at[w] < at)))
+                farthest = warp_away[w], at = warp_at[w];
+        if (!SVG2__FAULT(16)) __syncthreads(); /* all have read them: the next pair may overwrite them */
+        if (at < 0 || warp > 0 || e >= p.dim) continue;
+        load8(x, p.x, base + order[at] * p.x.stride_token, e);
+        for (int i = 0; i < 8; ++i) target[e + i] = x[i] - mean[e + i];
+    }
+}
+
+/* ---- results ---- */
+struct kmeans_finish_args {
+    const float   *centre, *mean;
+    const int32_t *offset; /* NULL: one cluster */
+    const void    *start;
+    void          *store;
+    float         *centroid;
+    int32_t       *size;
+    int64_t        items; /* 8 clusters each */
+    int64_t        total; /* clusters of all heads */
+    int32_t        clusters, dim, count, store_dtype;
+    int32_t        is_kept; /* store gets start, not the new centroids */
+};
+
+/* Warp = cluster. */
+static __global__ void __launch_bounds__(256) kmeans_finish(const __grid_constant__ kmeans_finish_args p)
+{
+    const int64_t item = item_index(), c = item * 8 + threadIdx.x / WARP;
+    if (item >= p.items || c >= p.total) return;
+    const int64_t head = c / p.clusters;
+    const int lane = (int)threadIdx.x % WARP;
+    for (int e = lane; e < p.dim; e += WARP) {
+        const float x = p.centre[c * p.dim + e];
+        p.centroid[c * p.dim + e] = x + p.mean[head * p.dim + e];
+        if (!p.store) continue;
+        if (!p.is_kept) store1(p.store, p.store_dtype, c * p.dim + e, x);
+        else if (p.store_dtype == SVG2_F32) ((uint32_t *)p.store)[c * p.dim + e] = ((const uint32_t *)p.start)[c * p.dim + e];
+        else ((uint16_t *)p.store)[c * p.dim + e] = ((const uint16_t *)p.start)[c * p.dim + e];
+    }
+    if (lane != 0) return;
+    const int32_t *offset = p.offset ? p.offset + head * ((int64_t)p.clusters + 1) + c % p.clusters : NULL;
+    p.size[c] = offset ? offset[1] - offset[0] : p.count;
+}
+
+/* One cluster. Block = 4096 tokens of a head. */
+static __global__ void __launch_bounds__(256)
+    kmeans_label_all(int32_t *label, int64_t stride, int32_t count, int64_t blocks, int64_t items)
+{
+    const int64_t item = item_index();
+    if (item >= items) return;
+    const int64_t first = item % blocks * 4096, last = min(first + 4096, (int64_t)count);
+    for (int64_t i = first + threadIdx.x; i < last; i += 256) label[item / blocks * stride + i] = 0;
+}
+
+/* ---- host ---- */
+static svg2_result kmeans_pack_run(const svg2_backend *backend, kmeans_pack_args p, int64_t heads, svg2_dtype dtype,
+                                   svg2_error *err)
+{
+    p.items = heads * ((p.end - p.begin) / 8);
+    return launch(backend, err, "kmeans_pack", dtype == SVG2_F16 ? kmeans_pack<__half> : kmeans_pack<__nv_bfloat16>,
+                  grid_items(p.items), 256, 0, p);
+}
+
+template <int DIM>
+static svg2_result kmeans_assign_dim(const svg2_backend *backend, const kmeans_assign_args &p, bool is_seed, svg2_error *err)
+{
+    const bool is_f16 = p.x.dtype == SVG2_F16;
+    void (*kernel)(kmeans_assign_args);
+    if (is_seed) kernel = is_f16 ? kmeans_assign<DIM, __half, true> : kmeans_assign<DIM, __nv_bfloat16, true>;
+    else kernel = is_f16 ? kmeans_assign<DIM, __half, false> : kmeans_assign<DIM, __nv_bfloat16, false>;
+    return launch(backend, err, is_seed ? "kmeans_seed_distance" : "kmeans_assign", kernel, grid_items(p.items), 256,
+                  2 * kmeans_stage<DIM>::BYTES, p);
+}
+
+static svg2_result kmeans_assign_run(const svg2_backend *backend, kmeans_assign_args p, int64_t heads, int32_t padded,
+                                     bool is_seed, svg2_error *err)
+{
+    p.tiles = (int32_t)(((int64_t)p.rows + KM_TILE - 1) / KM_TILE);
+    p.items = heads * p.tiles;
+    switch (padded) {
+    case 64: return kmeans_assign_dim<64>(backend, p, is_seed, err);
+    case 96: return kmeans_assign_dim<96>(backend, p, is_seed, err);
+    case 128: return kmeans_assign_dim<128>(backend, p, is_seed, err);
+    default: return kmeans_assign_dim<256>(backend, p, is_seed, err);
+    }
+}
+
+template <class E> static auto kmeans_pieces_for(const tensor &x)
+{
+    return x.is_vector ? kmeans_pieces<E, true> : kmeans_pieces<E, false>;
 }
 
 static svg2_result run_kmeans(const svg2_backend *backend, const svg2_kmeans_desc *d, void *workspace, svg2_error *err)
 {
-    (void)backend, (void)d, (void)workspace;
-    return set_error(err, SVG2_ERR_BACKEND, "kmeans", "is not built yet", cudaSuccess);
+    const kmeans_shape s = kmeans_shape_of(d);
+    const int32_t dim = d->head_dim, rounds = d->iterations > 0 ? d->iterations : 1;
+    const svg2_dtype dtype = d->layout.dtype;
+    const bool is_single = d->clusters == 1;
+    kmeans_memory m;
+    tensor x = tensor_of(d->x, d->layout, d->heads, d->tokens, dim);
+    int32_t *label = d->label + d->token_begin;
+    (void)kmeans_layout(d, workspace, &m);
+    x.data = (const char *)x.data + (size_t)d->token_begin * (size_t)x.stride_token * dtype_bytes(dtype);
+
+    SVG2__RUN(launch(backend, err, "kmeans_sum",
+                     dtype == SVG2_F32   ? kmeans_sum<float>
+                     : dtype == SVG2_F16 ? kmeans_sum<__half>
+                                         : kmeans_sum<__nv_bfloat16>,
+                     grid_items(s.heads * s.chunks), 256, 256 * 8 * sizeof(float), x, d->heads, dim, s.count, s.chunks,
+                     s.heads * s.chunks, m.partial));
+    SVG2__RUN(launch(backend, err, "kmeans_start", kmeans_start, grid_items(s.heads), 1024, 1024 * sizeof(double), m.partial,
+                     dim, s.count, s.chunks, s.heads, d->mean, is_single ? m.centre : NULL,
+                     is_single ? NULL : m.moved + s.heads));
+    if (is_single) {
+        const int64_t blocks = ((int64_t)s.count + 4095) / 4096;
+        SVG2__RUN(launch(backend, err, "kmeans_label_all", kmeans_label_all, grid_items(s.heads * blocks), 256, 0, label,
+                         (int64_t)d->tokens, s.count, blocks, s.heads * blocks));
+    } else {
+        kmeans_pack_args pack;
+        kmeans_assign_args assign;
+        sort_job sort = kmeans_sort_job(d, &s);
+
+        memset(&pack, 0, sizeof pack);
+        pack.centre = m.centre;
+        pack.mean = d->mean;
+        pack.packed = m.packed;
+        pack.bias = m.bias;
+        pack.clusters = d->clusters;
+        pack.clusters16 = s.clusters16;
+        pack.dim = dim;
+        pack.padded = s.padded;
+        pack.start_dtype = d->store_dtype;
+        pack.is_shifted = dtype != SVG2_F32;
+
+        memset(&assign, 0, sizeof assign);
+        assign.x = x;
+        assign.mean = d->mean;
+        assign.packed = m.packed;
+        assign.bias = m.bias;
+        assign.label = label;
+        assign.label_stride = d->tokens;
+        assign.distance = m.distance;
+        assign.heads = d->heads;
+        assign.dim = dim;
+        assign.clusters16 = s.clusters16;
+        assign.count = s.count;
+
+        if (!d->start) {
+            const int32_t batch = round_up((d->clusters + KM_SEED_ROUNDS - 1) / KM_SEED_ROUNDS, 4);
+            kmeans_draw_args draw;
+            memset(&draw, 0, sizeof draw);
+            draw.x = x;
+            draw.mean = d->mean;
+            draw.distance = m.distance;
+            draw.centre = m.centre;
+            draw.seed = d->seed;
+            draw.total = s.heads;
+            draw.heads = d->heads;
+            draw.dim = dim;
+            draw.clusters = d->clusters;
+            draw.count = s.count;
+            draw.samples = s.samples;
+            draw.run_length = round_up(s.samples, KM_RUNS * WARP) / KM_RUNS;
+            while (draw.first < d->clusters) {
+                draw.batch = d->clusters - draw.first < batch ? d->clusters - draw.first : batch;
+                SVG2__RUN(launch(backend, err, "kmeans_draw", kmeans_draw, grid_items(s.heads), 512,
+                                 (KM_RUNS + 512 / WARP) * sizeof(double), draw));
+                pack.known = draw.first + draw.batch;
+                if (pack.known == d->clusters) break; /* nobody asks for the last distances */
+                pack.begin = assign.begin = draw.first / 16 * 16;
+                pack.end = assign.end = round_up(pack.known, 16);
+                assign.rows = s.samples;
+                assign.is_first = draw.first == 0;
+                SVG2__RUN(kmeans_pack_run(backend, pack, s.heads, dtype, err));
+                SVG2__RUN(kmeans_assign_run(backend, assign, s.heads, s.padded, true, err));
+                draw.first = pack.known;
+            }
+        }
+
+        sort.label = label;
+        sort.order = m.order;
+        sort.offset = m.offset;
+        sort.swap = m.swap;
+        sort.histogram = m.histogram;
+        pack.begin = assign.begin = 0;
+        pack.end = assign.end = s.clusters16;
+        pack.known = d->clusters;
+        assign.rows = s.count;
+        for (int32_t round = 0; round < rounds; ++round) {
+            const int32_t *before = m.moved + (round % 2 ? 0 : s.heads);
+            int32_t *moved = m.moved + (round % 2 ? s.heads : 0);
+            kmeans_pieces_args pieces;
+            pack.before = assign.before = before;
+            pack.moved = assign.moved = moved;
+            sort.moved = moved;
+            pack.start = round == 0 ? d->start : NULL;
+            assign.is_first = round == 0;
+            SVG2__RUN(kmeans_pack_run(backend, pack, s.heads, dtype, err));
+            SVG2__RUN(kmeans_assign_run(backend, assign, s.heads, s.padded, false, err));
+            SVG2__RUN(sort_run(backend, &sort, err));
+
+            memset(&pieces, 0, sizeof pieces);
+            pieces.x = x;
+            pieces.mean = d->mean;
+            pieces.order = m.order;
+            pieces.offset = m.offset;
+            pieces.label = label;
+            pieces.moved = moved;
+            pieces.piece = m.piece;
+            pieces.pitch = s.pitch;
+            pieces.label_stride = d->tokens;
+            pieces.heads = d->heads;
+            pieces.dim = dim;
+            pieces.clusters = d->clusters;
+            pieces.count = s.count;
+            pieces.pieces = s.pieces;
+            pieces.slot = s.slot;
+            pieces.blocks = (int32_t)(((int64_t)s.pieces + 128 / (dim / 8) - 1) / (128 / (dim / 8)));
+            pieces.items = s.heads * pieces.blocks;
+            SVG2__RUN(launch(backend, err, "kmeans_pieces",
+                             dtype == SVG2_F32   ? kmeans_pieces_for<float>(x)
+                             : dtype == SVG2_F16 ? kmeans_pieces_for<__half>(x)
+                                                 : kmeans_pieces_for<__nv_bfloat16>(x),
+                             grid_items(pieces.items), 128, 0, pieces));
+            SVG2__RUN(launch(backend, err, "kmeans_update", kmeans_update, grid_items(s.heads * d->clusters), 128,
+                             (4 * 128 + 4) * sizeof(double), m.piece, m.offset, moved, s.heads * d->clusters, d->clusters,
+                             s.pieces, s.slot, dim, m.centre, m.inertia));
+            if (!d->keep_empty) {
+                kmeans_reseed_args reseed;
+                memset(&reseed, 0, sizeof reseed);
+                reseed.x = x;
+                reseed.mean = d->mean;
+                reseed.centre = m.centre;
+                reseed.order = m.order;
+                reseed.offset = m.offset;
+                reseed.empty = m.empty;
+                reseed.donor = m.donor;
+                reseed.pairs = m.pairs;
+                reseed.items = s.heads * KM_RESEED_BLOCKS;
+                reseed.pitch = s.pitch;
+                reseed.heads = d->heads;
+                reseed.dim = dim;
+                reseed.clusters = d->clusters;
+                SVG2__RUN(launch(backend, err, "kmeans_donors", kmeans_donors, grid_items(s.heads), 256, 128 + 64, moved,
+                                 m.offset, m.inertia, s.heads, d->clusters, m.empty, m.donor, m.pairs));
+                SVG2__RUN(launch(backend, err, "kmeans_reseed", kmeans_reseed, grid_items(reseed.items), 256, 64, reseed));
+            }
+        }
+    }
+
+    kmeans_finish_args finish;
+    memset(&finish, 0, sizeof finish);
+    finish.centre = m.centre;
+    finish.mean = d->mean;
+    finish.offset = is_single ? NULL : m.offset;
+    finish.is_kept = d->start && d->iterations == 0; /* 0 iterations keep the centroids */
+    finish.start = d->start;
+    finish.store = finish.is_kept && d->store == d->start ? NULL : d->store;
+    finish.centroid = d->centroid;
+    finish.size = d->size;
+    finish.total = s.heads * d->clusters;
+    finish.items = (finish.total + 7) / 8;
+    finish.clusters = d->clusters;
+    finish.dim = dim;
+    finish.count = s.count;
+    finish.store_dtype = d->store_dtype;
+    SVG2__RUN(launch(backend, err, "kmeans_finish", kmeans_finish, grid_items(finish.items), 256, 0, finish));
+    return ok(err);
 }
 
 } /* namespace svg2__cuda */
 
-/* ==== >>permute ============================================================================ */
+/* ==== >>permute ============================================================================
+   A stable counting sort, of labels up to 2048 in one pass, else one pass per digit of them:
+
+       count   block = (head, chunk of 4096 tokens): how often each label occurs       histogram [chunks][bins]
+       scan    block = head: where the tokens of (label, chunk) begin                  the same, and offset
+       rank    block = (head, chunk): warp by warp, 32 tokens at a time, each token's place
+
+   Workspace of a head in bytes: 4 chunks * bins (24 heads of 118,800 tokens, 1002 blocks: 2.8 MB), and 4 S beyond 2048 blocks. */
 namespace svg2__cuda {
 
-static size_t permute_layout(const svg2_permute_desc *d, void *base)
+enum {
+    SORT_CHUNK = 4096,  /* tokens of a chunk, or more where there would be over SORT_CHUNKS */
+    SORT_CHUNKS = 1024,
+    SORT_DIGIT = 11     /* bits */
+};
+
+static void sort_shape(sort_job *j)
 {
-    (void)d, (void)base;
-    return 0;
+    int bits = 1;
+    while (bits < 31 && (int64_t)1 << bits < j->blocks) ++bits;
+    j->passes = (bits + SORT_DIGIT - 1) / SORT_DIGIT;
+    j->digit = (bits + j->passes - 1) / j->passes;
+    j->bins = j->passes == 1 ? j->blocks : 1 << j->digit;
+    const int64_t even = ((int64_t)j->count + SORT_CHUNKS - 1) / SORT_CHUNKS;
+    j->chunk = even <= SORT_CHUNK ? SORT_CHUNK : round_up((int32_t)even, SORT_CHUNK);
+    j->chunks = (int32_t)(((int64_t)j->count + j->chunk - 1) / j->chunk);
+}
+
+/* A label outside of its range, an error on the CPU, counts as the last cluster: nothing may leave the histogram. */
+SVG2__DEVICE int32_t sort_label(const sort_job &j, const int32_t *label, int32_t token)
+{
+    if ((uint32_t)(token - j.text_begin) < (uint32_t)j.text_count) return j.clusters;
+    if ((uint32_t)(token - j.padding_begin) < (uint32_t)j.padding_count) return j.blocks - 1;
+    return (int32_t)min((uint32_t)label[token], (uint32_t)j.clusters - 1);
+}
+
+/* the digit of the i-th token in the order that the last pass left; source NULL: in their own order */
+SVG2__DEVICE int32_t sort_digit(const sort_job &j, const int32_t *label, const int32_t *source, int32_t i, int32_t shift,
+                                int32_t *token)
+{
+    *token = source ? source[i] : i;
+    const int32_t l = sort_label(j, label, *token) >> shift;
+    return j.passes == 1 ? l : l & ((1 << j.digit) - 1);
+}
+
+/* 4 bins bytes of shared memory. Limiter: DRAM, one pass over the labels. */
+static __global__ void __launch_bounds__(256)
+    sort_count(const __grid_constant__ sort_job j, const int32_t *all_source, int32_t shift)
+{
+    SVG2_DYN_SMEM(kmeans_smem, 512);
+    int32_t *bin = (int32_t *)(void *)kmeans_smem;
+    const int64_t item = item_index();
+    if (item >= j.heads * j.chunks) return;
+    const int64_t head = item / j.chunks, first = item % j.chunks * j.chunk;
+    const int64_t last = min(first + j.chunk, (int64_t)j.count);
+    if (j.moved && j.moved[head] == 0) return;
+    int32_t *label = j.label + head * j.stride;
+    const int32_t *source = all_source ? all_source + head * j.pitch : NULL;
+    for (int b = (int)threadIdx.x; b < j.bins; b += 256) bin[b] = 0;
+    if (!SVG2__FAULT(20)) __syncthreads(); /* zeros before counts */
+    for (int64_t i = first + threadIdx.x; i < last; i += 256) {
+        int32_t token;
+        atomicAdd(&bin[sort_digit(j, label, source, (int32_t)i, shift, &token)], 1);
+        if (source) continue;
+        const int32_t l = sort_label(j, label, token);
+        if (l != label[token]) label[token] = l; /* text and padding */
+    }
+    __syncthreads(); /* all counts before they are read */
+    for (int b = (int)threadIdx.x; b < j.bins; b += 256) j.histogram[item * j.bins + b] = bin[b];
+}
+
+/* Thread = bin: its count over all chunks, a prefix sum over the bins, then the beginning of each chunk's share. Up to 1024
+   threads, neighbours read neighbouring bins; 128 bytes of shared memory; latency of 2 * chunks / 8 loads. */
+static __global__ void __launch_bounds__(1024) sort_scan(const __grid_constant__ sort_job j)
+{
+    SVG2_DYN_SMEM(kmeans_smem, 512);
+    int32_t *warp_total = (int32_t *)(void *)kmeans_smem; /* [32] */
+    const int64_t head = item_index();
+    if (head >= j.heads) return;
+    if (j.moved && j.moved[head] == 0) return;
+    const int tid = (int)threadIdx.x, threads = (int)blockDim.x, warp = tid / WARP, lane = tid % WARP;
+    int32_t *histogram = j.histogram + head * j.chunks * j.bins;
+    int32_t below = 0; /* tokens in lower bins */
+    for (int base = 0; base < j.bins; base += threads) {
+        const int b = base + tid;
+        int32_t mine = 0;
+        if (b < j.bins) {
+#pragma unroll 8
+            for (int32_t c = 0; c < j.chunks; ++c) mine += histogram[(int64_t)c * j.bins + b];
+        }
+        const int32_t upto = warp_prefix(mine);
+        if (lane == WARP - 1) warp_total[warp] = upto;
+        __syncthreads(); /* totals of the warps */
+        int32_t at = below + upto - mine;
+        for (int w = 0; w < threads / WARP; ++w) {
+            if (w < warp) at += warp_total[w];
+            below += warp_total[w];
+        }
+        if (!SVG2__FAULT(21)) __syncthreads(); /* they have been read: the next bins may overwrite them */
+        if (b >= j.bins) continue;
+        if (j.passes == 1) j.offset[head * ((int64_t)j.blocks + 1) + b] = at;
+#pragma unroll 8
+        for (int32_t c = 0; c < j.chunks; ++c) {
+            const int32_t n = histogram[(int64_t)c * j.bins + b];
+            histogram[(int64_t)c * j.bins + b] = at;
+            at += n;
+        }
+    }
+    if (j.passes == 1 && tid == 0) j.offset[head * ((int64_t)j.blocks + 1) + j.blocks] = j.count;
+}
+
+/* 8 warps, each with an eighth of the chunk in order and with its own counters: 32 bins bytes of shared memory (1002 bins:
+   32 KB). First the warps count, which tells where each one's tokens of a bin begin; then lanes with the same bin find each
+   other by match, and the rank among them is a popcount. Limiter: latency of shared memory; writes of order are scattered,
+   but stay in L2. */
+static __global__ void __launch_bounds__(256)
+    sort_rank(const __grid_constant__ sort_job j, const int32_t *all_source, int32_t *all_target, int32_t shift)
+{
+    SVG2_DYN_SMEM(kmeans_smem, 512);
+    int32_t *counter = (int32_t *)(void *)kmeans_smem; /* [8][bins] */
+    const int64_t item = item_index();
+    if (item >= j.heads * j.chunks) return;
+    const int64_t head = item / j.chunks, chunk_first = item % j.chunks * j.chunk;
+    if (j.moved && j.moved[head] == 0) return;
+    const int tid = (int)threadIdx.x, warp = tid / WARP, lane = tid % WARP;
+    const int32_t *label = j.label + head * j.stride, *source = all_source ? all_source + head * j.pitch : NULL;
+    int32_t *target = all_target + head * j.pitch, *own = counter + (int64_t)warp * j.bins;
+    const int64_t first = chunk_first + (int64_t)warp * (j.chunk / 8), last = min(first + j.chunk / 8, (int64_t)j.count);
+    for (int b = tid; b < 8 * j.bins; b += 256) counter[b] = 0;
+    __syncthreads(); /* zeros before counts */
+    for (int64_t i = first + lane; i < last; i += WARP) {
+        int32_t token;
+        atomicAdd(&own[sort_digit(j, label, source, (int32_t)i, shift, &token)], 1);
+    }
+    if (!SVG2__FAULT(22)) __syncthreads(); /* all counts before they become places */
+    for (int b = tid; b < j.bins; b += 256) {
+        int32_t at = j.histogram[item * j.bins + b];
+        for (int w = 0; w < 8; ++w) {
+            const int32_t n = counter[w * j.bins + b];
+            counter[w * j.bins + b] = at;
+            at += n;
+        }
+    }
+    __syncthreads(); /* the places of all bins, before they are handed out */
+    for (int64_t base = first; base < last; base += WARP) {
+        const bool is_there = base + lane < last;
+        int32_t token = 0, bin = j.bins; /* lanes without a token have a bin of their own */
+        if (is_there) bin = sort_digit(j, label, source, (int32_t)(base + lane), shift, &token);
+        const unsigned same = __match_any_sync(0xffffffffu, bin);
+        if (is_there) target[own[bin] + __popc(same & ((1u << lane) - 1))] = token;
+        if (!SVG2__FAULT(23)) __syncwarp(); /* all have read the counters, one of the lanes moves each on */
+        if (is_there && lane == __ffs((int)same) - 1) own[bin] += __popc(same);
+        if (!SVG2__FAULT(24)) __syncwarp(); /* moved on before the next 32 tokens read them */
+    }
+}
+
+/* Several passes: offset by bisection of the sorted labels. Thread = (head, block). */
+static __global__ void __launch_bounds__(256) sort_offset(const __grid_constant__ sort_job j)
+{
+    const int64_t i = item_index() * 256 + threadIdx.x, extent = (int64_t)j.blocks + 1;
+    if (i >= j.heads * extent) return;
+    const int64_t head = i / extent;
+    if (j.moved && j.moved[head] == 0) return;
+    const int32_t *label = j.label + head * j.stride, *order = j.order + head * j.pitch, block = (int32_t)(i % extent);
+    int32_t lo = 0, hi = j.count; /* the first token of this block or a later one is in [lo, hi] */
+    while (lo < hi) {
+        const int32_t mid = lo + (hi - lo) / 2;
+        if (sort_label(j, label, order[mid]) < block) lo = mid + 1;
+        else hi = mid;
+    }
+    j.offset[i] = lo;
+}
+
+static svg2_result sort_run(const svg2_backend *backend, const sort_job *j, svg2_error *err)
+{
+    const int64_t items = j->heads * j->chunks;
+    const unsigned threads = j->bins < 1024 ? (unsigned)round_up(j->bins, WARP) : 1024u;
+    const int32_t *source = NULL;
+    for (int32_t pass = 0; pass < j->passes; ++pass) {
+        int32_t *target = (j->passes - 1 - pass) % 2 ? j->swap : j->order; /* the last pass writes order */
+        const int32_t shift = pass * j->digit;
+        SVG2__RUN(launch(backend, err, "sort_count", sort_count, grid_items(items), 256, (size_t)j->bins * 4, *j, source,
+                         shift));
+        SVG2__RUN(launch(backend, err, "sort_scan", sort_scan, grid_items(j->heads), threads, 32 * 4, *j));
+        SVG2__RUN(launch(backend, err, "sort_rank", sort_rank, grid_items(items), 256, (size_t)j->bins * 32, *j, source,
+                         target, shift));
+        source = target;
+    }
+    if (j->passes > 1)
+        SVG2__RUN(launch(backend, err, "sort_offset", sort_offset,
+                         grid_items((j->heads * ((int64_t)j->blocks + 1) + 255) / 256), 256, 0, *j));
+    return SVG2_OK;
+}
+
+static size_t permute_layout(const svg2_permute_desc *d, void *base, sort_job *job = NULL)
+{
+    arena a = {(char *)base, 0};
+    sort_job j;
+    memset(&j, 0, sizeof j);
+    j.label = d->label;
+    j.order = d->order;
+    j.offset = d->offset;
+    j.heads = (int64_t)d->batch * d->heads;
+    j.stride = j.pitch = j.count = d->tokens;
+    j.clusters = d->clusters;
+    j.blocks = d->clusters + (d->text_count > 0) + (d->padding_count > 0);
+    j.text_begin = d->text_begin;
+    j.text_count = d->text_count;
+    j.padding_begin = d->padding_begin;
+    j.padding_count = d->padding_count;
+    sort_shape(&j);
+    j.histogram = a.take<int32_t>(count_of(j.heads, j.chunks, j.bins));
+    j.swap = a.take<int32_t>(count_of(j.passes > 1 ? j.heads : 0, j.pitch));
+    if (job) *job = j;
+    return a.used;
 }
 
 static svg2_result run_permute(const svg2_backend *backend, const svg2_permute_desc *d, void *workspace, svg2_error *err)
 {
-    (void)backend, (void)d, (void)workspace;
-    return set_error(err, SVG2_ERR_BACKEND, "permute", "is not built yet", cudaSuccess);
+    sort_job j;
+    (void)permute_layout(d, workspace, &j);
+    SVG2__RUN(sort_run(backend, &j, err));
+    return ok(err);
 }
 
 } /* namespace svg2__cuda */
