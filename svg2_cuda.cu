@@ -768,7 +768,7 @@ SVG2__DEVICE void kmeans_fetch(uint32_t buffer, const uint16_t *packed, const fl
 }
 
 template <int DIM> struct kmeans_stage {
-    enum { BYTES = KM_STAGE * DIM * 2 + KM_STAGE * 4 };
+    enum { BYTES = KM_STAGE * DIM * 2 + 512 }; /* a multiple of the longest row, for the ^ in kmeans_assign */
 };
 
 template <int DIM, class T, bool IS_SEED>
@@ -936,14 +936,13 @@ static __global__ void __launch_bounds__(512) kmeans_draw(const __grid_constant_
     if (head >= p.total) return;
     const int tid = (int)threadIdx.x, warp = tid / WARP, lane = tid % WARP, warps = 512 / WARP;
     const float *distance = p.distance + head * p.samples, *mean = p.mean + head * p.dim;
-    const int32_t run_length = p.run_length;
     double total = 0.0;
     if (p.first > 0) {
         for (int run = warp; run < KM_RUNS; run += warps) {
+            const int64_t begin = (int64_t)run * p.run_length, end = min(begin + p.run_length, (int64_t)p.samples);
             double sum = 0.0;
-            for (int64_t i = lane; i < run_length && (int64_t)run * run_length + i < p.samples; i += WARP)
-                sum += (double)distance[(int64_t)run * run_length + i];
-            sum = warp_sum(sum);
+            for (int64_t i = begin + lane; i < end; i += WARP) sum += (double)distance[i];
+            if (begin < end) sum = warp_sum(sum);
             if (lane == 0) prefix[run] = sum;
         }
         __syncthreads(); /* sums of the runs, written by all warps */
@@ -970,7 +969,7 @@ static __global__ void __launch_bounds__(512) kmeans_draw(const __grid_constant_
                 if (prefix[mid] <= target) lo = mid;
                 else hi = mid;
             }
-            const int64_t begin = (int64_t)lo * run_length, end = min(begin + run_length, (int64_t)p.samples);
+            const int64_t begin = (int64_t)lo * p.run_length, end = min(begin + p.run_length, (int64_t)p.samples);
             double sum = prefix[lo];
             for (int64_t at = begin; at < end; at += WARP) {
                 const double share = at + lane < end ? (double)distance[at + lane] : 0.0, upto = warp_prefix(share);
