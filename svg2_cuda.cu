@@ -234,6 +234,14 @@ SVG2__OP void svg2__mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+/* x, which the compiler then takes for a value that it has not seen: what is made from it inside a loop is made there, and not
+   held in registers all the time. No instruction. */
+SVG2__OP int svg2__fresh(int x)
+{
+    asm volatile("" : "+r"(x));
+    return x;
+}
 #endif /* SVG2_DEVICE_OPS_PROVIDED */
 
 /* ==== >>common =========================================================================== */
@@ -3877,19 +3885,1238 @@ static svg2_result run_tail(const svg2_backend *backend, const svg2_tail_desc *d
 
 } /* namespace svg2__cuda */
 
-/* ==== >>attention ========================================================================== */
+/* ==== >>attention ==========================================================================
+   pack      K, V (and the tail's virtual keys) as 16-bit rows in block order
+   count     keys that each query block sees, to sort by
+   plan      work items: 128 rows of one query block (64 for wide heads), heads in order, long ones first
+   forward   one item a block of threads
+   merge     joining two partial results */
 namespace svg2__cuda {
 
+enum {
+    ATTENTION_THREADS = 128,
+    LIST_BLOCKS = 512,   /* key blocks of one list of runs: 4 a thread                                        */
+    SLOTS = 4,           /* tiles whose row numbers are held: those in the ring, and the one whose bias is used */
+    PACK_ROWS = 64,
+    PACK_THREADS = 256,
+    PLAN_BLOCKS = 1024,  /* query blocks that are sorted; beyond that they stay in order                      */
+    PLAN_THREADS = 256,
+    COUNT_THREADS = 128,
+    MERGE_THREADS = 256
+};
+
+/* head_dim as the tiles have it */
+static inline int32_t padded_dim(int32_t dim) { return dim <= 64 ? 64 : dim <= 96 ? 96 : dim <= 128 ? 128 : 256; }
+/* rows of an item: one warp of four then owns 32 rows, or 16 where a row of the output takes 128 registers */
+static inline int32_t item_rows(int32_t padded) { return padded > 128 ? 64 : 128; }
+
+SVG2__DEVICE int32_t kv_head(int32_t bh, int32_t heads, int32_t heads_kv)
+{
+    return bh / heads * heads_kv + bh % heads / (heads / heads_kv);
+}
+
+static inline int64_t kv_head_host(int64_t bh, int32_t heads, int32_t heads_kv)
+{
+    return bh / heads * heads_kv + bh % heads / (heads / heads_kv);
+}
+
+/* ---- packing ----
+   One block of threads: 64 rows of K, of V, of the virtual keys or of their values, of one kv head. A row comes from
+   order[row] (a gather of whole rows: 256 bytes and more, full sectors) or from where it is, gets zeros up to the padded
+   head_dim, and goes out as T, 16 bytes a lane. T rows are copied bit for bit; others are rounded, after removal of the
+   mean where one is given. Bound by DRAM: 2 to 8 chunks of 16 bytes (f32: 32) are asked for per thread before the first
+   one is used, about 32 KB an SM at the 8 blocks that fit. No shared memory; 40 registers. */
+struct pack_job {
+    tensor         from;
+    const int32_t *order; /* [kv heads, tokens], NULL = identity */
+    const float   *mean;  /* [kv heads, dim], NULL = 0            */
+    void          *to;    /* [kv_count, tokens, padded dim]       */
+    int32_t        tokens, groups; /* groups of 64 rows           */
+    int64_t        first; /* block of threads                     */
+};
+
+struct pack_args {
+    pack_job job[4];
+    int32_t  jobs, heads_kv, dim;
+    int64_t  kv_begin;
+};
+
+SVG2__DEVICE int32_t dtype_of(__half) { return SVG2_F16; }
+SVG2__DEVICE int32_t dtype_of(__nv_bfloat16) { return SVG2_BF16; }
+
+SVG2__DEVICE void unpack2(uint32_t u, float &lo, float &hi, __nv_bfloat16)
+{
+    lo = __uint_as_float(u << 16);
+    hi = __uint_as_float(u & 0xffff0000u);
+}
+SVG2__DEVICE void unpack2(uint32_t u, float &lo, float &hi, __half)
+{
+    __half_raw x, y;
+    x.x = (unsigned short)(u & 0xffffu);
+    y.x = (unsigned short)(u >> 16);
+    lo = __half2float(__half(x));
+    hi = __half2float(__half(y));
+}
+
+template <class T> SVG2__DEVICE uint4 pack8(const float (&x)[8])
+{
+    uint4 v;
+    v.x = pack2(x[0], x[1], T());
+    v.y = pack2(x[2], x[3], T());
+    v.z = pack2(x[4], x[5], T());
+    v.w = pack2(x[6], x[7], T());
+    return v;
+}
+
+template <class T, int DP> static __global__ void __launch_bounds__(PACK_THREADS) attention_pack(const __grid_constant__ pack_args a)
+{
+    enum { CHUNKS = DP / 8, PER_THREAD = PACK_ROWS * CHUNKS / PACK_THREADS };
+    static_assert(PER_THREAD * PACK_THREADS == PACK_ROWS * CHUNKS, "every thread has the same number of chunks");
+    const int tid = (int)threadIdx.x;
+    int which = 0;
+    while (which + 1 < a.jobs && (int64_t)blockIdx.x >= a.job[which + 1].first) ++which;
+    const pack_job &job = a.job[which];
+    const int64_t block = (int64_t)blockIdx.x - job.first, local = block / job.groups, kv = a.kv_begin + local;
+    const int first = (int)(block % job.groups) * PACK_ROWS;
+    uint4 *to = (uint4 *)job.to + (local * job.tokens + first) * CHUNKS;
+    const int32_t *order = job.order ? job.order + kv * job.tokens : NULL;
+    int64_t at[PER_THREAD];
+    int i;
+#pragma unroll
+    for (i = 0; i < PER_THREAD; ++i) {
+        const int index = tid + i * PACK_THREADS, row = first + index / CHUNKS, e = index % CHUNKS * 8;
+        at[i] = -1;
+        if (row < job.tokens && e < a.dim)
+            at[i] = row_at(job.from, kv / a.heads_kv, kv % a.heads_kv, order ? order[row] : row) + e;
+    }
+    uint4 v[PER_THREAD];
+    if (job.from.dtype == dtype_of(T()) && job.from.is_vector) {
+#pragma unroll
+        for (i = 0; i < PER_THREAD; ++i)
+            v[i] = at[i] < 0 ? make_uint4(0, 0, 0, 0) : *(const uint4 *)(const void *)((const uint16_t *)job.from.data + at[i]);
+    } else if (job.from.dtype == dtype_of(T())) {
+        for (i = 0; i < PER_THREAD; ++i) {
+            uint16_t h[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+            for (int n = 0; n < 8 && at[i] >= 0; ++n) h[n] = ((const uint16_t *)job.from.data)[at[i] + n];
+            memcpy(&v[i], h, 16);
+        }
+    } else {
+        const float *mean = job.mean ? job.mean + kv * a.dim : NULL;
+        const bool is_f32 = job.from.dtype == SVG2_F32 && job.from.is_vector;
+        float4 x0[PER_THREAD], x1[PER_THREAD];
+        if (is_f32) { /* all loads before the first use */
+#pragma unroll
+            for (i = 0; i < PER_THREAD; ++i) {
+                const float4 *p = (const float4 *)(const void *)((const float *)job.from.data + (at[i] < 0 ? 0 : at[i]));
+                x0[i] = at[i] < 0 ? make_float4(0, 0, 0, 0) : p[0];
+                x1[i] = at[i] < 0 ? make_float4(0, 0, 0, 0) : p[1];
+            }
+        }
+#pragma unroll
+        for (i = 0; i < PER_THREAD; ++i) {
+            const int e = (tid + i * PACK_THREADS) % CHUNKS * 8;
+            float x[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+            if (at[i] >= 0) {
+                if (is_f32) {
+                    x[0] = x0[i].x, x[1] = x0[i].y, x[2] = x0[i].z, x[3] = x0[i].w;
+                    x[4] = x1[i].x, x[5] = x1[i].y, x[6] = x1[i].z, x[7] = x1[i].w;
+                } else {
+                    load8(x, job.from, at[i], 0);
+                }
+                for (int n = 0; n < 8 && mean; ++n) x[n] -= mean[e + n];
+            }
+            v[i] = pack8<T>(x);
+        }
+    }
+#pragma unroll
+    for (i = 0; i < PER_THREAD; ++i) {
+        const int index = tid + i * PACK_THREADS;
+        if (first + index / CHUNKS < job.tokens) to[index] = v[i];
+    }
+}
+
+/* ---- planning ---- */
+/* Rows [first, first + count) of the order of one query block. 0 rows: nothing to do. */
+struct attention_item {
+    int32_t head, block, first, count; /* head: of the call */
+};
+
+struct plan_args {
+    const int32_t *query_offset, *key_offset;
+    const uint8_t *map;
+    int32_t *cost;           /* [heads, query_blocks]: keys that the block sees; NULL = all alike */
+    attention_item *item;    /* [heads, most]                                                      */
+    int32_t *first_item;     /* [heads, query_blocks], unless NULL: items of a block are neighbours */
+    int32_t heads, heads_kv, tokens, query_blocks, key_blocks, tail_query_blocks, tail_key_blocks, rows, most, head_begin;
+    int64_t blocks; /* blocks: heads of the call * query_blocks */
+};
+
+/* One warp: one query block. Reads a row of the map and the offsets, 1 + 4 bytes a key block; latency-bound, but
+   thousands of warps do it side by side. */
+static __global__ void __launch_bounds__(COUNT_THREADS) attention_count(const __grid_constant__ plan_args a)
+{
+    const int lane = (int)threadIdx.x % WARP;
+    const int64_t at = (int64_t)blockIdx.x * (COUNT_THREADS / WARP) + threadIdx.x / WARP;
+    if (at >= a.blocks) return; /* the whole warp */
+    const int64_t bh = a.head_begin + at / a.query_blocks, kv = kv_head((int32_t)bh, a.heads, a.heads_kv);
+    const int block = (int)(at % a.query_blocks);
+    const uint8_t *map = a.map + (bh * a.query_blocks + block) * a.key_blocks;
+    const int32_t *offset = a.key_offset + kv * ((int64_t)a.key_blocks + 1);
+    const int virtuals = block < a.tail_query_blocks ? a.tail_key_blocks : 0;
+    int n = 0;
+    for (int j = lane; j < a.key_blocks; j += WARP) {
+        const int size = offset[j + 1] - offset[j];
+        n += map[j] ? size : j < virtuals && size > 0;
+    }
+    n = warp_sum(n);
+    if (lane == 0) a.cost[at] = n;
+}
+
+/* Sum of x over the threads before this one, and over all of them. scan: one value a warp; it may be used again after the
+   next barrier. */
+template <int THREADS, class T> SVG2__DEVICE T scan_threads(T x, T *scan, T &total)
+{
+    const int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
+    T sum = x, before = 0;
+    for (int o = 1; o < WARP; o <<= 1) {
+        const T y = __shfl_up_sync(0xffffffffu, sum, o);
+        if (lane >= o) sum += y;
+    }
+    if (lane == WARP - 1) scan[warp] = sum;
+    if (!SVG2__FAULT(60)) __syncthreads(); /* the sums of the warps are there */
+    total = 0;
+    for (int w = 0; w < THREADS / WARP; ++w) {
+        if (w == warp) before = total;
+        total += scan[w];
+    }
+    return before + sum - x;
+}
+
+/* One block of threads: the items of one head. Up to 1024 query blocks are sorted by falling cost (ties to the lower one) by
+   counting, for each, those that go before it: 1024 reads a thread, broadcast; 10 us at most, once a call and head, beside
+   milliseconds of attention. Items of one head follow each other, so that its keys and values stay in L2.
+   13 KB of shared memory; latency-bound. */
+static __global__ void __launch_bounds__(PLAN_THREADS) attention_plan(const __grid_constant__ plan_args a)
+{
+    SVG2_DYN_SMEM(attention_shared, 128);
+    int32_t *cost = (int32_t *)(void *)attention_shared, *block = cost + PLAN_BLOCKS, *items = block + PLAN_BLOCKS; /* items: +1 */
+    int32_t *scan = items + PLAN_BLOCKS + 4;
+    const int tid = (int)threadIdx.x;
+    const int64_t head = blockIdx.x, bh = a.head_begin + head;
+    const int32_t *offset = a.query_offset ? a.query_offset + bh * ((int64_t)a.query_blocks + 1) : NULL;
+    attention_item *item = a.item + head * a.most;
+    const bool sorted = a.cost && a.query_blocks <= PLAN_BLOCKS;
+    int done = 0, i, k;
+    for (int chunk = 0; chunk < a.query_blocks; chunk += PLAN_BLOCKS) {
+        const int n = min(a.query_blocks - chunk, (int)PLAN_BLOCKS);
+        for (i = tid; i < n && sorted; i += PLAN_THREADS) cost[i] = a.cost[head * a.query_blocks + i];
+        __syncthreads(); /* all costs are there; and items[] of the chunk before is not read any more */
+        for (i = tid; i < n; i += PLAN_THREADS) {
+            const int q = chunk + i, rows = offset ? offset[q + 1] - offset[q] : a.tokens;
+            int rank = i;
+            if (sorted) {
+                rank = 0;
+                for (k = 0; k < n; ++k) rank += cost[k] > cost[i] || (cost[k] == cost[i] && k < i);
+            }
+            block[rank] = q;
+            items[rank] = (rows + a.rows - 1) / a.rows;
+        }
+        if (!SVG2__FAULT(61)) __syncthreads(); /* every rank is filled */
+        int own[PLAN_BLOCKS / PLAN_THREADS], sum = 0, total;
+        for (k = 0; k < PLAN_BLOCKS / PLAN_THREADS; ++k) {
+            i = tid * (PLAN_BLOCKS / PLAN_THREADS) + k;
+            own[k] = i < n ? items[i] : 0;
+            sum += own[k];
+        }
+        sum = scan_threads<PLAN_THREADS>(sum, scan, total); /* its barrier also stands between the reads above and the writes below */
+        for (k = 0; k < PLAN_BLOCKS / PLAN_THREADS; ++k) {
+            i = tid * (PLAN_BLOCKS / PLAN_THREADS) + k;
+            if (i < n) {
+                items[i] = sum;
+                if (a.first_item) a.first_item[head * a.query_blocks + block[i]] = done + sum;
+            }
+            sum += own[k];
+        }
+        __syncthreads(); /* items[] holds the sums */
+        for (i = tid; i < total; i += PLAN_THREADS) {
+            int lo = 0, hi = n - 1;
+            while (lo < hi) { /* the last block that begins at or before item i: blocks without rows are passed over */
+                const int mid = (lo + hi + 1) / 2;
+                if (items[mid] <= i) lo = mid;
+                else hi = mid - 1;
+            }
+            const int q = block[lo], begin = offset ? offset[q] : 0, end = offset ? offset[q + 1] : a.tokens;
+            attention_item x;
+            x.head = (int32_t)head;
+            x.block = q;
+            x.first = begin + (i - items[lo]) * a.rows;
+            x.count = min(a.rows, end - x.first);
+            if (done + i < a.most) item[done + i] = x;
+        }
+        done += total;
+    }
+    for (i = done + tid; i < a.most; i += PLAN_THREADS) {
+        attention_item x;
+        x.head = x.block = x.first = x.count = 0;
+        item[i] = x;
+    }
+}
+
+/* ---- forward ---- */
+/* 16-bit rows as the kernels read them: row t of kv head (b, h) at data + b*stride_batch + h*stride_head - begin +
+   t*stride_token. A row has chunks of 8 elements; the tile holds zeros behind them. */
+struct operand {
+    const void *data;
+    int64_t     stride_batch, stride_head, stride_token, begin;
+    int32_t     chunks;
+};
+
+struct attention_args {
+    const attention_item *item;
+    tensor  q, out;
+    operand key, value, virtual_key, virtual_value;
+    const int32_t *query_order, *key_offset;
+    const uint8_t *map;
+    const float *key_mean, *log_mass, *tail_matrix;
+    float *lse;
+    int32_t heads, heads_kv, tokens, tokens_kv, dim, query_blocks, key_blocks, tail_query_blocks, tail_key_blocks;
+    int32_t stages;           /* K or V tiles in the ring: 2 to 4                                        */
+    int32_t is_relative;      /* the keys lack their mean                                                */
+    int32_t is_matrix_vector; /* tail_matrix is aligned to 16 bytes                                      */
+    int32_t head_begin;
+    float scale2, sign;       /* |scale| * log2(e), not 0; the queries are multiplied by sign            */
+};
+
+/* Shared memory of a block, as byte offsets; the ring of tiles stands last. Of a list: 1 run = up to 4 neighbouring blocks. */
+template <int DP> struct attention_smem {
+    enum {
+        ROWS = DP > 128 ? 64 : 128, /* of an item */
+        KEYS = DP > 128 ? 32 : 64,  /* of a tile  */
+        TILE = KEYS * DP * 2,
+        SCAN = 0,                                  /* u64 [4]                   */
+        INFO = 32,                                 /* i32 [SLOTS]  keys of a tile */
+        ITEM = 48,                                 /* attention_item            */
+        SOURCE = 64,                               /* key_source                */
+        STREAM = 128,                              /* tile_rows [2]             */
+        LIST = 176,                                /* key_list                  */
+        RUN_START = 192,                           /* i32 [LIST_BLOCKS]  row      */
+        RUN_FIRST = RUN_START + 4 * LIST_BLOCKS,   /* i32 [LIST_BLOCKS + 4]  its number among the item's keys */
+        HINT = RUN_FIRST + 4 * (LIST_BLOCKS + 4),  /* i32 [KEYS]                  */
+        ROW = HINT + 4 * KEYS,                     /* i32 [SLOTS][KEYS]           */
+        BIAS = ROW + 4 * SLOTS * KEYS,             /* f32 [SLOTS][KEYS]           */
+        TOKEN = BIAS + 4 * SLOTS * KEYS,           /* i32 [ROWS]                  */
+        SHIFT = TOKEN + 4 * ROWS,                  /* f32 [ROWS]                  */
+        EXACT = SHIFT + 4 * ROWS,                  /* f32 [2][ROWS]               */
+        STATE = (EXACT + 8 * ROWS + 127) / 128 * 128, /* f32x4 [ROWS / 64][threads]: m, m, l, l */
+        QUERY = STATE + 16 * ATTENTION_THREADS * (ROWS / 64), /* [ROWS] rows of QUERY_ROW bytes */
+        QUERY_ROW = DP * 2 + 16,                   /* 16 bytes further into the banks from row to row: unlike with tile_at, the
+                                                      matrices of a row lie at constant distances, which saves 3 registers */
+        RING = QUERY + ROWS * QUERY_ROW            /* tiles [stages][KEYS][DP]    */
+    };
+};
+
+static size_t attention_smem_bytes(int32_t padded, int32_t stages)
+{
+    switch (padded) {
+    case 64: return (size_t)attention_smem<64>::RING + (size_t)(stages * attention_smem<64>::TILE);
+    case 96: return (size_t)attention_smem<96>::RING + (size_t)(stages * attention_smem<96>::TILE);
+    case 128: return (size_t)attention_smem<128>::RING + (size_t)(stages * attention_smem<128>::TILE);
+    default: return (size_t)attention_smem<256>::RING + (size_t)(stages * attention_smem<256>::TILE);
+    }
+}
+
+/* Where the keys of an item come from. */
+struct key_source {
+    const uint8_t *map;      /* the query block's row; NULL = all keys          */
+    const int32_t *offset;   /* of the kv head; NULL = one block of all tokens  */
+    const float   *log_mass; /* virtual keys: the query block's row; NULL = ln n */
+    int32_t blocks, last;    /* blocks to look at; without a map 1, which ends where block last ends */
+    int32_t tokens, is_tail; /* is_tail: the virtual keys of the blocks that are not exact */
+};
+
+/* Rows of K or V of one kv head. */
+struct tile_rows {
+    const void *data;
+    int64_t     stride; /* elements */
+    int32_t     chunks, unused;
+};
+static_assert(sizeof(key_source) <= 64 && sizeof(tile_rows) == 24, "they have these places in shared memory");
+
+/* Rows that block j brings: how many, and the first. */
+SVG2__DEVICE int source_rows(const key_source &s, int j, int &first)
+{
+    if (s.is_tail) {
+        first = j;
+        return !s.map[j] && s.offset[j + 1] > s.offset[j];
+    }
+    first = s.offset ? s.offset[j] : 0;
+    return s.map && !s.map[j] ? 0 : (s.offset ? s.offset[s.map ? j + 1 : s.last] : s.tokens) - first;
+}
+
+/* The keys of an item one after the other, as runs of rows; a window of at most 512 key blocks at a time. */
+struct key_list {
+    int32_t end;        /* keys below this number are in the list, or were before */
+    int32_t next_block; /* the list goes on from here                             */
+    int32_t runs, unused;
+};
+
+/* The next list: all threads of the block together. */
+template <int DP> SVG2__DEVICE void next_list(const key_source &s, unsigned char *smem)
+{
+    typedef attention_smem<DP> L;
+    int32_t *run_start = (int32_t *)(void *)(smem + L::RUN_START), *run_first = (int32_t *)(void *)(smem + L::RUN_FIRST);
+    key_list *list = (key_list *)(void *)(smem + L::LIST);
+    unsigned long long own = 0, total; /* runs << 32 | keys */
+    int i, first, after = -1;
+    if (!SVG2__FAULT(62)) __syncthreads(); /* the list before is not searched any more, nor the scan read */
+    const int tid = (int)threadIdx.x, begin = list->next_block + tid * (LIST_BLOCKS / ATTENTION_THREADS);
+    for (i = begin; i < begin + LIST_BLOCKS / ATTENTION_THREADS && i < s.blocks; ++i) {
+        const int rows = source_rows(s, i, first);
+        if (rows <= 0) continue;
+        own += (unsigned long long)rows + (first == after ? 0 : 1ull << 32);
+        after = first + rows;
+    }
+    const unsigned long long before = scan_threads<ATTENTION_THREADS>(own, (unsigned long long *)(void *)(smem + L::SCAN), total);
+    int run = (int)(before >> 32) - 1, key = list->end + (int)(before & 0xffffffffu);
+    after = -1;
+    for (i = begin; i < begin + LIST_BLOCKS / ATTENTION_THREADS && i < s.blocks; ++i) {
+        const int rows = source_rows(s, i, first);
+        if (rows <= 0) continue;
+        if (first != after) {
+            ++run;
+            run_start[run] = first;
+            run_first[run] = key;
+        }
+        key += rows;
+        after = first + rows;
+    }
+    if (tid < L::KEYS) ((int32_t *)(void *)(smem + L::HINT))[tid] = 0;
+    __syncthreads(); /* end and next_block were read by all */
+    if (tid == 0) {
+        list->end += (int)(total & 0xffffffffu);
+        list->next_block += LIST_BLOCKS;
+        list->runs = (int)(total >> 32);
+        run_first[list->runs] = list->end;
+    }
+    if (!SVG2__FAULT(63)) __syncthreads(); /* the list is complete */
+}
+
+/* The rows of a tile, for the loads of the half steps to come: -1 behind the last key. All threads together. */
+template <int DP> SVG2__DEVICE void find_rows(const key_source &s, unsigned char *smem, int tile)
+{
+    typedef attention_smem<DP> L;
+    const int tid = svg2__fresh((int)threadIdx.x), slot = tile & (SLOTS - 1), key = tile * L::KEYS + tid;
+    const key_list *list = (const key_list *)(const void *)(smem + L::LIST);
+    const int32_t *run_start = (const int32_t *)(const void *)(smem + L::RUN_START);
+    const int32_t *run_first = (const int32_t *)(const void *)(smem + L::RUN_FIRST);
+    int32_t *hint = (int32_t *)(void *)(smem + L::HINT) + tid; /* the run of the last key that this thread looked for */
+    int filled = 0, row = -1;
+    for (;;) {
+        const int end = min(list->end - tile * L::KEYS, (int)L::KEYS);
+        if (tid >= filled && tid < end) {
+            int lo = *hint;
+            if (key >= run_first[lo + 1]) { /* no run is empty, and the last look was at most two tiles ago */
+                int hi = min(lo + 2 * L::KEYS, list->runs - 1);
+                ++lo;
+                while (lo < hi) {
+                    const int mid = (lo + hi + 1) / 2;
+                    if (run_first[mid] <= key) lo = mid;
+                    else hi = mid - 1;
+                }
+                *hint = lo;
+            }
+            row = run_start[lo] + (key - run_first[lo]);
+        }
+        filled = max(end, filled);
+        if (filled == L::KEYS || list->next_block >= s.blocks) break;
+        next_list<DP>(s, smem);
+    }
+    if (tid < L::KEYS) {
+        ((int32_t *)(void *)(smem + L::ROW))[slot * L::KEYS + tid] = row;
+        if (s.is_tail)
+            ((float *)(void *)(smem + L::BIAS))[slot * L::KEYS + tid] =
+                row < 0 ? 0.0f
+                : s.log_mass ? s.log_mass[row] * 1.44269504f : log2f((float)(s.offset[row + 1] - s.offset[row]));
+    }
+    if (tid == 0) ((int32_t *)(void *)(smem + L::INFO))[slot] = filled;
+}
+
+/* Copies of the rows of a tile into the ring, 16 bytes each. 8 lanes (4 where rows are no multiple of 128 bytes) take a
+   row, so that a thread needs few row numbers and a request of a warp is 4 full lines. */
+template <class T, int DP> SVG2__DEVICE void load_tile(const T *rows, int64_t stride, int chunks, const int32_t *row, uint32_t tile)
+{
+    enum { LANES = DP % 64 == 0 ? 8 : 4, STEP = ATTENTION_THREADS / LANES };
+    const int tid = svg2__fresh((int)threadIdx.x), c = tid % LANES;
+#pragma unroll
+    for (int i = 0; i < attention_smem<DP>::KEYS / STEP; ++i) {
+        const int r = tid / LANES + i * STEP, from = row[r];
+        const T *p = rows + (int64_t)max(from, 0) * stride;
+#pragma unroll
+        for (int k = 0; k < DP / 8; k += LANES) {
+            const bool is_there = (from >= 0 || SVG2__FAULT(64)) && c + k < chunks;
+            svg2__cp_async16(tile + tile_at<DP>(r, c + k), p + (c + k < chunks ? c + k : 0) * 8, is_there ? 16 : 0);
+        }
+    }
+}
+
+/* Asks for number `half` of the tiles K0 V0 K1 V1 ..., if there is one, into that place of the ring; one group of copies either
+   way. What is needed once a tile stands in shared memory, not in registers. */
+template <class T, int DP> SVG2__DEVICE void load_half(int half, int place, unsigned char *smem, uint32_t ring)
+{
+    typedef attention_smem<DP> L;
+    const int slot = half / 2 % SLOTS;
+    if (((const int32_t *)(const void *)(smem + L::INFO))[slot] > 0) {
+        const tile_rows from = ((const tile_rows *)(const void *)(smem + L::STREAM))[half % 2];
+        load_tile<T, DP>((const T *)from.data, from.stride, from.chunks, (const int32_t *)(const void *)(smem + L::ROW) + slot * L::KEYS,
+                         ring + (uint32_t)(place * L::TILE));
+    }
+    svg2__cp_async_commit();
+}
+
+template <class T> SVG2__DEVICE const T *operand_head(const operand &o, int32_t kv, int32_t heads_kv)
+{
+    return (const T *)o.data + (kv / heads_kv * o.stride_batch + kv % heads_kv * o.stride_head - o.begin);
+}
+
+/* Rows of the item into the query tile; rows behind the last one, and dimensions behind head_dim, are 0. */
+template <class T, int DP, int ROWS>
+SVG2__DEVICE void load_queries(const tensor &q, const int32_t *order, int64_t batch, int64_t head, int first, int count, int dim,
+                               float sign, unsigned char *tile)
+{
+    const bool is_copy = q.dtype == dtype_of(T()) && q.is_vector && sign > 0.0f;
+    if (is_copy) {
+#pragma unroll 4
+        for (int i = (int)threadIdx.x; i < ROWS * (DP / 8); i += ATTENTION_THREADS) {
+            const int r = i / (DP / 8), c = i % (DP / 8);
+            const bool is_there = r < count && c * 8 < dim;
+            const int64_t at = is_there ? row_at(q, batch, head, order ? order[first + r] : first + r) + c * 8 : 0;
+            svg2__cp_async16(svg2__smem(tile + r * attention_smem<DP>::QUERY_ROW + c * 16), (const T *)q.data + at, is_there ? 16 : 0);
+        }
+        return;
+    }
+#pragma unroll 1
+    for (int i = (int)threadIdx.x; i < ROWS * (DP / 8); i += ATTENTION_THREADS) {
+        const int r = i / (DP / 8), c = i % (DP / 8);
+        float x[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+        if (r < count && c * 8 < dim) load8(x, q, row_at(q, batch, head, order ? order[first + r] : first + r) + c * 8, 0);
+        for (int n = 0; n < 8; ++n) x[n] *= sign;
+        *(uint4 *)(void *)(tile + r * attention_smem<DP>::QUERY_ROW + c * 16) = pack8<T>(x);
+    }
+}
+
+/* scale * log2(e) * q.key_mean of one row: what its logits lack where the keys lack their mean. Of the rounded query where
+   the product with the keys has it, too. */
+template <class T> SVG2__DEVICE float mean_logit(const tensor &q, int64_t row, int dim, const float *mean, bool is_rounded)
+{
+    float sum = 0.0f, x[8];
+#pragma unroll 1
+    for (int e = 0; e < dim; e += 8) {
+        load8(x, q, row, e);
+        for (int n = 0; n < 8; ++n) sum = fmaf(is_rounded ? to_float(round_to(x[n], T())) : x[n], mean[e + n], sum);
+    }
+    return sum;
+}
+
+/* Chunk 2*e + (the lane's 0 or 1) of the row that a lane addresses, given the address of the lane's chunk 0 or 1: what
+   tile_at gives, as an exclusive or of a constant. It is made from an address that changes from tile to tile, so that it takes
+   one instruction where it is used and not a register all the time. */
+template <int DP> SVG2__DEVICE uint32_t tile_step(uint32_t lane_chunk, int e)
+{
+    if (DP % 64 == 0) return (lane_chunk ^ (uint32_t)((e & 3) << 5)) + (uint32_t)(e / 4 * 128);
+    return (lane_chunk ^ (uint32_t)((e & 1) << 5)) + (uint32_t)(e / 2 * 64);
+}
+
+/* s (16*MT rows of the warp x KEYS) = Q K^T; q, k: tiles in shared memory */
+template <class T, int DP, int MT, int KEYS> SVG2__DEVICE void logits(float (&s)[MT][KEYS / 8][4], uint32_t q, uint32_t k)
+{
+    enum { ROW = attention_smem<DP>::QUERY_ROW };
+    const int tid = svg2__fresh((int)threadIdx.x), lane = tid % WARP;
+    q += (uint32_t)((tid / WARP * 16 * MT + lane % 16) * ROW + lane / 16 * 16); /* rows 0-7, 8-15, their next 8 dimensions */
+    k += tile_at<DP>(lane % 8 + lane / 16 * 8, lane / 8 % 2); /* keys 0-7, their next 8 dimensions, both of keys 8-15 */
+#pragma unroll
+    for (int m = 0; m < MT; ++m)
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; ++n) s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0.0f;
+#pragma unroll
+    for (int e = 0; e < DP / 16; ++e) {
+        uint32_t a[MT][4], b[4];
+#pragma unroll
+        for (int m = 0; m < MT; ++m) svg2__ldmatrix_x4(a[m], q + (uint32_t)(16 * m * ROW + 32 * e));
+#pragma unroll
+        for (int n = 0; n < KEYS / 16; ++n) {
+            svg2__ldmatrix_x4(b, tile_step<DP>(k, e) + (uint32_t)(16 * n * DP * 2));
+#pragma unroll
+            for (int m = 0; m < MT; ++m) {
+                svg2__mma_m16n8k16(s[m][2 * n], a[m], b[0], b[1], T());
+                svg2__mma_m16n8k16(s[m][2 * n + 1], a[m], b[2], b[3], T());
+            }
+        }
+    }
+}
+
+/* What a lane addresses of 16 rows and 16 columns, transposed: rows 0-7, rows 8-15, both of the next 8 columns. */
+template <int DP> SVG2__DEVICE uint32_t value_lane(uint32_t tile)
+{
+    const int lane = svg2__fresh((int)threadIdx.x) % WARP;
+    return tile + tile_at<DP>(lane % 16, lane / 16);
+}
+
+/* o (16*MT rows x DP) += a (16*MT rows x 16) times the 16 rows at v, the lane's address */
+template <class T, int DP, int MT>
+SVG2__DEVICE void accumulate(float (&o)[MT][DP / 8][4], const uint32_t (&a)[MT][4], uint32_t v)
+{
+#pragma unroll
+    for (int d = 0; d < DP / 16; ++d) {
+        uint32_t b[4];
+        svg2__ldmatrix_x4_trans(b, tile_step<DP>(v, d));
+#pragma unroll
+        for (int m = 0; m < MT; ++m) {
+            svg2__mma_m16n8k16(o[m][2 * d], a[m], b[0], b[1], T());
+            svg2__mma_m16n8k16(o[m][2 * d + 1], a[m], b[2], b[3], T());
+        }
+    }
+}
+
+/* Until the oldest of the tiles under way is there; all threads then still need a barrier to see it. */
+SVG2__DEVICE void wait_for_tile(int stages)
+{
+    if (stages == 2) svg2__cp_async_wait<0>();
+    else if (stages == 3) svg2__cp_async_wait<1>();
+    else svg2__cp_async_wait<2>();
+}
+
+SVG2__DEVICE float quad_max(float x)
+{
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+SVG2__DEVICE float quad_sum(float x)
+{
+    x += __shfl_xor_sync(0xffffffffu, x, 1);
+    return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+/* 4 registers of the 4 lanes of a quad, transposed: lane t gets register t of all lanes. */
+SVG2__DEVICE void quad_transpose(uint32_t (&r)[4])
+{
+    const int t = (int)threadIdx.x % 4;
+    for (int i = 0; i < 4; i += 2) {
+        const uint32_t got = __shfl_xor_sync(0xffffffffu, t & 1 ? r[i] : r[i + 1], 1);
+        if (t & 1) r[i] = got;
+        else r[i + 1] = got;
+    }
+    for (int i = 0; i < 2; ++i) {
+        const uint32_t got = __shfl_xor_sync(0xffffffffu, t & 2 ? r[i] : r[i + 2], 2);
+        if (t & 2) r[i] = got;
+        else r[i + 2] = got;
+    }
+}
+
+/* The head of an item, in the ways it is needed. */
+struct item_head {
+    int64_t bh, kv;
+    int32_t batch, head;
+};
+
+SVG2__DEVICE item_head head_of(const attention_args &a, const attention_item &item)
+{
+    item_head x;
+    const int32_t bh = a.head_begin + item.head;
+    x.bh = bh;
+    x.batch = bh / a.heads;
+    x.head = bh % a.heads;
+    x.kv = kv_head(bh, a.heads, a.heads_kv);
+    return x;
+}
+
+/* What the loads of a phase need, by one thread. */
+template <class T, int DP> SVG2__DEVICE void begin_phase(const attention_args &a, unsigned char *smem, bool is_tail)
+{
+    typedef attention_smem<DP> L;
+    const attention_item item = *(const attention_item *)(const void *)(smem + L::ITEM);
+    const item_head x = head_of(a, item);
+    const operand &key = is_tail ? a.virtual_key : a.key, &value = is_tail ? a.virtual_value : a.value;
+    key_source *source = (key_source *)(void *)(smem + L::SOURCE);
+    tile_rows *stream = (tile_rows *)(void *)(smem + L::STREAM);
+    key_list *list = (key_list *)(void *)(smem + L::LIST);
+    source->map = a.map ? a.map + (x.bh * a.query_blocks + item.block) * a.key_blocks : NULL;
+    source->offset = a.key_offset ? a.key_offset + x.kv * ((int64_t)a.key_blocks + 1) : NULL;
+    source->log_mass = a.log_mass && is_tail ? a.log_mass + (x.bh * a.tail_query_blocks + item.block) * a.tail_key_blocks : NULL;
+    source->blocks = is_tail ? a.tail_key_blocks : a.map ? a.key_blocks : 1;
+    source->last = a.key_blocks;
+    source->tokens = a.tokens_kv;
+    source->is_tail = is_tail;
+    list->end = list->next_block = list->runs = 0;
+    stream[0].data = operand_head<T>(key, (int32_t)x.kv, a.heads_kv);
+    stream[0].stride = key.stride_token;
+    stream[0].chunks = key.chunks;
+    stream[1].data = operand_head<T>(value, (int32_t)x.kv, a.heads_kv);
+    stream[1].stride = value.stride_token;
+    stream[1].chunks = value.chunks;
+}
+
+/* The queries of the item, where each row is from, and the mean's part of its logits. */
+template <class T, int DP, int ROWS> SVG2__DEVICE void begin_rows(const attention_args &a, unsigned char *smem)
+{
+    typedef attention_smem<DP> L;
+    const int tid = (int)threadIdx.x;
+    const attention_item item = *(const attention_item *)(const void *)(smem + L::ITEM);
+    const item_head x = head_of(a, item);
+    const int32_t *order = a.query_order ? a.query_order + x.bh * a.tokens : NULL;
+    load_queries<T, DP, ROWS>(a.q, order, x.batch, x.head, item.first, item.count, a.dim, a.sign, smem + L::QUERY);
+    svg2__cp_async_commit();
+    if (tid < item.count) {
+        const int token = order ? order[item.first + tid] : item.first + tid;
+        ((int32_t *)(void *)(smem + L::TOKEN))[tid] = token;
+        if (a.key_mean && (a.is_relative ? a.lse != NULL : item.block < a.tail_query_blocks))
+            ((float *)(void *)(smem + L::SHIFT))[tid] =
+                a.sign * a.scale2 * mean_logit<T>(a.q, row_at(a.q, x.batch, x.head, token), a.dim, a.key_mean + x.kv * a.dim, !a.is_relative);
+    }
+}
+
+/* One item; warp w owns its rows 16*MT*w .. 16*MT*(w+1). */
+template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention_args &a, unsigned char *smem)
+{
+    typedef attention_smem<DP> L;
+    enum { KEYS = L::KEYS, ROWS = 64 * MT };
+    const int32_t *info = (const int32_t *)(const void *)(smem + L::INFO);
+    const attention_item &item = *(const attention_item *)(const void *)(smem + L::ITEM);
+    const float *shift = (const float *)(const void *)(smem + L::SHIFT);
+    float *exact = (float *)(void *)(smem + L::EXACT);
+    const uint32_t ring = svg2__smem(smem + L::RING);
+    const int stages = a.stages, ahead = stages > 2 ? 2 : 1;
+    const key_source &source = *(const key_source *)(const void *)(smem + L::SOURCE);
+    bool had_tail;
+    /* Running maximum m and this lane's part of the sum l, of rows g and g + 8: the registers are taken by o and s, and they are
+       touched once a tile. */
+    float4 *const state = (float4 *)(void *)(smem + L::STATE);
+    float o[MT][DP / 8][4];
+    int i, h, n, e;
+
+#pragma unroll
+    for (i = 0; i < MT; ++i) {
+        state[i * ATTENTION_THREADS + (int)threadIdx.x] = make_float4(-INFINITY, -INFINITY, 0.0f, 0.0f);
+#pragma unroll
+        for (n = 0; n < DP / 8; ++n) o[i][n][0] = o[i][n][1] = o[i][n][2] = o[i][n][3] = 0.0f;
+    }
+    begin_rows<T, DP, ROWS>(a, smem);
+    if (threadIdx.x == 0) begin_phase<T, DP>(a, smem, false);
+
+    /* First the exact keys, then the virtual ones.
+
+       A tile of keys is two half steps: A computes P from its K, B adds P V. Tiles K0 V0 K1 V1 ... go round a ring of
+       `stages` places; half step j loads tile j + stages - 1 into the place that half step j - 1 has just left. Row numbers of
+       tile i + ahead are found in A of tile i. */
+#pragma unroll 1
+    for (;;) {
+        __syncthreads(); /* source, stream and list are there */
+        int tile, now = 0; /* now: the place of the tile to be computed */
+#pragma unroll 1
+        for (tile = -ahead;; ++tile) {
+            find_rows<DP>(source, smem, tile + ahead);
+            if (tile < 0) {
+                if (tile < -1) continue;
+                if (!SVG2__FAULT(65)) __syncthreads(); /* row numbers are there */
+                for (i = 0; i < stages - 1; ++i) load_half<T, DP>(i, i, smem, ring);
+                continue;
+            }
+            const int keys = info[tile & (SLOTS - 1)];
+            if (keys == 0) break;
+            const float factor = source.is_tail ? 1.0f : a.scale2;
+            float s[MT][KEYS / 8][4];
+            if (!SVG2__FAULT(66)) wait_for_tile(stages); /* the copies of this thread into K (and at first Q) have landed */
+            if (!SVG2__FAULT(67)) __syncthreads(); /* so have those of all others; and nobody reads V of the tile before */
+            load_half<T, DP>(2 * tile + stages - 1, now == 0 ? stages - 1 : now - 1, smem, ring);
+            logits<T, DP, MT, KEYS>(s, svg2__smem(smem + L::QUERY), ring + (uint32_t)(now * L::TILE));
+            now = now + 1 == stages ? 0 : now + 1;
+
+            if (source.is_tail) {
+                const int t = svg2__fresh((int)threadIdx.x), quad = t % 4;
+                const float *bias = (const float *)(const void *)(smem + L::BIAS) + (tile & (SLOTS - 1)) * KEYS + 2 * quad;
+#pragma unroll
+                for (i = 0; i < MT; ++i)
+#pragma unroll
+                    for (h = 0; h < 2; ++h) {
+                        const int r = t / WARP * 16 * MT + 16 * i + t % WARP / 4 + 8 * h;
+                        const float more = a.key_mean && !a.is_relative && r < item.count ? shift[r] : 0.0f;
+#pragma unroll
+                        for (n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+                            for (e = 2 * h; e < 2 * h + 2; ++e)
+                                s[i][n][e] = fmaf(s[i][n][e], a.scale2, bias[8 * n + e % 2] + more);
+                    }
+            }
+            if (keys < KEYS) { /* the last tile */
+                const int left = keys - 2 * (svg2__fresh((int)threadIdx.x) % 4);
+#pragma unroll
+                for (i = 0; i < MT; ++i)
+#pragma unroll
+                    for (n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+                        for (e = 0; e < 4; ++e)
+                            if (8 * n + e % 2 >= left) s[i][n][e] = -INFINITY;
+            }
+#pragma unroll
+            for (i = 0; i < MT; ++i) {
+                const int mine = i * ATTENTION_THREADS + svg2__fresh((int)threadIdx.x);
+                const float4 before = state[mine];
+                const float m[2] = {before.x, before.y}, l[2] = {before.z, before.w};
+                float after[4], top[2], alpha[2], sum[2] = {0.0f, 0.0f};
+#pragma unroll
+                for (h = 0; h < 2; ++h) {
+                    top[h] = -INFINITY;
+#pragma unroll
+                    for (n = 0; n < KEYS / 8; ++n) top[h] = fmaxf(top[h], fmaxf(s[i][n][2 * h], s[i][n][2 * h + 1]));
+                    top[h] = fmaxf(m[h], quad_max(top[h]) * factor);
+                    after[h] = top[h];
+                    if (top[h] == -INFINITY) top[h] = 0.0f; /* nothing but -Inf so far: keep exp2 away from Inf - Inf */
+                    alpha[h] = svg2__exp2(m[h] - top[h]);
+                }
+                /* after the first tiles a maximum seldom rises */
+                if (__any_sync(0xffffffffu, !(alpha[0] == 1.0f && alpha[1] == 1.0f))) {
+#pragma unroll
+                    for (n = 0; n < DP / 8; ++n)
+#pragma unroll
+                        for (e = 0; e < 4; ++e) o[i][n][e] *= alpha[e / 2];
+                }
+#pragma unroll
+                for (n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+                    for (e = 0; e < 4; ++e) {
+                        s[i][n][e] = svg2__exp2(fmaf(s[i][n][e], factor, -top[e / 2]));
+                        sum[e / 2] += s[i][n][e];
+                    }
+#pragma unroll
+                for (h = 0; h < 2; ++h) after[2 + h] = fmaf(l[h], alpha[h], sum[h]);
+                state[mine] = make_float4(after[0], after[1], after[2], after[3]);
+            }
+
+            if (!SVG2__FAULT(68)) wait_for_tile(stages); /* the copies of this thread into V have landed */
+            if (!SVG2__FAULT(69)) __syncthreads(); /* so have those of all others, the row numbers are there; nobody reads K */
+            load_half<T, DP>(2 * tile + stages, now == 0 ? stages - 1 : now - 1, smem, ring);
+            const uint32_t v = value_lane<DP>(ring + (uint32_t)(now * L::TILE));
+#pragma unroll
+            for (n = 0; n < KEYS / 16; ++n) {
+                uint32_t p[MT][4];
+#pragma unroll
+                for (i = 0; i < MT; ++i) { /* the C fragment of P is the A fragment, once it is 16-bit */
+                    p[i][0] = pack2(s[i][2 * n][0], s[i][2 * n][1], T());
+                    p[i][1] = pack2(s[i][2 * n][2], s[i][2 * n][3], T());
+                    p[i][2] = pack2(s[i][2 * n + 1][0], s[i][2 * n + 1][1], T());
+                    p[i][3] = pack2(s[i][2 * n + 1][2], s[i][2 * n + 1][3], T());
+                }
+                accumulate<T, DP, MT>(o, p, v + (uint32_t)(16 * n * DP * 2));
+            }
+            now = now + 1 == stages ? 0 : now + 1;
+        }
+        had_tail = source.is_tail && tile > 0;
+        if (source.is_tail || item.block >= a.tail_query_blocks) break;
+        if (a.tail_matrix) { /* sum and maximum of the exact keys, to tell the tail's part later */
+#pragma unroll
+            for (i = 0; i < MT; ++i) {
+                const int t = svg2__fresh((int)threadIdx.x), r = t / WARP * 16 * MT + 16 * i + t % WARP / 4;
+                const float4 x = state[i * ATTENTION_THREADS + t];
+                const float sum[2] = {quad_sum(x.z), quad_sum(x.w)};
+                if (t % 4 == 0) exact[r] = sum[0], exact[L::ROWS + r] = x.x, exact[r + 8] = sum[1], exact[L::ROWS + r + 8] = x.y;
+            }
+        }
+        if (!SVG2__FAULT(73)) __syncthreads(); /* source, stream and list of the exact keys are not read any more */
+        if (threadIdx.x == 0) begin_phase<T, DP>(a, smem, true);
+    }
+    svg2__cp_async_wait<0>(); /* where there was no tile, the queries may still be under way */
+    const int t = svg2__fresh((int)threadIdx.x), lane = t % WARP, quad = lane % 4, first_row = t / WARP * 16 * MT + lane / 4;
+
+    /* out = o / l, and with a first order out += (tail's part of l) * scale * A^T q */
+    float m[MT][2], l[MT][2], inverse[MT][2], weight[MT][2];
+#pragma unroll
+    for (i = 0; i < MT; ++i) {
+        const float4 last = state[i * ATTENTION_THREADS + t];
+        m[i][0] = last.x, m[i][1] = last.y;
+        l[i][0] = quad_sum(last.z), l[i][1] = quad_sum(last.w);
+#pragma unroll
+        for (h = 0; h < 2; ++h) {
+            inverse[i][h] = l[i][h] == 0.0f ? 0.0f : 1.0f / l[i][h];
+            weight[i][h] = 0.0f;
+        }
+    }
+    if (had_tail && a.tail_matrix) {
+        const float *matrix = a.tail_matrix + ((int64_t)item.head * a.tail_query_blocks + item.block) * a.dim * a.dim;
+        __syncwarp(); /* exact[] of this warp's rows is there */
+#pragma unroll
+        for (i = 0; i < MT; ++i)
+#pragma unroll
+            for (h = 0; h < 2; ++h) {
+                const int r = first_row + 16 * i + 8 * h;
+                const float part = exact[r] == 0.0f ? 0.0f : exact[r] * svg2__exp2(exact[L::ROWS + r] - m[i][h]) * inverse[i][h];
+                weight[i][h] = fmaxf(1.0f - part, 0.0f) * a.scale2 * 0.693147181f;
+#pragma unroll
+                for (n = 0; n < DP / 8; ++n) {
+                    o[i][n][2 * h] *= inverse[i][h];
+                    o[i][n][2 * h + 1] *= inverse[i][h];
+                }
+                inverse[i][h] = 1.0f;
+            }
+        /* The matrix in strips of KEYS rows (of the key's dimensions); bf16 whatever T is: its range holds any covariance. */
+#pragma unroll 1
+        for (int strip = 0; strip < DP; strip += KEYS) {
+            if (!SVG2__FAULT(70)) __syncthreads(); /* nobody reads this place of the ring any more */
+#pragma unroll 2
+            for (i = t; i < KEYS * (DP / 8); i += ATTENTION_THREADS) {
+                const int r = i / (DP / 8), c = i % (DP / 8);
+                float x[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+                if (strip + r < a.dim && c * 8 < a.dim) {
+                    const float *p = matrix + (int64_t)(strip + r) * a.dim + c * 8;
+                    if (a.is_matrix_vector) {
+                        const float4 x0 = *(const float4 *)(const void *)p, x1 = *(const float4 *)(const void *)(p + 4);
+                        x[0] = x0.x, x[1] = x0.y, x[2] = x0.z, x[3] = x0.w, x[4] = x1.x, x[5] = x1.y, x[6] = x1.z, x[7] = x1.w;
+                    } else {
+                        for (n = 0; n < 8; ++n) x[n] = p[n];
+                    }
+                }
+                *(uint4 *)(void *)(smem + L::RING + tile_at<DP>(r, c)) = pack8<__nv_bfloat16>(x);
+            }
+            if (!SVG2__FAULT(71)) __syncthreads(); /* the strip is complete */
+#pragma unroll
+            for (n = 0; n < KEYS / 16; ++n) {
+                if (strip + 16 * n >= DP) continue;
+                uint32_t q[MT][4];
+#pragma unroll
+                for (i = 0; i < MT; ++i) {
+                    svg2__ldmatrix_x4(q[i], svg2__smem(smem + L::QUERY)
+                                            + (uint32_t)((t / WARP * 16 * MT + 16 * i + lane % 16) * L::QUERY_ROW
+                                                         + 2 * strip + 32 * n + lane / 16 * 16));
+#pragma unroll
+                    for (e = 0; e < 4; ++e) {
+                        float lo, hi;
+                        unpack2(q[i][e], lo, hi, T());
+                        q[i][e] = pack2(lo * weight[i][e % 2], hi * weight[i][e % 2], __nv_bfloat16());
+                    }
+                }
+                accumulate<__nv_bfloat16, DP, MT>(o, q, value_lane<DP>(ring) + (uint32_t)(16 * n * DP * 2));
+            }
+        }
+    }
+
+    const item_head x = head_of(a, item);
+    const int32_t *token = (const int32_t *)(const void *)(smem + L::TOKEN);
+    /* f32: 8 bytes a lane are whole sectors of 32 a quad. 16-bit: the quad trades registers so that a lane has 8 columns. */
+#pragma unroll
+    for (i = 0; i < MT; ++i)
+#pragma unroll
+        for (h = 0; h < 2; ++h) {
+            const int r = first_row + 16 * i + 8 * h;
+            const bool is_there = r < item.count;
+            const int64_t at = is_there ? row_at(a.out, x.batch, x.head, token[r]) : 0;
+            if (a.out.dtype == SVG2_F32) {
+                float *out = (float *)const_cast<void *>(a.out.data) + at;
+#pragma unroll
+                for (n = 0; n < DP / 8; ++n) {
+                    const float lo = o[i][n][2 * h] * inverse[i][h], hi = o[i][n][2 * h + 1] * inverse[i][h];
+                    const int d = 8 * n + 2 * quad;
+                    if (!is_there || d >= a.dim) continue;
+                    if (a.out.is_vector) *(float2 *)(void *)(out + d) = make_float2(lo, hi);
+                    else out[d] = lo, out[d + 1] = hi;
+                }
+            } else {
+                uint16_t *out = (uint16_t *)const_cast<void *>(a.out.data) + at;
+#pragma unroll
+                for (n = 0; n < DP / 8; n += 4) {
+                    uint32_t word[4];
+#pragma unroll
+                    for (e = 0; e < 4; ++e) {
+                        const float lo = o[i][n + e][2 * h] * inverse[i][h], hi = o[i][n + e][2 * h + 1] * inverse[i][h];
+                        word[e] = a.out.dtype == SVG2_F16 ? pack2(lo, hi, __half()) : pack2(lo, hi, __nv_bfloat16());
+                    }
+                    quad_transpose(word);
+                    const int d = 8 * (n + quad);
+                    if (!is_there || d >= a.dim) continue;
+                    if (a.out.is_vector) *(uint4 *)(void *)(out + d) = make_uint4(word[0], word[1], word[2], word[3]);
+                    else
+                        for (e = 0; e < 8; ++e) out[d + e] = (uint16_t)(word[e / 2] >> e % 2 * 16);
+                }
+            }
+            if (a.lse && is_there && quad == 0) {
+                float lse = l[i][h] == 0.0f ? -INFINITY : (m[i][h] + log2f(l[i][h])) * 0.693147181f;
+                if (l[i][h] != 0.0f && a.key_mean && a.is_relative) lse += shift[r] * 0.693147181f;
+                a.lse[x.bh * a.tokens + token[r]] = lse;
+            }
+        }
+}
+
+template <class T, int DP>
+static __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_forward(const __grid_constant__ attention_args a)
+{
+    SVG2_DYN_SMEM(attention_shared, 128);
+    const attention_item item = a.item[blockIdx.x];
+    if (item.count == 0) return; /* the whole block */
+    if (threadIdx.x == 0) *(attention_item *)(void *)(attention_shared + attention_smem<DP>::ITEM) = item;
+    __syncthreads(); /* the item is there */
+    if (DP <= 128 && item.count > 64) attend_rows<T, DP, DP <= 128 ? 2 : 1>(a, attention_shared);
+    else attend_rows<T, DP, 1>(a, attention_shared);
+}
+
+/* ---- merging ----
+   One warp a row; the weights in f64, as on the CPU. Bound by DRAM: 12 bytes an element. */
+template <int VECTOR>
+static __global__ void __launch_bounds__(MERGE_THREADS) attention_merge(const float *out_a, const float *lse_a, const float *out_b,
+                                                                       const float *lse_b, float *out, float *lse, int64_t rows, int32_t dim)
+{
+    const int lane = (int)threadIdx.x % WARP;
+    const int64_t warps = (int64_t)gridDim.x * (MERGE_THREADS / WARP);
+    for (int64_t r = (int64_t)blockIdx.x * (MERGE_THREADS / WARP) + threadIdx.x / WARP; r < rows; r += warps) {
+        const float a = lse_a[r], b = lse_b[r], top = a > b ? a : b;
+        /* weights relative to the larger side; an empty side weighs 0 even when both are empty (-Inf - -Inf is NaN) */
+        const double wa = a == -INFINITY ? 0.0 : exp((double)a - (double)top), wb = b == -INFINITY ? 0.0 : exp((double)b - (double)top);
+        const double sum = wa + wb, fa = sum == 0.0 ? 0.0 : wa / sum, fb = sum == 0.0 ? 0.0 : wb / sum;
+        for (int e = lane * VECTOR; e < dim; e += WARP * VECTOR) {
+            float x[VECTOR], y[VECTOR];
+            if (VECTOR == 4) {
+                const float4 p = *(const float4 *)(const void *)(out_a + r * dim + e), q = *(const float4 *)(const void *)(out_b + r * dim + e);
+                memcpy(x, &p, 16);
+                memcpy(y, &q, 16);
+            } else {
+                x[0] = out_a[r * dim + e];
+                y[0] = out_b[r * dim + e];
+            }
+            for (int n = 0; n < VECTOR; ++n)
+                x[n] = (float)((fa == 0.0 ? 0.0 : fa * (double)x[n]) + (fb == 0.0 ? 0.0 : fb * (double)y[n]));
+            if (VECTOR == 4) {
+                float4 p;
+                memcpy(&p, x, 16);
+                *(float4 *)(void *)(out + r * dim + e) = p;
+            } else {
+                out[r * dim + e] = x[0];
+            }
+        }
+        if (!SVG2__FAULT(72)) __syncwarp(); /* all lanes have read the LSE, which may be lse_a or lse_b */
+        if (lane == 0) lse[r] = sum == 0.0 ? -INFINITY : (float)((double)top + log(sum));
+    }
+}
+
+/* ---- launching ---- */
+struct attention_memory {
+    void *key, *value, *virtual_key, *virtual_value;
+    int32_t *cost, *first_item;
+    attention_item *item;
+    float *partial;                                      /* mass: [items, key_blocks] */
+    int32_t heads, kv_count, query_blocks, key_blocks, padded, rows, most; /* most: items of a head */
+};
+
+static size_t attention_carve(const svg2_attention_desc *d, bool is_mass, void *base, attention_memory *out)
+{
+    arena a;
+    attention_memory w;
+    a.base = (char *)base;
+    a.used = 0;
+    memset(&w, 0, sizeof w);
+    const int64_t heads = d->head_count ? d->head_count : (int64_t)d->batch * d->heads, kv_all = (int64_t)d->batch * d->heads_kv;
+    w.query_blocks = d->query_blocks ? d->query_blocks : 1;
+    w.key_blocks = d->key_blocks ? d->key_blocks : 1;
+    w.padded = padded_dim(d->head_dim);
+    w.rows = item_rows(w.padded);
+    const int64_t kv_count = heads < kv_all ? heads : kv_all; /* that these heads can need */
+    const int64_t most = (int64_t)d->tokens / w.rows + w.query_blocks;
+    const size_t items = count_of(heads, most), packs = count_of(kv_count, ((int64_t)d->tokens_kv + PACK_ROWS - 1) / PACK_ROWS);
+    if (items > 0x7fffffff || packs > 0x3fffffff || count_of(heads, w.query_blocks) > 0x7fffffff) return SIZE_MAX; /* grids */
+    w.heads = (int32_t)heads;
+    w.kv_count = (int32_t)kv_count;
+    w.most = (int32_t)most;
+    const int64_t tail = !is_mass && d->tail_query_blocks > 0 ? d->tail_key_blocks : 0;
+    w.key = a.take<uint16_t>(count_of(kv_count, d->tokens_kv, w.padded));
+    w.value = a.take<uint16_t>(is_mass ? 0 : count_of(kv_count, d->tokens_kv, w.padded));
+    w.virtual_key = a.take<uint16_t>(count_of(kv_count, tail, w.padded));
+    w.virtual_value = a.take<uint16_t>(count_of(kv_count, tail, w.padded));
+    w.cost = a.take<int32_t>(count_of(heads, w.query_blocks));
+    w.item = a.take<attention_item>(items);
+    if (is_mass) w.first_item = a.take<int32_t>(count_of(heads, w.query_blocks));
+    if (is_mass) w.partial = a.take<float>(mul(items, (size_t)w.key_blocks));
+    if (out) *out = w;
+    return a.used;
+}
+
+/* 2 * (kv heads of the call) * tokens_kv * padded head_dim * 2 bytes for K and V, the same with tail_key_blocks for the virtual
+   keys, 16 bytes for each of heads * (tokens / 128 + query_blocks) items. HunyuanVideo, 118,800 x 128, 400 x 1,000 blocks: 4 heads
+   (a group of the order-1 tail) 245 MB, all 24 heads 1,473 MB. */
 static size_t attention_layout(const svg2_attention_desc *d, void *base)
 {
-    (void)d, (void)base;
-    return 0;
+    return attention_carve(d, false, base, NULL);
+}
+
+static bool is_half(const svg2_attention_desc *d, bool is_mass)
+{
+    return d->k_layout.dtype == SVG2_F16 && (is_mass || d->v_layout.dtype == SVG2_F16);
+}
+
+/* The operand of a tensor: the tensor itself where it is in order, of type T and aligned; else a job that makes a copy. */
+static operand pack_or_use(pack_args *p, int64_t *blocks, tensor t, bool is_plain, const int32_t *order, const float *mean, void *to,
+                           int32_t tokens, int32_t kv_count, int32_t padded)
+{
+    operand o;
+    if (is_plain) {
+        o.data = t.data;
+        o.stride_batch = t.stride_batch;
+        o.stride_head = t.stride_head;
+        o.stride_token = t.stride_token;
+        o.begin = 0;
+        o.chunks = p->dim / 8;
+        return o;
+    }
+    pack_job *j = &p->job[p->jobs++];
+    j->from = t;
+    j->order = order;
+    j->mean = mean;
+    j->to = to;
+    j->tokens = tokens;
+    j->groups = (tokens + PACK_ROWS - 1) / PACK_ROWS;
+    j->first = *blocks;
+    *blocks += (int64_t)kv_count * j->groups;
+    o.data = to;
+    o.stride_token = padded;
+    o.stride_head = (int64_t)tokens * padded;
+    o.stride_batch = o.stride_head * p->heads_kv;
+    o.begin = p->kv_begin * o.stride_head;
+    o.chunks = padded / 8;
+    return o;
+}
+
+/* Everything that forward and mass have in common: packing, planning, arguments. */
+struct attention_call {
+    attention_memory memory;
+    attention_args args;
+    pack_args pack;
+    plan_args plan;
+    int64_t pack_blocks;
+};
+
+static void attention_prepare(attention_call *c, const svg2_attention_desc *d, bool is_mass, void *workspace)
+{
+    const svg2_dtype type = is_half(d, is_mass) ? SVG2_F16 : SVG2_BF16;
+    attention_memory *w = &c->memory;
+    attention_args *a = &c->args;
+    plan_args *p = &c->plan;
+    memset(c, 0, sizeof *c);
+    (void)attention_carve(d, is_mass, workspace, w);
+    const int64_t kv_begin = kv_head_host(d->head_begin, d->heads, d->heads_kv);
+    const int32_t kv_count = (int32_t)(kv_head_host((int64_t)d->head_begin + w->heads - 1, d->heads, d->heads_kv) - kv_begin + 1);
+    const tensor k = tensor_of(d->k, d->k_layout, d->heads_kv, d->tokens_kv, d->head_dim);
+    const bool has_tail = !is_mass && d->tail_query_blocks > 0 && d->tail_key_blocks > 0;
+    const float scale2 = fabsf(d->scale) * 1.44269504f;
+
+    c->pack.heads_kv = d->heads_kv;
+    c->pack.dim = d->head_dim;
+    c->pack.kv_begin = kv_begin;
+    a->is_relative = d->key_mean && d->k_layout.dtype != type;
+    a->key = pack_or_use(&c->pack, &c->pack_blocks, k, !d->key_order && k.is_vector && k.dtype == type, d->key_order,
+                         a->is_relative ? d->key_mean : NULL, w->key, d->tokens_kv, kv_count, w->padded);
+    if (!is_mass) {
+        const tensor v = tensor_of(d->v, d->v_layout, d->heads_kv, d->tokens_kv, d->head_dim);
+        a->value = pack_or_use(&c->pack, &c->pack_blocks, v, !d->key_order && v.is_vector && v.dtype == type, d->key_order, NULL,
+                               w->value, d->tokens_kv, kv_count, w->padded);
+        a->out = tensor_of(d->out, d->out_layout, d->heads, d->tokens, d->head_dim);
+    }
+    if (has_tail) {
+        svg2_layout f32;
+        memset(&f32, 0, sizeof f32);
+        f32.dtype = SVG2_F32;
+        a->virtual_key = pack_or_use(&c->pack, &c->pack_blocks, tensor_of(d->key_centroid, f32, d->heads_kv, d->tail_key_blocks, d->head_dim),
+                                     false, NULL, d->key_mean, w->virtual_key, d->tail_key_blocks, kv_count, w->padded);
+        a->virtual_value = pack_or_use(&c->pack, &c->pack_blocks, tensor_of(d->value_mean, f32, d->heads_kv, d->tail_key_blocks, d->head_dim),
+                                       false, NULL, NULL, w->virtual_value, d->tail_key_blocks, kv_count, w->padded);
+        a->tail_query_blocks = d->tail_query_blocks;
+        a->tail_key_blocks = d->tail_key_blocks;
+        a->log_mass = d->log_mass;
+        a->tail_matrix = d->tail_matrix;
+        a->is_matrix_vector = (uintptr_t)d->tail_matrix % 16 == 0;
+    }
+    a->item = w->item;
+    a->q = tensor_of(d->q, d->q_layout, d->heads, d->tokens, d->head_dim);
+    a->query_order = d->query_order;
+    a->key_offset = d->key_offset;
+    a->map = d->map;
+    a->key_mean = d->key_mean;
+    a->lse = d->lse;
+    a->heads = d->heads;
+    a->heads_kv = d->heads_kv;
+    a->tokens = d->tokens;
+    a->tokens_kv = d->tokens_kv;
+    a->dim = d->head_dim;
+    a->query_blocks = w->query_blocks;
+    a->key_blocks = w->key_blocks;
+    a->head_begin = d->head_begin;
+    /* exp2 takes logits by a factor that is positive (the maximum of a row is taken before it) and finite; 0 becomes so small that
+       it makes no difference */
+    a->scale2 = scale2 < 1.2e-38f ? 1.2e-38f : scale2 > 3.4e38f ? 3.4e38f : scale2;
+    a->sign = d->scale < 0.0f ? -1.0f : 1.0f;
+
+    p->query_offset = d->query_offset;
+    p->key_offset = d->key_offset;
+    p->map = d->map;
+    p->cost = !is_mass && d->map && d->key_offset && w->query_blocks > 1 && w->query_blocks <= PLAN_BLOCKS ? w->cost : NULL;
+    p->item = w->item;
+    p->first_item = w->first_item;
+    p->heads = d->heads;
+    p->heads_kv = d->heads_kv;
+    p->tokens = d->tokens;
+    p->query_blocks = w->query_blocks;
+    p->key_blocks = w->key_blocks;
+    p->tail_query_blocks = a->tail_query_blocks;
+    p->tail_key_blocks = a->tail_key_blocks;
+    p->rows = w->rows;
+    p->most = w->most;
+    p->head_begin = d->head_begin;
+    p->blocks = (int64_t)w->heads * w->query_blocks;
+}
+
+/* Packs and plans. */
+template <class T, int DP> static svg2_result attention_launch_first(const svg2_backend *backend, const attention_call *c, svg2_error *err)
+{
+    SVG2__RUN(launch(backend, err, "attention_pack", attention_pack<T, DP>, dim3(grid_of(c->pack_blocks)), PACK_THREADS, 0, c->pack));
+    if (c->plan.cost)
+        SVG2__RUN(launch(backend, err, "attention_count", attention_count,
+                         dim3(grid_of((c->plan.blocks + COUNT_THREADS / WARP - 1) / (COUNT_THREADS / WARP))), COUNT_THREADS, 0, c->plan));
+    return launch(backend, err, "attention_plan", attention_plan, dim3(grid_of(c->memory.heads)), PLAN_THREADS,
+                  (3 * PLAN_BLOCKS + 4 + PLAN_THREADS / WARP) * sizeof(int32_t), c->plan);
+}
+
+/* As many stages as fit without taking a block from the multiprocessor: registers allow 2. */
+static svg2_result attention_stages(int32_t padded, int32_t *stages, svg2_error *err)
+{
+    int device = 0, per_block = 0, per_sm = 0;
+    SVG2__CUDA(cudaGetDevice(&device), "device");
+    SVG2__CUDA(cudaDeviceGetAttribute(&per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device");
+    SVG2__CUDA(cudaDeviceGetAttribute(&per_sm, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device), "device");
+    for (int blocks = 2; blocks > 0; --blocks)
+        for (*stages = 4; *stages >= 2; --*stages) {
+            const size_t bytes = attention_smem_bytes(padded, *stages);
+            if (bytes <= (size_t)per_block && (size_t)blocks * (bytes + 1024) <= (size_t)per_sm) return SVG2_OK;
+        }
+    return set_error(err, SVG2_ERR_BACKEND, "device", "has too little shared memory", cudaSuccess);
+}
+
+template <class T, int DP> static svg2_result attention_launch(const svg2_backend *backend, const attention_call *c, svg2_error *err)
+{
+    SVG2__RUN((attention_launch_first<T, DP>(backend, c, err)));
+    return launch(backend, err, "attention_forward", attention_forward<T, DP>,
+                  dim3(grid_of((int64_t)c->memory.heads * c->memory.most)), ATTENTION_THREADS, attention_smem_bytes(DP, c->args.stages), c->args);
+}
+
+template <class T> static svg2_result attention_launch_dim(const svg2_backend *backend, const attention_call *c, svg2_error *err)
+{
+    switch (c->memory.padded) {
+    case 64: return attention_launch<T, 64>(backend, c, err);
+    case 96: return attention_launch<T, 96>(backend, c, err);
+    case 128: return attention_launch<T, 128>(backend, c, err);
+    default: return attention_launch<T, 256>(backend, c, err);
+    }
 }
 
 static svg2_result run_attention(const svg2_backend *backend, const svg2_attention_desc *d, void *workspace, svg2_error *err)
 {
-    (void)backend, (void)d, (void)workspace;
-    return set_error(err, SVG2_ERR_BACKEND, "attention", "is not built yet", cudaSuccess);
+    attention_call c;
+    attention_prepare(&c, d, false, workspace);
+    SVG2__RUN(attention_stages(c.memory.padded, &c.args.stages, err));
+    SVG2__RUN(is_half(d, false) ? attention_launch_dim<__half>(backend, &c, err) : attention_launch_dim<__nv_bfloat16>(backend, &c, err));
+    return ok(err);
 }
 
 } /* namespace svg2__cuda */

@@ -22,5 +22,6 @@ OP void svg2__mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, u
     const uint32_t b[2] = {b0, b1};
     cuemu::mma_m16n8k16(d, a, b, d, cuemu::Ty::f16, line);
 }
+OP int svg2__fresh(int x) { return x; }
 #undef OP
 #undef LINE
