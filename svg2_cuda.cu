@@ -3543,8 +3543,9 @@ SVG2__DEVICE void tail_load(unsigned char *tile, const tensor &t, int64_t origin
        tokens 64 at a time -> registers -> less centroid / value mean, bf16 -> shared memory
        C += key tile^T value tile, warps WARPS_M x WARPS_N, both operands by ldmatrix.trans
 
-   A thread keeps its 8 dimensions and takes every 16th token. Tokens behind the end are zeros. Limiter: gathered rows, 4 D bytes a token in 16-bit, and 2 D^2 bytes a cluster written (through shared memory, so that
-   rows leave whole); two blocks an SM overlap the loads of one with the products of the other. Registers: 64 of C a thread.
+   A thread keeps its 8 dimensions and takes every 16th token. Tokens behind the end are zeros. Limiter: gathered rows, 4 D
+   bytes a token in 16-bit, and 2 D^2 bytes a cluster written (through shared memory, so that rows leave whole); two blocks
+   an SM overlap the loads of one with the products of the other. Registers: 64 of C a thread.
    Shared memory 264 PANEL + 8192 bytes. */
 template <int PANEL> struct tail_shape;
 template <> struct tail_shape<64> { enum { WARPS_M = 2, WARPS_N = 2 }; };
@@ -3601,9 +3602,12 @@ static __global__ void __launch_bounds__(2 * PANEL, 2) tail_moments(const __grid
     const int32_t *order = a.key_order + kv * a.tokens_kv + begin;
 
     const int32_t chunk = tid % CHUNKS, r = tid / CHUNKS, key_e = key_panel + chunk * 8, value_e = value_panel + chunk * 8;
-    if (tid < PANEL) key_shift[tid] = key_panel + tid < a.dim ? a.key_centroid[(kv * a.key_clusters + j) * a.dim + key_panel + tid] : 0.0f;
-    else value_shift[tid - PANEL] = value_panel + tid - PANEL < a.dim
-             ? a.value_mean[(kv * a.key_clusters + j) * a.dim + value_panel + tid - PANEL] : 0.0f;
+    {
+        const bool is_key = tid < PANEL;
+        const int32_t e = is_key ? key_panel + tid : value_panel + tid - PANEL;
+        const float *mean = (is_key ? a.key_centroid : a.value_mean) + (kv * a.key_clusters + j) * a.dim;
+        key_shift[tid] = e < a.dim ? mean[e] : 0.0f; /* value_shift follows */
+    }
     for (int32_t i = tid; i < n; i += THREADS) token[i] = order[i];
     __syncthreads(); /* the means and the indices are there */
 
@@ -3612,8 +3616,10 @@ static __global__ void __launch_bounds__(2 * PANEL, 2) tail_moments(const __grid
     for (int32_t t = 0; t < n; t += TAIL_TOKENS) {
 #pragma unroll 1 /* registers; 32 KB of loads under way in two blocks */
         for (int32_t half = r; half < TAIL_TOKENS; half += TAIL_TOKENS / 2) {
-            tail_load<PANEL, IS_RAW>(key_tile, a.k, key_origin, token + t, key_e < a.dim ? n - t : 0, key_shift + 8 * chunk, half, chunk);
-            tail_load<PANEL, IS_RAW>(value_tile, a.v, value_origin, token + t, value_e < a.dim ? n - t : 0, value_shift + 8 * chunk, half, chunk);
+            tail_load<PANEL, IS_RAW>(key_tile, a.k, key_origin, token + t, key_e < a.dim ? n - t : 0,
+                                     key_shift + 8 * chunk, half, chunk);
+            tail_load<PANEL, IS_RAW>(value_tile, a.v, value_origin, token + t, value_e < a.dim ? n - t : 0,
+                                     value_shift + 8 * chunk, half, chunk);
         }
         if (!SVG2__FAULT(51)) __syncthreads(); /* both tiles are complete */
         const int32_t steps = ((n - t < TAIL_TOKENS ? n - t : TAIL_TOKENS) + 15) / 16;
@@ -3627,7 +3633,8 @@ static __global__ void __launch_bounds__(2 * PANEL, 2) tail_moments(const __grid
 #pragma unroll
             for (int c = 0; c < WN / 16; ++c) {
                 uint32_t vb[4];
-                svg2__ldmatrix_x4_trans(vb, svg2__smem(value_tile) + tile_at<PANEL>(16 * s + lane % 16, (wn + 16 * c) / 8 + lane / 16));
+                svg2__ldmatrix_x4_trans(vb, svg2__smem(value_tile)
+                    + tile_at<PANEL>(16 * s + lane % 16, (wn + 16 * c) / 8 + lane / 16));
 #pragma unroll
                 for (int m = 0; m < WM / 16; ++m) {
                     svg2__mma_m16n8k16(sum[m][2 * c], ka[m], vb[0], vb[1], __nv_bfloat16());
@@ -3647,7 +3654,8 @@ static __global__ void __launch_bounds__(2 * PANEL, 2) tail_moments(const __grid
                 for (int i = 0; i < 2; ++i) {
                     const int32_t e = key_panel + wm + 16 * m + 8 * i + g, f = value_panel + wn + 8 * c + c2;
                     if (e < a.dim && f < a.dim)
-                        *(float2 *)(void *)((float *)out + e * a.dim + f) = make_float2(sum[m][c][2 * i], sum[m][c][2 * i + 1]);
+                        *(float2 *)(void *)((float *)out + e * a.dim + f) =
+                            make_float2(sum[m][c][2 * i], sum[m][c][2 * i + 1]);
                 }
         return;
     }
@@ -3662,7 +3670,8 @@ static __global__ void __launch_bounds__(2 * PANEL, 2) tail_moments(const __grid
     for (int32_t i = tid; i < PANEL * CHUNKS; i += THREADS) {
         const int32_t e = key_panel + i / CHUNKS, f = value_panel + i % CHUNKS * 8;
         if (e < a.dim && f < a.dim)
-            *(uint4 *)(void *)((__nv_bfloat16 *)out + e * a.dim + f) = *(const uint4 *)(const void *)(smem + tile_at<PANEL>(i / CHUNKS, i % CHUNKS));
+            *(uint4 *)(void *)((__nv_bfloat16 *)out + e * a.dim + f) =
+                *(const uint4 *)(const void *)(smem + tile_at<PANEL>(i / CHUNKS, i % CHUNKS));
     }
 }
 
@@ -3672,7 +3681,8 @@ static __global__ void __launch_bounds__(256) tail_merge(const __grid_constant__
 {
     const int64_t elements = (int64_t)a.dim * a.dim, parts = (elements + 1023) / 1024;
     const int64_t e = ((int64_t)blockIdx.x % parts * 256 + threadIdx.x) * 4;
-    const int32_t piece = (int32_t)((int64_t)blockIdx.x / parts % a.pieces), slot = (int32_t)((int64_t)blockIdx.x / parts / a.pieces);
+    const int32_t piece = (int32_t)((int64_t)blockIdx.x / parts % a.pieces),
+                  slot = (int32_t)((int64_t)blockIdx.x / parts / a.pieces);
     if (piece >= a.ws.count[2 * slot + 1] || e >= elements) return;
     const int32_t row = a.ws.owner[(int64_t)slot * a.pieces + piece];
     if (a.ws.first[(int64_t)slot * a.actives + row] != piece) return;
@@ -3685,7 +3695,8 @@ static __global__ void __launch_bounds__(256) tail_merge(const __grid_constant__
         const float4 x = *(const float4 *)(const void *)(from + i * elements);
         sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
     }
-    const uint2 v = make_uint2(pack2(sum.x * scale, sum.y * scale, __nv_bfloat16()), pack2(sum.z * scale, sum.w * scale, __nv_bfloat16()));
+    const uint2 v = make_uint2(pack2(sum.x * scale, sum.y * scale, __nv_bfloat16()),
+                               pack2(sum.z * scale, sum.w * scale, __nv_bfloat16()));
     *(uint2 *)(void *)(a.ws.moment + ((int64_t)slot * a.actives + row) * elements + e) = v;
 }
 
@@ -3716,8 +3727,8 @@ SVG2__DEVICE void tail_stage(uint32_t stage, const tail_args &a, const __nv_bflo
        W  [128 rows][32 clusters]   A operand, ldmatrix
        C  [32 clusters][256]        B operand, ldmatrix.trans
 
-   Limiter: the tensor cores by mma.sync; 171 flop a byte from L2. A warp whose 64 rows are all behind the end leaves the tensor
-   cores to the other. Registers: 128 of A a thread. Shared memory 96 KB, one block an SM, on every device from 8.0 on. */
+   Limiter: the tensor cores by mma.sync; 85 flop a byte from L2. A warp whose 64 rows are all behind the end leaves the
+   tensor cores to the other. Registers: 128 of A a thread. Shared memory 96 KB, one block an SM, on every device from 8.0 on. */
 static __global__ void __launch_bounds__(256) tail_product(const __grid_constant__ tail_args a)
 {
     SVG2_DYN_SMEM(smem, 128);
@@ -3866,7 +3877,10 @@ static svg2_result run_tail(const svg2_backend *backend, const svg2_tail_desc *d
     /* A block owns at least 256 bytes of workspace or matrix, so their number stays below 2^31. */
     const int64_t rows = (int64_t)d->head_count * d->query_clusters, size = (int64_t)a.dim * a.dim;
     const int64_t most = (int64_t)(a.group < a.head_count ? a.group : a.head_count) * a.query_clusters;
-    const int64_t tiles = ((int64_t)d->query_clusters + TAIL_TILE - 1) / TAIL_TILE * (((int64_t)d->key_clusters + TAIL_TILE - 1) / TAIL_TILE);
+    const int64_t tiles = ((int64_t)d->query_clusters + TAIL_TILE - 1) / TAIL_TILE
+                          * (((int64_t)d->key_clusters + TAIL_TILE - 1) / TAIL_TILE);
+    const int64_t merges = (int64_t)a.slots * a.pieces * ((size + 1023) / 1024);
+    const int64_t products = (most + TAIL_ROWS - 1) / TAIL_ROWS * ((size + TAIL_COLUMNS - 1) / TAIL_COLUMNS) * a.slots;
     const int64_t moments = (int64_t)a.slots * (a.pieces + a.actives) * a.panels * a.panels;
     SVG2__RUN(launch(backend, err, "tail_plan", tail_plan, dim3(grid_of(a.slots)),
                      a.key_clusters < 1024 ? (unsigned)(a.key_clusters + WARP - 1) / WARP * WARP : 1024u, 64 * sizeof(int32_t), a));
@@ -3876,9 +3890,8 @@ static svg2_result run_tail(const svg2_backend *backend, const svg2_tail_desc *d
     if (panel == 64) SVG2__RUN(tail_run_moments<64>(backend, a, moments, err));
     else if (panel == 96) SVG2__RUN(tail_run_moments<96>(backend, a, moments, err));
     else SVG2__RUN(tail_run_moments<128>(backend, a, moments, err));
-    SVG2__RUN(launch(backend, err, "tail_merge", tail_merge, dim3(grid_of(a.slots * a.pieces * ((size + 1023) / 1024))), 256, 0, a));
-    SVG2__RUN(launch(backend, err, "tail_product", tail_product,
-                     dim3(grid_of((most + TAIL_ROWS - 1) / TAIL_ROWS * ((size + TAIL_COLUMNS - 1) / TAIL_COLUMNS) * a.slots)), 256,
+    SVG2__RUN(launch(backend, err, "tail_merge", tail_merge, dim3(grid_of(merges)), 256, 0, a));
+    SVG2__RUN(launch(backend, err, "tail_product", tail_product, dim3(grid_of(products)), 256,
                      TAIL_STAGES * TAIL_STAGE_BYTES, a));
     return ok(err);
 }

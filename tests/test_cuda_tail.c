@@ -139,7 +139,8 @@ static float *run_cuda(const tail_job *j)
     svg2_tail_desc d = j->d;
     svg2_error err;
     const size_t odd = j->c.odd_matrix ? 1 : 0, behind = 64;
-    float *host = (float *)mem_new(4 * (j->n_matrix + odd + behind)), *device = (float *)device_new(4 * (j->n_matrix + odd + behind));
+    const size_t floats = odd + j->n_matrix + behind;
+    float *host = (float *)mem_new(4 * floats), *device = (float *)device_new(4 * floats);
     d.k = device_copy(j->k.data, j->k.bytes);
     d.v = device_copy(j->v.data, j->v.bytes);
     d.key_order = (int32_t *)device_copy(j->order, 4 * j->n_order);
@@ -154,7 +155,7 @@ static float *run_cuda(const tail_job *j)
     const size_t bytes = svg2_stage_workspace_bytes(&cuda, SVG2_STAGE_TAIL, &d);
     const svg2_result r = svg2_tail(&cuda, &d, device_new(bytes), bytes, &err);
     if (r != SVG2_OK) fail_msg("cuda: %s: %s", err.field, err.text);
-    device_read(host, device, 4 * (j->n_matrix + odd + behind));
+    device_read(host, device, 4 * floats);
     device_reset();
     assert_untouched(host, 4 * odd);
     assert_untouched(host + odd + j->n_matrix, 4 * behind);
