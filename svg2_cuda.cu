@@ -2213,7 +2213,7 @@ static __global__ void __launch_bounds__(128) score_merge(score_args a, int unit
        warp w       rows 32 w .. 32 w + 31 as B fragments in registers: 64 of them at D = 128
        tile         64 key centroids as A fragments, through shared memory with cp.async, 3 stages
        pass 1       running maximum and sum per row: both live in the lane that owns the row's products, no shuffles
-       pass 2       the same products, 2^(x - lse); sums over the rows by fragment, quad and warp, in that order
+       pass 2       the same products and exponentials, weighted; sums over the rows by fragment, quad and warp, in that order
 
    Keys as A and rows as B: then the sum over keys (pass 1) runs down the accumulators of a lane and the sum over rows
    (pass 2) along them. Why products twice: the weights of 64 rows and 1000 clusters would fill 128 KB as f16, units would
@@ -2259,7 +2259,7 @@ static __global__ void __launch_bounds__(256, 2) score_share(score_args a)
     next = bias_of(1 % tiles);
 
     uint32_t b[C][STEPS][2];
-    float m[C][2], l[C][2]; /* reference of the exponents, and sum; from pass 2 on m is the LSE */
+    float m[C][2], l[C][2]; /* reference of the exponents, and sum; in pass 2 l is the weight of the row */
     const int32_t *order = a.query_order + bh * a.tokens + u.first;
 #pragma unroll
     for (int c = 0; c < C; ++c) {
@@ -2307,8 +2307,8 @@ static __global__ void __launch_bounds__(256, 2) score_share(score_args a)
                     for (int o = 4; o < 32; o <<= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, o));
                     sum = l[c][e] * svg2__exp2(m[c][e] - top);
                     for (int o = 4; o < 32; o <<= 1) sum += __shfl_xor_sync(0xffffffffu, sum, o);
-                    /* no weight at all, as of columns without a row: the exponents of pass 2 become -Inf */
-                    m[c][e] = sum == 0.0f || warp * 8 * C + c * 8 + 2 * t + e >= u.count ? INFINITY : top + log2f(sum);
+                    m[c][e] = top;
+                    l[c][e] = sum == 0.0f || warp * 8 * C + c * 8 + 2 * t + e >= u.count ? 0.0f : 1.0f / sum;
                 }
         if (!is_busy) {
             if (it >= tiles)
@@ -2362,7 +2362,7 @@ static __global__ void __launch_bounds__(256, 2) score_share(score_args a)
 #pragma unroll
                 for (int c = 0; c < C; ++c)
 #pragma unroll
-                    for (int e = 0; e < 4; ++e) sum[e >> 1] += svg2__exp2(s[c][e] - m[c][e & 1]);
+                    for (int e = 0; e < 4; ++e) sum[e >> 1] = fmaf(svg2__exp2(s[c][e] - m[c][e & 1]), l[c][e & 1], sum[e >> 1]);
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 1);
@@ -2537,7 +2537,7 @@ struct select_args {
     select_state *state;           /* [BH]                                                           */
     uint64_t *sort_key;  /* [blocks, sort_size]  where shared memory is too small                    */
     float   *sort_mass;  /* [blocks, Ck]                                                             */
-    int64_t sort_size;   /* power of two                                                             */
+    int      sort_size;  /* power of two                                                             */
     int heads, heads_kv, dim, cq, ck, qb, kb, has_text, has_padding;
     int floor;           /* clusters that every row keeps                                            */
     int is_literal, need_loss, is_row, is_spread, tail; /* is_literal: SVG2's own rule; is_row: rows decide alone */
@@ -2680,19 +2680,19 @@ SVG2__DEVICE float score_of(uint64_t key) { return __uint_as_float(~(uint32_t)(k
 
 /* Bitonic sort of n keys (a power of two), ascending, by the whole block. Pair p of a step belongs to thread p modulo the
    block, so at distances of up to 32 a warp stays among its own 64 keys and needs no barrier of the block. */
-SVG2__DEVICE void sort_keys(uint64_t *key, int64_t n)
+SVG2__DEVICE void sort_keys(uint64_t *key, int n)
 {
-    int64_t last = 64;
-    for (int64_t run = 2; run <= n; run <<= 1)
-        for (int64_t distance = run >> 1; distance; distance >>= 1) {
+    int last = 64;
+    for (int run = 2; run <= n; run <<= 1)
+        for (int distance = run >> 1; distance; distance >>= 1) {
             /* the keys of the step before are in place (of the caller, before the first) */
             if (distance > 32 || last > 32) {
                 if (!SVG2__FAULT(40)) __syncthreads();
             } else if (!SVG2__FAULT(41)) {
                 __syncwarp();
             }
-            for (int64_t p = threadIdx.x; p < n / 2; p += blockDim.x) {
-                const int64_t i = 2 * p - (p & (distance - 1)), j = i + distance;
+            for (int p = threadIdx.x; p < n / 2; p += blockDim.x) {
+                const int i = 2 * p - (p & (distance - 1)), j = i + distance;
                 const uint64_t x = key[i], y = key[j];
                 if ((x > y) == ((i & run) == 0)) key[i] = y, key[j] = x;
             }
@@ -2702,8 +2702,8 @@ SVG2__DEVICE void sort_keys(uint64_t *key, int64_t n)
 }
 
 /* One block = one query cluster (blocks of large rows take several, one after the other). Mass from the shares or from the
-   logits; SVG2's rule on the masses in falling order, its running sum in f32 and in that order, as on the CPU: by one
-   thread, up to where it ends; row budgets by the score. Row decisions are written to the map here; otherwise the map gets
+   logits; SVG2's rule on the masses in falling order, its running sum in f32 and in that order, as on the CPU: by one warp,
+   whose lanes all add the same, up to where it ends; row budgets by the score. Row decisions are written to the map here; otherwise the map gets
    what every row keeps, and score and mass go on.
    Shared memory: 8 bytes a key, rounded up to a power of two, and 5 a key cluster: 13 KB at 1000, 52 KB at 4096; larger
    rows sort in the workspace. Limiter: the 55 steps of the sort at 1000 clusters, 10 of them with a barrier; about 8
@@ -2714,7 +2714,7 @@ static __global__ void __launch_bounds__(256) select_rows(select_args a, int64_t
     SVG2_DYN_SMEM(smem, 128);
     void *scratch = smem; /* 64 bytes */
     int *length = (int *)(void *)(smem + 64);
-    uint64_t *key = IS_LARGE ? a.sort_key + blockIdx.x * a.sort_size : (uint64_t *)(void *)(smem + 80);
+    uint64_t *key = IS_LARGE ? a.sort_key + (int64_t)blockIdx.x * a.sort_size : (uint64_t *)(void *)(smem + 80);
     float *mass = IS_LARGE ? a.sort_mass + (int64_t)blockIdx.x * a.ck : (float *)(void *)(key + a.sort_size);
     const int t = threadIdx.x, ck = a.ck;
     /* a floor, SVG2's rule itself and its area need the order; only the heaviest does not */
@@ -2761,23 +2761,30 @@ static __global__ void __launch_bounds__(256) select_rows(select_args a, int64_t
             if (t == 0) a.row_area[row] = a.row_kept[row] = keys;
             continue; /* the next row begins with barriers */
         }
-        for (int64_t j = t; j < a.sort_size; j += 256) {
+        for (int j = t; j < a.sort_size; j += 256) {
             if (j < ck) {
                 mass[j] = (float)((double)mass[j] / sum);
                 kept[j] = 0;
                 if (loss) loss[j] = mass[j];
             }
-            key[j] = j < ck ? falling_key(mass[j], (int)j) : ~(uint64_t)0;
+            key[j] = j < ck ? falling_key(mass[j], j) : ~(uint64_t)0;
         }
         if (need_sort) {
             int end = a.floor;
             sort_keys(key, a.sort_size);
             if (need_area) {
-                if (t == 0) { /* rank r is kept if the mass before it is at most top_p, or by the floor */
+                if (t < 32) { /* a rank is kept if it is the first, or the mass before it is at most top_p */
                     float running = 0.0f;
-                    int rank = 0;
-                    while (rank < ck && (rank == 0 || running <= a.top_p)) running += score_of(key[rank++]);
-                    *length = rank;
+                    int ranks = 0;
+                    for (int first = 0; first < ck && running <= a.top_p; first += 32) {
+                        const float x = first + t < ck ? score_of(key[first + t]) : 0.0f;
+#pragma unroll
+                        for (int i = 0; i < 32; ++i) {
+                            ranks += running <= a.top_p; /* top_p > 0: true of the first */
+                            running += __shfl_sync(0xffffffffu, x, i);
+                        }
+                    }
+                    if (t == 0) *length = min(ranks, ck);
                 }
                 __syncthreads(); /* length is there */
                 end = max(end, *length);
@@ -2811,7 +2818,7 @@ static __global__ void __launch_bounds__(256) select_rows(select_args a, int64_t
             const int64_t budget =
                 (a.density > 0.0f ? (int64_t)((double)a.density * (double)keys + 0.5) : area) - block_sum(taken, scratch);
             int64_t before = 0; /* area of what was taken by the score */
-            for (int64_t j = ck + t; j < a.sort_size; j += 256) key[j] = ~(uint64_t)0;
+            for (int j = ck + t; j < a.sort_size; j += 256) key[j] = ~(uint64_t)0;
             sort_keys(key, a.sort_size);
             for (int i0 = 0; i0 < ck && before < budget; i0 += 256) {
                 const int i = i0 + t, j = i < ck ? index_of(key[i]) : 0, is_free = i < ck && !(mass[j] < 0.0f);
@@ -3246,7 +3253,7 @@ static svg2_result run_select(const svg2_backend *backend, const svg2_select_des
                          (size_t)80, a, rows));
     else
         SVG2__RUN(launch(backend, err, "select_rows", select_rows<0>, dim3(grid_of(rows)), 256,
-                         (size_t)(80 + a.sort_size * 8 + (int64_t)a.ck * 5), a, rows));
+                         (size_t)(80 + a.sort_size * 8 + a.ck * 5), a, rows));
     if (a.need_loss) {
         const int loss_tiles = (a.cq + SELECT_LOSS_ROWS - 1) / SELECT_LOSS_ROWS;
         const size_t bytes = (size_t)SELECT_LOSS_KEYS * (SELECT_LOSS_ROWS + 4 + (a.dim <= 128 ? 128 : 256)) * 4;

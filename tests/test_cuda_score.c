@@ -389,10 +389,141 @@ static void test_score_exact(void **state)
     for (int i = 0; i < COUNT(shapes); ++i) sc_case(shapes[i], 8);
 }
 
+/* Any scale: negative, 0, and logits of hundreds inside one cluster. */
+static void test_scales(void **state)
+{
+    static const float scales[] = {-0.3f, 0, -0.0f, 40, -25};
+    (void)state;
+    for (int i = 0; i < COUNT(scales); ++i) {
+        sc s = sc_new(shapes[i & 1 ? 2 : 4], 8);
+        s.d.scale = scales[i];
+        sc_run(&s);
+        sc_check(&s, 1);
+        sc_check_share(&s, 1);
+        device_reset();
+        mem_done();
+    }
+}
+
+/* A share is not asked for: log mass has the same bits, and the other fields may hold anything. */
+static void test_share_none(void **state)
+{
+    (void)state;
+    sc s = sc_new(shapes[2], 0);
+    size_t bytes = (size_t)(s.B * s.H * s.Cq * s.Ck) * 4;
+    sc_run(&s);
+    uint64_t want = mem_hash(s.log_mass, bytes);
+    float *share = s.d.share;
+    memset(s.share, 0xff, bytes);
+    device_write(share, s.share, bytes);
+    s.d.tokens = 0;
+    s.d.query_blocks = -7;
+    s.d.q_layout.stride_token = -1;
+    s.d.q_layout.dtype = (svg2_dtype)9;
+    s.d.q = (const char *)0 + 1;
+    s.d.query_order = s.d.query_offset = 0;
+    s.d.key_mean = 0;
+    sc_run(&s);
+    assert_true(mem_hash(s.log_mass, bytes) == want);
+    device_read(s.share, share, bytes);
+    assert_untouched(s.share, bytes);
+    device_reset();
+}
+
+/* NaN and Inf go where they go on the CPU; everything else has the bits of the clean run. */
+static void sc_cpu(const sc *s, float *log_mass, float *share)
+{
+    svg2_backend cpu = svg2_cpu_backend_simd(0, SVG2_SIMD_SCALAR);
+    svg2_score_desc d = s->d;
+    svg2_error err;
+    d.k = s->k.data; d.key_order = s->keys.order; d.key_offset = s->keys.offset;
+    d.query_centroid = s->qc; d.key_centroid = s->kc; d.log_mass = log_mass;
+    d.q = s->q.data; d.query_order = s->queries.order; d.query_offset = s->queries.offset;
+    d.key_mean = s->mean; d.share = share;
+    size_t bytes = svg2_stage_workspace_bytes(&cpu, SVG2_STAGE_SCORE, &d);
+    assert_ok(svg2_score(&cpu, &d, mem_new(bytes), bytes, &err));
+}
+static void test_score_nan(void **state)
+{
+    (void)state;
+    int touched = 0;
+    for (int mode = 0; mode < 12; ++mode) {
+        static const shape c = {1, 2, 2, 300, 400, 64, 6, 11, 5, 4, UNEVEN, UNEVEN, SVG2_F32, SVG2_F32, BHSD, 0, 0, 1};
+        sc s = sc_new(c, 8);
+        size_t count = (size_t)(2 * 6 * 11);
+        float *clean[2], *cpu[2];
+        double bad = mode % 2 ? (double)NAN : mode % 4 ? -(double)INFINITY : (double)INFINITY;
+        for (int i = 0; i < 2; ++i) clean[i] = (float *)mem_new(count * 4), cpu[i] = (float *)mem_new(count * 4);
+        sc_run(&s);
+        memcpy(clean[0], s.log_mass, count * 4);
+        memcpy(clean[1], s.share, count * 4);
+        switch (mode / 2) { /* head 1: the last key of cluster 2, its first key, text; a row of query cluster 0, text; centroids */
+        case 0: tensor_put(&s.k, tensor_at(&s.k, 0, 1, s.keys.order[400 + s.keys.offset[14 + 3] - 1], 5), bad); break;
+        case 1: tensor_put(&s.k, tensor_at(&s.k, 0, 1, s.keys.order[400 + s.keys.offset[14]], 60), bad); break;
+        case 2: tensor_put(&s.k, tensor_at(&s.k, 0, 1, 400 - 2, 5), bad); break;
+        case 3: tensor_put(&s.q, tensor_at(&s.q, 0, 1, s.queries.order[300 + 33], 7), bad); break;
+        case 4: s.qc[(6 + 2) * 64 + 3] = (float)bad; break;
+        default: s.kc[(11 + 4) * 64 + 9] = (float)bad; break;
+        }
+        sc_run(&s);
+        sc_cpu(&s, cpu[0], cpu[1]);
+        for (size_t i = 0; i < 2 * count; ++i) {
+            float got = i < count ? s.log_mass[i] : s.share[i - count], want = i < count ? cpu[0][i] : cpu[1][i - count];
+            float before = i < count ? clean[0][i] : clean[1][i - count];
+            if (isnan(want) != isnan(got)) fail_msg("mode %d, %s %zu: %g, on the CPU %g", mode, i < count ? "log mass" : "share", i % count, (double)got, (double)want);
+            if (isnan(want)) { ++touched; continue; }
+            if (isinf(want)) assert_true(got == want);
+            else if (!(fabs((double)got - (double)want) <= 1e-4 * (1 + fabs((double)want)))) fail_msg("mode %d %zu: %g, not %g", mode, i, (double)got, (double)want);
+            if (i % count < count / 2) assert_memory_equal(&got, &before, 4); /* head 0 */
+        }
+        device_reset();
+        mem_done();
+    }
+    assert_true(touched > 100);
+}
+
+/* The same bits whatever the order of threads and blocks and the time of copies. */
+static void test_same_bits(void **state)
+{
+    static const char *threads[] = {"rr", "first", "last", "random", "random"}, *copies[] = {"late", "early", "mixed", "late", "mixed"};
+    static const int which[] = {2, 3, 7};
+    (void)state;
+    for (int i = 0; i < COUNT(which); ++i) {
+        uint64_t want = 0;
+        for (int run = 0; run < COUNT(threads); ++run) {
+            sc s = sc_new(shapes[which[i]], 0);
+            size_t bytes = (size_t)(s.B * s.H * s.Cq * s.Ck) * 4;
+            device_schedule(threads[run], copies[run], (unsigned)run);
+            sc_run(&s);
+            uint64_t got = mem_hash(s.log_mass, bytes) * 31 + mem_hash(s.share, bytes);
+            if (!run) want = got;
+            assert_true(got == want);
+            device_reset();
+            mem_done();
+        }
+    }
+    device_schedule("rr", "late", 1);
+}
+
+/* What the documentation says about memory. */
+static void test_memory(void **state)
+{
+    svg2_backend cuda = svg2_cuda_backend(0);
+    svg2_score_desc d = SVG2_ZERO;
+    (void)state;
+    d.batch = 1; d.heads = d.heads_kv = 24; d.head_dim = 128;
+    d.tokens = d.tokens_kv = 118800;
+    d.query_clusters = d.query_blocks = 400; d.key_clusters = d.key_blocks = 1000;
+    assert_at_most((double)svg2_stage_workspace_bytes(&cuda, SVG2_STAGE_SCORE, &d), 93e6);
+    d.batch = 1 << 26; d.query_clusters = d.key_clusters = d.query_blocks = d.key_blocks = 1 << 24;
+    assert_true(svg2_stage_workspace_bytes(&cuda, SVG2_STAGE_SCORE, &d) == SIZE_MAX);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_summarize), TEST(test_summarize_nan), TEST(test_score_against_f64), TEST(test_score_exact),
+        TEST(test_summarize),  TEST(test_summarize_nan), TEST(test_score_against_f64), TEST(test_score_exact), TEST(test_scales),
+        TEST(test_share_none), TEST(test_score_nan),     TEST(test_same_bits),         TEST(test_memory),
     };
     return cmocka_run_group_tests_name("cuda_score", tests, 0, 0);
 }

@@ -220,7 +220,7 @@ static void test_equal_maps(void **state)
     (void)state;
     static const int cks[] = {1, 2, 7, 33, 100, 256, 333};
     static const float ps[] = {0.9f, 0.5f, 0.01f, 0.99f, 1.0f}, floors[] = {0.1f, -1, 0.5f, 0.25f, 1.0f};
-    int cases = TEST_SLOW_BUILD ? 24 : 96;
+    int cases = TEST_SLOW_BUILD ? 21 : 42;
     for (int i = 0; i < cases; ++i) { /* masses from shares: the same bits on both sides, and scores too */
         int Ck = cks[i % 7], Cq = 1 + i * 5 % 40;
         sel s = sel_new(1 + (i % 8 == 3), 2, 2 - i % 2, i % 6 ? 16 : 72, Cq, Ck, i % 4 == 1 ? 5 : 0, i % 4 >= 2 ? 3 : 0, (uint64_t)i, 0.5 + 0.2 * (i % 9), 8);
@@ -266,7 +266,7 @@ static void test_top_p_by_hand(void **state)
 static void test_ties(void **state)
 {
     (void)state;
-    for (int i = 0; i < (TEST_SLOW_BUILD ? 8 : 24); ++i) {
+    for (int i = 0; i < (TEST_SLOW_BUILD ? 6 : 12); ++i) {
         int Cq = 5 + i * 7, Ck = i % 2 ? 40 : 150, values = 1 + i % 4;
         sel s = sel_new(1, 2, 1, 8, Cq, Ck, 0, 0, (uint64_t)i, 1, 8);
         float *share = sel_share(&s, 1, 1);
@@ -286,7 +286,7 @@ static void test_ties(void **state)
         s.d.budget = i % 6 == 5 ? SVG2_BUDGET_ROW : SVG2_BUDGET_HEAD;
         s.d.tail = SVG2_TAIL_ORDER1;
         s.d.min_keep = -1;
-        s.d.density = (float)(0.03 + 0.037 * i);
+        s.d.density = (float)(0.03 + 0.07 * i);
         sel_both(&s, 0);
         mem_done();
     }
@@ -298,7 +298,7 @@ static void test_top_p_rule(void **state)
     (void)state;
     static const float ps[] = {0.9f, 0.5f, 0.01f, 0.99f, 1.0f}, floors[] = {0.1f, -1, 0.5f, 0.25f, 1.0f};
     int checked = 0, undecided = 0;
-    for (int i = 0; i < (TEST_SLOW_BUILD ? 14 : 40); ++i) { /* the second half with shares */
+    for (int i = 0; i < (TEST_SLOW_BUILD ? 7 : 21); ++i) { /* the second half with shares */
         static const int cks[] = {1, 2, 7, 16, 100, 333, 600};
         int Ck = cks[i % 7], group = i % 3 == 0 ? 4 : 1;
         sel s = sel_new(1 + i % 2, 4, 4 / group, 16, 3 + i % 20, Ck, i % 4 == 1 ? 5 : 0, i % 4 >= 2 ? 3 : 0, (uint64_t)i, 0.3 + 0.4 * (i % 9), 0);
@@ -325,7 +325,7 @@ static void test_top_p_rule(void **state)
         }
         mem_done();
     }
-    if (!(checked > 10000 && undecided < checked / 10)) fail_msg("%d decisions, %d of them open", checked, undecided);
+    if (!(checked > 5000 && undecided < checked / 10)) fail_msg("%d decisions, %d of them open", checked, undecided);
 }
 
 /* Area budgets: how much is taken, and that it is taken by falling score per pair. */
@@ -387,7 +387,7 @@ static void test_density_budgets(void **state)
     for (int route = SVG2_ROUTE_MASS; route <= SVG2_ROUTE_SPREAD; ++route)
         for (int budget = SVG2_BUDGET_ROW; budget <= SVG2_BUDGET_HEAD; ++budget)
             for (int tail = SVG2_TAIL_NONE; tail <= SVG2_TAIL_ORDER1; ++tail, ++seed)
-                for (int i = (int)(seed % 2); i < COUNT(densities); i += TEST_SLOW_BUILD ? 4 : 2)
+                for (int i = (int)(seed % 4); i < COUNT(densities); i += 4)
                     budget_case((svg2_route)route, (svg2_budget)budget, (svg2_tail_kind)tail, densities[i],
                                 (seed + (uint64_t)i) % 3 ? 0.1f : -1, seed * 4 + (uint64_t)i, (int)(seed / 2 % 2));
 }
@@ -398,7 +398,7 @@ static void test_beside_the_cpu(void **state)
     static const float targets[] = {0, 0.01f, 0.03f, 0.1f, 0.3f, 0.8f, 2.0f, 0.2f}, ps[] = {0.9f, 0.6f, 0.99f};
     int differ = 0, blocks = 0, dense = 0, sparse = 0;
     (void)state;
-    for (int i = 0; i < (TEST_SLOW_BUILD ? 16 : 64); ++i) {
+    for (int i = 0; i < (TEST_SLOW_BUILD ? 16 : 32); ++i) {
         int Ck = i % 5 == 4 ? 300 : 80, D = i % 7 == 3 ? 136 : i % 7 == 5 ? 256 : 16;
         sel s = sel_new(1, 2, 1 + i % 2, D, 20 + i % 30, Ck, i % 4 == 1 ? 4 : 0, i % 8 >= 6 ? 3 : 0, (uint64_t)(77 + i), 1.0, 0);
         s.d.route = i & 1 ? SVG2_ROUTE_SPREAD : SVG2_ROUTE_MASS;
@@ -421,7 +421,7 @@ static void test_beside_the_cpu(void **state)
         mem_done();
     }
     if (getenv("TEST_VERBOSE")) print_message("%d of %d blocks differ; %d heads dense, %d sparse\n", differ, blocks, dense, sparse);
-    assert_true(differ <= blocks / 1000 && dense > 3 && sparse > 10);
+    assert_true(differ <= blocks / 1000 && dense > 2 && sparse > 8);
 }
 
 /* More key clusters than shared memory sorts: the path through the workspace. */
