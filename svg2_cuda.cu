@@ -3365,7 +3365,7 @@ SVG2__DEVICE int32_t tail_pieces_of(int32_t tokens)
    Limiter: latency (three dependent loads); shared memory 256 bytes. */
 static __global__ void __launch_bounds__(1024) tail_plan(const __grid_constant__ tail_args a)
 {
-    SVG2_DYN_SMEM(smem, 16);
+    SVG2_DYN_SMEM(smem, 128);
     int32_t *warp_actives = (int32_t *)(void *)smem, *warp_pieces = warp_actives + 32;
     const int32_t slot = (int32_t)blockIdx.x, lane = (int32_t)threadIdx.x % WARP, warp = (int32_t)threadIdx.x / WARP;
     const tail_heads heads = tail_heads_of(a, slot);
@@ -3421,7 +3421,7 @@ static __global__ void __launch_bounds__(1024) tail_plan(const __grid_constant__
 static __global__ void __launch_bounds__(256) tail_logits(const __grid_constant__ tail_args a)
 {
     enum { LEAD = TAIL_TILE + 1 };
-    SVG2_DYN_SMEM(smem, 16);
+    SVG2_DYN_SMEM(smem, 128);
     float *query = (float *)(void *)smem, *key = query + 32 * LEAD;
     const int32_t lane = (int32_t)threadIdx.x % WARP, warp = (int32_t)threadIdx.x / WARP;
     const int32_t tx = (int32_t)threadIdx.x % 16, ty = (int32_t)threadIdx.x / 16;
