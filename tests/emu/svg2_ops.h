@@ -1,5 +1,5 @@
-/* svg2_ops.h - the device operations of svg2_cuda.cu (its section >>ptx) on the emulation. Force-included after cuda_emu.h:
-   names and signatures are the file's own. */
+/* svg2_ops.h - the device operations of svg2_cuda.cu (its section >>ptx) on the emulation. Force-included after
+   cuda_emu.h: names and signatures are the file's own. */
 #pragma once
 #define SVG2_DEVICE_OPS_PROVIDED 1
 #define SVG2_DYN_SMEM(name, align) unsigned char *name = (unsigned char *)cuemu::dyn_smem(align, __LINE__)
@@ -7,7 +7,7 @@
 #define LINE int line = __builtin_LINE()
 OP uint32_t svg2__smem(const void *p) { return cuemu::smem_addr(p); }
 OP float svg2__exp2(float x) { return exp2f(x); }
-OP void svg2__cp_async16(uint32_t dst, const void *src, int src_bytes, LINE) { cuemu::cp_async(dst, src, 16, src_bytes, line); }
+OP void svg2__cp_async16(uint32_t dst, const void *src, int n, LINE) { cuemu::cp_async(dst, src, 16, n, line); }
 OP void svg2__cp_async_commit() { cuemu::cp_async_commit(); }
 template <int N> OP void svg2__cp_async_wait() { cuemu::cp_async_wait(N); }
 OP void svg2__ldmatrix_x4(uint32_t (&r)[4], uint32_t a, LINE) { cuemu::ldmatrix(a, r, 4, false, line); }
