@@ -302,6 +302,11 @@ SVG2_API svg2_backend svg2_cpu_backend_simd(const svg2_parallel *parallel, svg2_
 #ifndef SVG2_STATIC
 SVG2_API svg2_backend svg2_cuda_backend(void *stream);
 
+/* svg2_merge on the device, on that stream: all pointers are device memory, the rest as there. */
+SVG2_API svg2_result svg2_cuda_merge(void *stream, const float *out_a, const float *lse_a, const float *out_b,
+                                     const float *lse_b, float *out, float *lse, int64_t rows, int32_t dim,
+                                     svg2_error *err);
+
 /* SVG2_OK if the current device can run it (compute capability 8.0 or newer), else SVG2_ERR_BACKEND with the reason. */
 SVG2_API svg2_result svg2_cuda_check(svg2_error *err);
 #endif

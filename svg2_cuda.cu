@@ -5141,19 +5141,251 @@ static svg2_result run_attention(const svg2_backend *backend, const svg2_attenti
 
 } /* namespace svg2__cuda */
 
+extern "C" svg2_result svg2_cuda_merge(void *stream, const float *out_a, const float *lse_a, const float *out_b, const float *lse_b,
+                                       float *out, float *lse, int64_t rows, int32_t dim, svg2_error *err)
+{
+    using namespace svg2__cuda;
+    const svg2_backend backend = svg2_cuda_backend(stream);
+    const void *pointers[] = {out_a, lse_a, out_b, lse_b, out, lse};
+    static const char *const names[] = {"out_a", "lse_a", "out_b", "lse_b", "out", "lse"};
+    for (int i = 0; i < 6; ++i)
+        if (!pointers[i]) return set_error(err, SVG2_ERR_NULL, names[i], "must not be NULL", cudaSuccess);
+    if (rows < 0) return set_error(err, SVG2_ERR_RANGE, "rows", "must not be negative", cudaSuccess);
+    if (dim < 1) return set_error(err, SVG2_ERR_RANGE, "dim", "must be at least 1", cudaSuccess);
+    const bool is_vector = dim % 4 == 0 && ((uintptr_t)out_a | (uintptr_t)out_b | (uintptr_t)out) % 16 == 0;
+    const int64_t blocks = (rows + MERGE_THREADS / WARP - 1) / (MERGE_THREADS / WARP);
+    SVG2__RUN(launch(&backend, err, "attention_merge", is_vector ? attention_merge<4> : attention_merge<1>, dim3(grid_of(blocks)),
+                     MERGE_THREADS, 0, out_a, lse_a, out_b, lse_b, out, lse, rows, dim));
+    return ok(err);
+}
+
 /* ==== >>mass =============================================================================== */
 namespace svg2__cuda {
 
+enum { MASS_STAGES = 3, MASS_THREADS = 256 };
+
+struct mass_args {
+    attention_args attention;
+    int32_t valid_key_blocks;
+    float  *partial; /* [items, key_blocks], NULL = only recall */
+    float  *recall;
+};
+
+template <int DP> struct mass_smem {
+    enum {
+        ROWS = attention_smem<DP>::ROWS,
+        KEYS = attention_smem<DP>::KEYS,
+        TILE = attention_smem<DP>::TILE,
+        ITEM = 0,                                /* attention_item                                  */
+        TOKEN = 16,                              /* i32 [ROWS]                                      */
+        LSE = TOKEN + 4 * ROWS,                  /* f32 [ROWS]  times log2(e), less what the keys lack; Inf = no row */
+        ROW = LSE + 4 * ROWS,                    /* i32 [SLOTS][KEYS]                               */
+        BLOCK = ROW + 4 * SLOTS * KEYS,          /* i32 [SLOTS][KEYS]                               */
+        KEEP = BLOCK + 4 * SLOTS * KEYS,         /* f32 [SLOTS][KEYS]  1 = inside the map           */
+        COLUMN = KEEP + 4 * SLOTS * KEYS,        /* f32 [4][KEYS]  sums over the rows of each warp  */
+        TOTAL = COLUMN + 16 * KEYS,              /* f32 [KEYS]                                      */
+        QUERY = (TOTAL + 4 * KEYS + 127) / 128 * 128,
+        RING = QUERY + ROWS * attention_smem<DP>::QUERY_ROW,
+        BYTES = RING + MASS_STAGES * TILE
+    };
+};
+
+/* Rows, key blocks and map of a tile's keys. */
+template <int DP> SVG2__DEVICE void mass_rows(const mass_args &m, const attention_item &item, const item_head &x, unsigned char *smem, int end, int tile)
+{
+    typedef mass_smem<DP> L;
+    const attention_args &a = m.attention;
+    const int tid = (int)threadIdx.x, key = tile * L::KEYS + tid, at = (tile & (SLOTS - 1)) * L::KEYS + tid;
+    if (tid >= L::KEYS) return;
+    int row = -1, block = -1;
+    float keep = 0.0f;
+    if (key < end) {
+        row = key;
+        block = 0;
+        if (a.key_offset) { /* the last block that begins at or before the key: blocks without keys are passed over */
+            const int32_t *offset = a.key_offset + x.kv * ((int64_t)a.key_blocks + 1);
+            int hi = m.valid_key_blocks - 1;
+            while (block < hi) {
+                const int mid = (block + hi + 1) / 2;
+                if (offset[mid] <= key) block = mid;
+                else hi = mid - 1;
+            }
+        }
+        keep = !a.map || a.map[(x.bh * a.query_blocks + item.block) * a.key_blocks + block] ? 1.0f : 0.0f;
+    }
+    ((int32_t *)(void *)(smem + L::ROW))[at] = row;
+    ((int32_t *)(void *)(smem + L::BLOCK))[at] = block;
+    ((float *)(void *)(smem + L::KEEP))[at] = keep;
+}
+
+template <class T, int DP, int MT> SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, unsigned char *smem)
+{
+    typedef mass_smem<DP> L;
+    enum { KEYS = L::KEYS };
+    const attention_args &a = m.attention;
+    const item_head x = head_of(a, item);
+    const int tid = (int)threadIdx.x, lane = tid % WARP, warp = tid / WARP, quad = lane % 4, first_row = warp * 16 * MT + lane / 4;
+    const int32_t *order = a.query_order ? a.query_order + x.bh * a.tokens : NULL;
+    const int end = a.key_offset ? a.key_offset[x.kv * ((int64_t)a.key_blocks + 1) + m.valid_key_blocks] : a.tokens_kv;
+    const int tiles = (end + KEYS - 1) / KEYS;
+    int32_t *token = (int32_t *)(void *)(smem + L::TOKEN);
+    float *lse = (float *)(void *)(smem + L::LSE), *column = (float *)(void *)(smem + L::COLUMN), *total = (float *)(void *)(smem + L::TOTAL);
+    float *partial = m.partial ? m.partial + (int64_t)blockIdx.x * a.key_blocks : NULL;
+    const T *keys = operand_head<T>(a.key, (int32_t)x.kv, a.heads_kv);
+    const uint32_t query = svg2__smem(smem + L::QUERY), ring = svg2__smem(smem + L::RING);
+    float row_mass[MT][2];
+    int i, h, n, e, j;
+
+    load_queries<T, DP, 64 * MT>(a.q, order, x.batch, x.head, item.first, item.count, a.dim, a.sign, smem + L::QUERY);
+    svg2__cp_async_commit();
+    if (tid < 64 * MT) {
+        float y = INFINITY;
+        if (tid < item.count) {
+            token[tid] = order ? order[item.first + tid] : item.first + tid;
+            const float whole = a.lse[x.bh * a.tokens + token[tid]];
+            float shift = 0.0f;
+            if (a.is_relative)
+                shift = a.sign * a.scale2 * mean_logit<T>(a.q, row_at(a.q, x.batch, x.head, token[tid]), a.dim, a.key_mean + x.kv * a.dim, false);
+            if (whole != -INFINITY) y = fmaf(whole, 1.44269504f, -shift);
+        }
+        lse[tid] = y;
+    }
+    for (j = tid; j < a.key_blocks && partial; j += ATTENTION_THREADS) partial[j] = 0.0f;
+#pragma unroll
+    for (i = 0; i < MT; ++i) row_mass[i][0] = row_mass[i][1] = 0.0f;
+
+    /* Tile t + 2 is loaded while tile t is computed. Two rounds before the first tile fill the ring. */
+#pragma unroll 1
+    for (int tile = -2; tile < tiles; ++tile) {
+        const int slot = tile & (SLOTS - 1);
+        mass_rows<DP>(m, item, x, smem, end, tile + 2);
+        if (tile >= 0 && !SVG2__FAULT(80)) svg2__cp_async_wait<1>(); /* this thread's copies of the tile (and of the queries) have landed */
+        if (!SVG2__FAULT(81)) __syncthreads(); /* those of all others, too; row numbers are there; nobody reads the tile before */
+        if (tile + 2 < tiles)
+            load_tile<T, DP>(keys, a.key.stride_token, a.key.chunks, (const int32_t *)(const void *)(smem + L::ROW) + ((tile + 2) & (SLOTS - 1)) * KEYS,
+                             ring + (uint32_t)((tile + 2) % MASS_STAGES * L::TILE));
+        svg2__cp_async_commit();
+        if (tile < 0) continue;
+
+        float s[MT][KEYS / 8][4];
+        logits<T, DP, MT, KEYS>(s, query, ring + (uint32_t)(tile % MASS_STAGES * L::TILE));
+        const float *keep = (const float *)(const void *)(smem + L::KEEP) + slot * KEYS;
+        const int32_t *block = (const int32_t *)(const void *)(smem + L::BLOCK) + slot * KEYS;
+#pragma unroll
+        for (i = 0; i < MT; ++i)
+#pragma unroll
+            for (h = 0; h < 2; ++h) {
+                const float y = lse[first_row + 16 * i + 8 * h];
+#pragma unroll
+                for (n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+                    for (e = 2 * h; e < 2 * h + 2; ++e) {
+                        const int c = 8 * n + 2 * quad + e % 2;
+                        /* rows that are not there count nothing, whatever their logits (0 * NaN) */
+                        const float p = y == INFINITY || tile * KEYS + c >= end ? 0.0f : svg2__exp2(fmaf(s[i][n][e], a.scale2, -y));
+                        s[i][n][e] = p;
+                        row_mass[i][h] = fmaf(keep[c], p, row_mass[i][h]);
+                    }
+            }
+        if (!partial) continue; /* all threads */
+#pragma unroll
+        for (n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+            for (e = 0; e < 2; ++e) {
+                float sum = 0.0f;
+#pragma unroll
+                for (i = 0; i < MT; ++i) sum += s[i][n][e] + s[i][n][e + 2];
+                for (int o = 4; o < WARP; o <<= 1) sum += __shfl_xor_sync(0xffffffffu, sum, o);
+                if (lane < 4) column[warp * KEYS + 8 * n + 2 * quad + e] = sum;
+            }
+        if (!SVG2__FAULT(82)) __syncthreads(); /* the sums of all warps are there */
+        if (tid < KEYS) total[tid] = (column[tid] + column[KEYS + tid]) + (column[2 * KEYS + tid] + column[3 * KEYS + tid]);
+        if (!SVG2__FAULT(83)) __syncthreads(); /* the totals are there */
+        if (tid < KEYS && block[tid] >= 0 && (tid == 0 || block[tid] != block[tid - 1])) { /* the first key of a block in this tile */
+            float sum = 0.0f;
+            for (n = tid; n < KEYS && block[n] == block[tid]; ++n) sum += total[n];
+            partial[block[tid]] += sum; /* of this block of threads alone; the barriers stand between two tiles */
+        }
+    }
+    svg2__cp_async_wait<0>(); /* without a key the queries may still be under way */
+    if (!m.recall) return;
+#pragma unroll
+    for (i = 0; i < MT; ++i)
+#pragma unroll
+        for (h = 0; h < 2; ++h) {
+            const int r = first_row + 16 * i + 8 * h;
+            const float sum = quad_sum(row_mass[i][h]);
+            if (quad == 0 && r < item.count) m.recall[x.bh * a.tokens + token[r]] = sum;
+        }
+}
+
+/* One item a block of threads, as attention_forward, against the keys of all valid blocks, which stand one after the other in the
+   packed order: no lists. P = exp2(logits - LSE) in f32; its columns are summed over the rows of a warp by shuffles, over the
+   warps in shared memory, over the keys of a block by the thread of the block's first key: always in the same order. Bound by the
+   tensor cores and by exp2 in equal parts; 88 KB of shared memory (head_dim 128). */
+template <class T, int DP> static __global__ void __launch_bounds__(ATTENTION_THREADS) mass_items(const __grid_constant__ mass_args m)
+{
+    SVG2_DYN_SMEM(attention_shared, 128);
+    const attention_item item = m.attention.item[blockIdx.x];
+    if (item.count == 0) return; /* the whole block */
+    if (DP <= 128 && item.count > 64) mass_of_item<T, DP, DP <= 128 ? 2 : 1>(m, item, attention_shared);
+    else mass_of_item<T, DP, 1>(m, item, attention_shared);
+}
+
+/* One block of threads: a query block; its items are added in order. */
+static __global__ void __launch_bounds__(MASS_THREADS) mass_sum(const __grid_constant__ plan_args p, const float *partial, float *mass)
+{
+    const int64_t at = blockIdx.x, head = at / p.query_blocks, bh = p.head_begin + head;
+    const int block = (int)(at % p.query_blocks);
+    const int32_t *offset = p.query_offset ? p.query_offset + bh * ((int64_t)p.query_blocks + 1) + block : NULL;
+    const int items = ((offset ? offset[1] - offset[0] : p.tokens) + p.rows - 1) / p.rows;
+    const float *from = partial + (head * p.most + p.first_item[at]) * p.key_blocks;
+    float *to = mass + (bh * p.query_blocks + block) * p.key_blocks;
+    for (int j = (int)threadIdx.x; j < p.key_blocks; j += MASS_THREADS) {
+        float sum = 0.0f;
+        for (int i = 0; i < items; ++i) sum += from[(int64_t)i * p.key_blocks + j];
+        to[j] = sum;
+    }
+}
+
+/* That of attention with K alone, and 4 bytes for every (item, key block). */
 static size_t mass_layout(const svg2_mass_desc *d, void *base)
 {
-    (void)d, (void)base;
-    return 0;
+    return attention_carve(&d->attention, true, base, NULL);
+}
+
+template <class T, int DP>
+static svg2_result mass_launch(const svg2_backend *backend, const attention_call *c, const mass_args *m, svg2_error *err)
+{
+    SVG2__RUN((attention_launch_first<T, DP>(backend, c, err)));
+    return launch(backend, err, "mass_items", mass_items<T, DP>, dim3(grid_of((int64_t)c->memory.heads * c->memory.most)), ATTENTION_THREADS,
+                  mass_smem<DP>::BYTES, *m);
+}
+
+template <class T>
+static svg2_result mass_launch_dim(const svg2_backend *backend, const attention_call *c, const mass_args *m, svg2_error *err)
+{
+    switch (c->memory.padded) {
+    case 64: return mass_launch<T, 64>(backend, c, m, err);
+    case 96: return mass_launch<T, 96>(backend, c, m, err);
+    case 128: return mass_launch<T, 128>(backend, c, m, err);
+    default: return mass_launch<T, 256>(backend, c, m, err);
+    }
 }
 
 static svg2_result run_mass(const svg2_backend *backend, const svg2_mass_desc *d, void *workspace, svg2_error *err)
 {
-    (void)backend, (void)d, (void)workspace;
-    return set_error(err, SVG2_ERR_BACKEND, "mass", "is not built yet", cudaSuccess);
+    attention_call c;
+    mass_args m;
+    attention_prepare(&c, &d->attention, true, workspace);
+    m.attention = c.args;
+    m.valid_key_blocks = d->valid_key_blocks ? d->valid_key_blocks : c.memory.key_blocks;
+    m.partial = d->mass ? c.memory.partial : NULL;
+    m.recall = d->recall;
+    SVG2__RUN(is_half(&d->attention, true) ? mass_launch_dim<__half>(backend, &c, &m, err) : mass_launch_dim<__nv_bfloat16>(backend, &c, &m, err));
+    if (d->mass)
+        SVG2__RUN(launch(backend, err, "mass_sum", mass_sum, dim3(grid_of(c.plan.blocks)), MASS_THREADS, 0, c.plan, (const float *)m.partial, d->mass));
+    return ok(err);
 }
 
 } /* namespace svg2__cuda */

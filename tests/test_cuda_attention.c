@@ -6,7 +6,8 @@
    and 16-bit outputs err by that each, f32 values rounded to T too. f32 queries and keys: a logit of standard deviation 1.5 (these
    tests: q 1.5, k 1) errs by 1.5 * sqrt(2) * u / sqrt(3), and the weight by as much. Together u * sqrt(1/3 + 1/3 + 1/3 + 3/2) = 1.6 u =
    3.1e-3 (bf16), 3.9e-4 (f16). Asserted: 4e-3 and 6e-4 over all rows of a case. The LSE of 16-bit queries and keys of type T
-   has f32 accuracy; that of rounded ones errs like one logit, up to 4 standard deviations of it. */
+   has f32 accuracy; that of rounded ones errs like one logit, up to 4 standard deviations of it, and (1 + mean) times that where
+   the keys have a mean. */
 #define OUT_BF16 4e-3
 #define OUT_F16  6e-4
 #define LSE_EXACT 2e-5
@@ -77,6 +78,7 @@ typedef struct att {
     double *q64, *k64, *v64;
     blocks qb, kb;
     uint8_t *map;
+    double mean;    /* of the keys: their logits err by so much more where q is rounded */
     int misaligned; /* device tensors begin one element off */
     svg2_error err;
 } att;
@@ -86,6 +88,7 @@ static att att_new(shape s, const svg2_dtype *types, tensor_order order, double 
     att a;
     memset(&a, 0, sizeof a);
     a.s = s;
+    a.mean = mean;
     a.q = tensor_new(s.B, s.H, s.Sq, s.D, types[0], order);
     a.k = tensor_new(s.B, s.Hk, s.Sk, s.D, types[1], order);
     a.v = tensor_new(s.B, s.Hk, s.Sk, s.D, types[2], order);
@@ -150,7 +153,7 @@ static svg2_result att_try(att *a, const svg2_backend *backend)
     d.k = tensor_to_device(&a->k, a->misaligned);
     d.v = tensor_to_device(&a->v, a->misaligned);
     d.out = tensor_to_device(&a->out, a->misaligned);
-    d.lse = d.lse ? (float *)device_new(q * (size_t)d.tokens * 4) : 0;
+    d.lse = d.lse ? (float *)device_copy(d.lse, q * (size_t)d.tokens * 4) : 0;
     d.query_order = (const int32_t *)to_device(d.query_order, q * (size_t)d.tokens * 4);
     d.query_offset = (const int32_t *)to_device(d.query_offset, q * (qb + 1) * 4);
     d.key_order = (const int32_t *)to_device(d.key_order, kv * (size_t)d.tokens_kv * 4);
@@ -183,7 +186,7 @@ static double lse_bound(const att *a)
 {
     svg2_dtype t = is_f16(a) ? SVG2_F16 : SVG2_BF16;
     if (a->d.q_layout.dtype == t && a->d.k_layout.dtype == t && !a->d.tail_key_blocks) return LSE_EXACT;
-    return is_f16(a) ? LSE_F16 : LSE_BF16;
+    return (is_f16(a) ? LSE_F16 : LSE_BF16) * (1 + a->mean);
 }
 /* Compares up to rows rows per head with float64. order: -1 no tail, 0, 1. Returns the relative L2 error. */
 static double att_check(const att *a, int rows, int order)
@@ -248,8 +251,373 @@ static void dense(void **state)
         }
 }
 
+
+static void block_maps(void **state)
+{
+    (void)state;
+    static const shape shapes[] = {{1, 1, 1, 1, 1, 8},     {2, 4, 1, 7, 65, 40},    {1, 4, 4, 63, 7, 64},     {2, 2, 2, 65, 63, 72},
+                                   {1, 2, 1, 333, 130, 96}, {1, 2, 1, 130, 300, 128}, {1, 1, 1, 130, 257, 256}, {1, 2, 2, 300, 513, 64}};
+    static const int grid[][2] = {{1, 1}, {3, 5}, {16, 16}, {9, 80}, {70, 31}};
+    static const double filled[] = {0.3, 1, 0, 0.05, 0.8};
+    for (int i = 0; i < COUNT(shapes); ++i)
+        for (int j = 0; j < 5; ++j) {
+            svg2_dtype types[4];
+            for (int t = 0; t < 4; ++t) types[t] = j == 0 ? SVG2_F32 : j == 3 ? SVG2_F16 : j == 1 ? SVG2_BF16 : (svg2_dtype)((i + j * (t + 1)) % 3);
+            if (TEST_SLOW_BUILD && (shapes[i].Sq > 100 ? j != 2 + i % 2 : (i + j) % 2)) continue;
+            att a = att_new(shapes[i], types, (tensor_order)((i + j) % 3), j >= 3 ? 4 : 0, (uint64_t)(i * 10 + j));
+            att_blocks(&a, grid[j][0], grid[j][1], filled[j], (uint64_t)(i + 100 * j));
+            if (j >= 3) a.d.key_mean = att_key_mean(&a);
+            att_test(&a, TEST_SLOW_BUILD ? 12 : 50, "block map", i * 10 + j);
+        }
+}
+
+/* Tiles and units are 64, items 128: blocks of these sizes, and one more and one less. */
+static void block_sizes(void **state)
+{
+    (void)state;
+    static const int sizes[] = {1, 0, 63, 64, 65, 0, 0, 2, 128, 129, 1000}, keys[] = {129, 63, 1, 0, 1, 1, 65, 64, 0, 128, 1000};
+    for (int n = 0; n < 4; ++n) {
+        shape s = {1, 1, 1, 700, 610, n == 3 ? 40 : n == 2 ? 256 : 64};
+        if (n && TEST_SLOW_BUILD) continue;
+        att a = att_new(s, n == 1 ? f16x4 : bf16x4, BHSD, 0, 3);
+        att_use(&a, blocks_sized(1, s.Sq, sizes, COUNT(sizes), 5), blocks_sized(1, s.Sk, keys, COUNT(keys), 6), n == 1 ? 1 : 0.4, 7 + (uint64_t)n);
+        att_test(&a, 60, "block sizes", n);
+    }
+}
+
+/* More key blocks than a list of runs holds, more query blocks than are sorted; most of them empty or of one token. */
+static void many_blocks(void **state)
+{
+    (void)state;
+    static const int grid[][2] = {{2, 1500}, {1100, 600}, {1030, 2}, {3, 512}, {3, 513}};
+    for (int n = 0; n < COUNT(grid); ++n) {
+        shape s = {1, n == 4 ? 2 : 1, 1, n == 1 ? 1300 : n == 2 ? 700 : 70, n == 1 ? 130 : n == 2 ? 20 : 900, 16};
+        if (TEST_SLOW_BUILD && n == 1) s.Sq = 200;
+        att a = att_new(s, bf16x4, BHSD, 0, 3 + (uint64_t)n);
+        att_blocks(&a, grid[n][0], grid[n][1], n == 3 ? 1 : 0.5, 11);
+        att_test(&a, 40, "many blocks", n);
+    }
+}
+
+/* K and V that are read where they are: in order, of type T, aligned; beside others that are not. */
+static void in_place(void **state)
+{
+    (void)state;
+    static const int dims[] = {40, 64, 96, 128, 200};
+    for (int n = 0; n < COUNT(dims); ++n)
+        for (int kind = 0; kind < 4; ++kind) {
+            shape s = {2, 2, 1, 70, 150, dims[n]};
+            static const svg2_dtype types[4][4] = {{SVG2_BF16, SVG2_BF16, SVG2_BF16, SVG2_BF16}, {SVG2_F32, SVG2_F16, SVG2_F16, SVG2_F32},
+                                                   {SVG2_BF16, SVG2_F32, SVG2_BF16, SVG2_F16},  {SVG2_F16, SVG2_BF16, SVG2_F16, SVG2_F32}};
+            if (TEST_SLOW_BUILD && (n + kind) % 3) continue;
+            att a = att_new(s, types[kind], n % 2 ? BSHD : BHSD, 3, 17);
+            a.d.key_mean = att_key_mean(&a);
+            if (kind == 0) { /* blocks in the order of memory */
+                static const int sizes[] = {10, 70, 0, 1, 69};
+                att_use(&a, blocks_new(4, s.Sq, 3, 5), blocks_sized(2, s.Sk, sizes, 5, 6), 0.6, 7);
+                for (int h = 0; h < 2; ++h)
+                    for (int i = 0; i < s.Sk; ++i)
+                        for (int c = 0; c < 5; ++c)
+                            if (i >= a.kb.offset[h * 6 + c] && i < a.kb.offset[h * 6 + c + 1]) a.kb.label[h * s.Sk + i] = c;
+                a.d.key_order = 0;
+            }
+            att_test(&a, 30, "in place", 10 * n + kind);
+        }
+}
+
+/* Parts may be missing: order without offsets, offsets without order, no map. */
+static void optional_parts(void **state)
+{
+    (void)state;
+    shape s = {1, 2, 1, 130, 150, 32};
+    for (int part = 0; part < 16; ++part) {
+        if (TEST_SLOW_BUILD && part % 3) continue;
+        att a = att_new(s, part % 2 ? bf16x4 : f32x4, BHSD, 0, 8);
+        att_blocks(&a, 7, 9, 0.5, 4);
+        if (part & 1) { /* blocks in the order of memory */
+            for (int h = 0; h < 2; ++h)
+                for (int i = 0; i < 130; ++i)
+                    for (int c = 0; c < 7; ++c)
+                        if (i >= a.qb.offset[h * 8 + c] && i < a.qb.offset[h * 8 + c + 1]) a.qb.label[h * 130 + i] = c;
+            a.d.query_order = 0;
+        }
+        if (part & 2) {
+            for (int i = 0; i < 150; ++i)
+                for (int c = 0; c < 9; ++c)
+                    if (i >= a.kb.offset[c] && i < a.kb.offset[c + 1]) a.kb.label[i] = c;
+            a.d.key_order = 0;
+        }
+        if (part & 4) {
+            memset(a.map, 1, 2 * 7 * 9);
+            a.d.map = 0;
+        }
+        if (part & 8) {
+            a.d.query_offset = a.d.key_offset = 0;
+            a.d.query_blocks = a.d.key_blocks = part & 4 ? 0 : 1;
+            memset(a.map, 1, 2 * 7 * 9);
+            a.d.map = part == 8 ? a.map : 0;
+        }
+        att_test(&a, 60, "optional parts", part);
+    }
+}
+
+/* A range of heads writes only these heads, and the same bits. */
+static void head_range(void **state)
+{
+    (void)state;
+    shape s = {2, 4, 2, 70, 90, 40};
+    att whole = att_new(s, bf16x4, BSHD, 0, 8);
+    att_blocks(&whole, 5, 6, 0.5, 4);
+    att_run(&whole);
+    for (int begin = 0; begin < 8; ++begin)
+        for (int count = 1; begin + count <= 8; count += 2) {
+            int keep = test_mem_count;
+            att a = whole;
+            if (TEST_SLOW_BUILD && (begin + count) % 3) continue;
+            a.out = tensor_new(2, 4, 70, 40, SVG2_BF16, BSHD);
+            a.d.out = a.out.data;
+            a.d.lse = (float *)mem_new(8 * 70 * 4);
+            a.d.head_begin = begin;
+            a.d.head_count = count;
+            att_run(&a);
+            for (int h = 0; h < 8; ++h)
+                for (int i = 0; i < 70; ++i) {
+                    size_t at = (size_t)tensor_at(&a.out, h / 4, h % 4, i, 0);
+                    if (h >= begin && h < begin + count) {
+                        assert_memory_equal((uint16_t *)a.out.data + at, (uint16_t *)whole.out.data + at, 40 * 2);
+                        assert_memory_equal(a.d.lse + h * 70 + i, whole.d.lse + h * 70 + i, 4);
+                    } else {
+                        assert_untouched((uint16_t *)a.out.data + at, 40 * 2);
+                        assert_untouched(a.d.lse + h * 70 + i, 4);
+                    }
+                }
+            assert_int_equal(mem_release(keep), 0);
+        }
+    mem_done();
+}
+
+/* Any finite scale: 0, negative, logits of +-1e4 (no overflow, the largest wins). */
+static void scales(void **state)
+{
+    (void)state;
+    static const float all[] = {100.0f, 1.0f, 1e-6f, 0.3f, 0.0f, -0.2f, -100.0f, 1e-42f, 3e38f};
+    for (int i = 0; i < COUNT(all); ++i)
+        for (int type = 0; type < 2; ++type) {
+            shape s = {1, 1, 1, 50, 150, 64};
+            att a = att_new(s, type ? f32x4 : bf16x4, BHSD, 1, 8);
+            a.d.scale = all[i];
+            a.d.key_mean = att_key_mean(&a);
+            if (i == 8) a.d.scale = -3e38f, a.d.lse = 0;
+            att_run(&a);
+            const double *out = tensor_f64(&a.out);
+            for (int n = 0; n < 50 * 64; ++n) assert_true(i == 8 || isfinite(out[n]));
+            /* the bounds are for logits of about 1; these go to 20 with scale 1, and f32 inputs are rounded */
+            if (fabsf(all[i]) <= (type ? 0.3f : 1.0f)) assert_at_most(att_check(&a, 50, -1), type && all[i] != 0 ? 2 * OUT_BF16 : OUT_BF16);
+            mem_done();
+        }
+}
+
+/* A NaN in one query row stays there; a NaN value reaches the rows that see the key, and no other: neither those whose last tile
+   ends before it (0 * NaN) nor those of other items. */
+static void nan_stays(void **state)
+{
+    (void)state;
+    for (int where = 0; where < 7; ++where)
+        for (int type = 0; type < 2; ++type) {
+            shape s = {1, 1, 1, 190, 200, 24};
+            att a = att_new(s, type ? bf16x4 : f32x4, BHSD, 0, 3);
+            att_blocks(&a, 4, 6, 0.5, 7);
+            int bad_token = where == 6 ? a.kb.order[0] : 37;
+            double bad = where % 2 ? (double)INFINITY : (double)NAN;
+            tensor *t = where < 2 ? &a.q : where < 4 ? &a.k : &a.v;
+            tensor_put(t, tensor_at(t, 0, 0, bad_token, 5), bad);
+            att_run(&a);
+            const double *out = tensor_f64(&a.out);
+            for (int i = 0; i < s.Sq; ++i) {
+                int sees = where < 2 ? i == 37 : a.map[a.qb.label[i] * 6 + a.kb.label[bad_token]], broken = 0;
+                for (int d = 0; d < 24; ++d) broken += !isfinite(out[i * 24 + d]);
+                if (!sees) assert_int_equal(broken, 0);
+                else if (where == 0 || where == 2) { /* NaN logits */
+                    int attends = 0;
+                    for (int c = 0; c < 6; ++c) attends += a.map[a.qb.label[i] * 6 + c] && a.kb.offset[c + 1] > a.kb.offset[c];
+                    if (attends) assert_int_equal(broken, 24);
+                } else if (where >= 4) assert_int_equal(broken, 1);
+            }
+            mem_done();
+        }
+}
+
+/* ---- tails ------------------------------------------------------------------------------------ */
+/* What a tail needs, from the CPU backend. The virtual keys err like f32 keys; the product with A_I has bf16 operands in either
+   case: a part of the output (these tests: under a third) with an error of 1.5 u. */
+#define TAIL_F16 1e-3
+static int tail_plain; /* ln n_j instead of the log mass */
+static void tail_case(shape s, int Cq, int Ck, int text, const svg2_dtype *types, tensor_order order, double filled, double mean, uint64_t seed,
+                      int number)
+{
+    svg2_backend cpu = svg2_cpu_backend_simd(0, SVG2_SIMD_SCALAR);
+    att a = att_new(s, types, order, mean, seed);
+    size_t heads_k = (size_t)(s.B * s.Hk), bytes;
+    att_blocks(&a, Cq + text, Ck + text, filled, seed);
+    for (int h = 0; h < s.B * s.H && text; ++h)
+        for (int I = 0; I < Cq + 1; ++I) a.map[(h * (Cq + 1) + I) * (Ck + 1) + Ck] = 1; /* text keys are always exact */
+    float *qc = (float *)mem_new((size_t)(s.B * s.H * Cq * s.D) * 4), *kc = (float *)mem_new(heads_k * (size_t)(Ck * s.D) * 4);
+    float *vc = (float *)mem_new(heads_k * (size_t)(Ck * s.D) * 4);
+    double *mean64 = (double *)mem_new(sizeof(double) * (size_t)((Cq > Ck ? Cq : Ck) * s.D));
+    int *n = (int *)mem_new(sizeof(int) * (size_t)(Cq > Ck ? Cq : Ck));
+    for (int h = 0; h < s.B * s.H; ++h) {
+        ref_means(a.q64 + (int64_t)h * s.Sq * s.D, a.qb.label + h * s.Sq, s.Sq, s.D, Cq, mean64, n);
+        for (int i = 0; i < Cq * s.D; ++i) qc[h * Cq * s.D + i] = (float)mean64[i];
+    }
+    for (int h = 0; h < s.B * s.Hk; ++h) {
+        ref_means(a.k64 + (int64_t)h * s.Sk * s.D, a.kb.label + h * s.Sk, s.Sk, s.D, Ck, mean64, n);
+        for (int i = 0; i < Ck * s.D; ++i) kc[h * Ck * s.D + i] = n[i / s.D] ? (float)mean64[i] : NAN; /* nobody reads an empty one */
+        ref_means(a.v64 + (int64_t)h * s.Sk * s.D, a.kb.label + h * s.Sk, s.Sk, s.D, Ck, mean64, n);
+        for (int i = 0; i < Ck * s.D; ++i) vc[h * Ck * s.D + i] = n[i / s.D] ? (float)mean64[i] : NAN;
+    }
+    svg2_score_desc ld = SVG2_ZERO;
+    ld.batch = s.B; ld.heads = s.H; ld.heads_kv = s.Hk; ld.tokens_kv = s.Sk; ld.head_dim = s.D;
+    ld.query_clusters = Cq; ld.key_clusters = Ck; ld.key_blocks = Ck + text; ld.scale = a.d.scale;
+    ld.k = a.d.k; ld.k_layout = a.k.layout; ld.key_order = a.kb.order; ld.key_offset = a.kb.offset;
+    ld.query_centroid = qc; ld.key_centroid = kc;
+    ld.log_mass = (float *)mem_new((size_t)(s.B * s.H * Cq) * (size_t)Ck * 4);
+    bytes = svg2_stage_workspace_bytes(&cpu, SVG2_STAGE_SCORE, &ld);
+    assert_ok(svg2_score(&cpu, &ld, mem_new(bytes), bytes, &a.err));
+
+    a.d.key_mean = att_key_mean(&a);
+    a.d.log_mass = tail_plain ? 0 : ld.log_mass;
+    a.d.tail_query_blocks = Cq; a.d.tail_key_blocks = Ck;
+    a.d.key_centroid = kc; a.d.value_mean = vc;
+    double bound = is_f16(&a) ? TAIL_F16 : OUT_BF16, e;
+    att_run(&a);
+    e = att_check(&a, TEST_SLOW_BUILD ? 12 : 40, 0);
+    if (getenv("TEST_SHOW")) print_message("order 0, %d: %.2g of %.2g\n", number, e, bound);
+    if (!(e <= bound)) fail_msg("order 0, %d: %g", number, e);
+
+    svg2_tail_desc td = SVG2_ZERO;
+    td.batch = s.B; td.heads = s.H; td.heads_kv = s.Hk; td.tokens_kv = s.Sk; td.head_dim = s.D;
+    td.query_clusters = Cq; td.key_clusters = Ck; td.query_blocks = Cq + text; td.key_blocks = Ck + text;
+    td.scale = a.d.scale;
+    td.k = a.d.k; td.v = a.d.v; td.k_layout = a.k.layout; td.v_layout = a.v.layout;
+    td.key_order = a.kb.order; td.key_offset = a.kb.offset;
+    td.query_centroid = qc; td.key_centroid = kc; td.key_mean = a.d.key_mean; td.value_mean = vc; td.map = a.map;
+    td.log_mass = a.d.log_mass;
+    for (int begin = 0, count; begin < s.B * s.H; begin += count) { /* groups of 1, 2, 3, ... heads */
+        count = begin % 3 + 1 < s.B * s.H - begin ? begin % 3 + 1 : s.B * s.H - begin;
+        td.head_begin = begin; td.head_count = count;
+        td.matrix = (float *)mem_new((size_t)count * (size_t)(Cq * s.D) * (size_t)s.D * 4);
+        bytes = svg2_stage_workspace_bytes(&cpu, SVG2_STAGE_TAIL, &td);
+        assert_ok(svg2_tail(&cpu, &td, mem_new(bytes), bytes, &a.err));
+        a.d.head_begin = begin; a.d.head_count = count; a.d.tail_matrix = td.matrix;
+        att_run(&a);
+    }
+    e = att_check(&a, TEST_SLOW_BUILD ? 12 : 40, 1);
+    if (getenv("TEST_SHOW")) print_message("order 1, %d: %.2g of %.2g\n", number, e, bound);
+    if (!(e <= bound)) fail_msg("order 1, %d: %g", number, e);
+    mem_done();
+}
+static void tails(void **state)
+{
+    (void)state;
+    static const svg2_dtype mixed[4] = {SVG2_F32, SVG2_F16, SVG2_BF16, SVG2_F32}, half[4] = {SVG2_BF16, SVG2_F16, SVG2_F16, SVG2_F32};
+    shape a = {1, 1, 1, 7, 5, 8}, b = {2, 4, 1, 70, 137, 40}, c = {1, 2, 2, 300, 200, 64}, d = {1, 2, 1, 65, 500, 72}, e = {1, 1, 1, 130, 150, 256},
+          f = {1, 2, 2, 150, 257, 128};
+    tail_plain = 1; /* without svg2_score */
+    tail_case(b, 9, 16, 1, f32x4, BSHD, 0.3, 0, 2, 0);
+    tail_case(d, 7, 40, 0, bf16x4, BHSD, 0.2, 4, 6, 1); /* keys with their mean, virtual keys without */
+    tail_plain = 0;
+    tail_case(a, 2, 3, 0, f32x4, BHSD, 0.5, 0, 1, 2);
+    tail_case(c, 12, 33, 1, bf16x4, BHSD, 0.2, 0, 4, 3);
+    tail_case(e, 3, 20, 1, mixed, BSHD, 0.4, 0, 7, 4);
+    tail_case(f, 6, 30, 1, half, BHSD, 0, 2, 9, 5); /* no exact block at all, but text */
+    if (TEST_SLOW_BUILD) return;
+    tail_case(b, 9, 16, 1, half, BSHD, 0.3, 3, 2, 6);
+    tail_case(b, 5, 300, 0, mixed, GAPS, 0.1, 0, 3, 7); /* more clusters than keys */
+    tail_case(b, 2, 1100, 0, f16x4, GAPS, 0.1, 0, 3, 8); /* and than a list holds */
+    tail_case(c, 1, 1, 0, f32x4, BHSD, 0, 0, 5, 9); /* the tail alone */
+    tail_case(d, 7, 40, 0, f32x4, BHSD, 0.2, 4, 6, 10);
+    tail_case(f, 6, 30, 0, f32x4, BSHD, 1, 0, 8, 11); /* nothing skipped */
+}
+
+/* ---- same bits ---------------------------------------------------------------------------------- */
+/* Under every order of threads and blocks and of the completion of copies; and with 2, 3 and 4 tiles in the ring. */
+static void same_bits(void **state)
+{
+    (void)state;
+    static const char *threads[] = {"rr", "first", "last", "random"}, *copies[] = {"early", "late", "mixed"};
+    static const int models[] = {80, 86, 90};
+    for (int n = 0; n < 3; ++n) {
+        uint64_t want = 0;
+        for (int run = 0; run < (TEST_SLOW_BUILD ? 6 : 24); ++run) {
+            shape s = {1, 2, 1, n == 2 ? 60 : 150, 150, n == 0 ? 64 : n == 1 ? 128 : 256};
+            if (TEST_SLOW_BUILD && n) continue;
+            att a = att_new(s, n ? bf16x4 : f32x4, BHSD, 1, 3);
+            att_blocks(&a, 5, 7, 0.4, 6);
+            float *table = (float *)mem_new((size_t)(7 * s.D) * 4), *matrix = (float *)mem_new((size_t)(2 * 5 * s.D * s.D) * 4);
+            uint64_t r = 5;
+            for (int i = 0; i < 7 * s.D; ++i) table[i] = (float)rnd_normal(&r);
+            for (int i = 0; i < 2 * 5 * s.D * s.D; ++i) matrix[i] = 0.1f * (float)rnd_normal(&r);
+            a.d.key_mean = att_key_mean(&a);
+            a.d.tail_query_blocks = 5; a.d.tail_key_blocks = 7;
+            a.d.key_centroid = a.d.value_mean = table;
+            a.d.tail_matrix = matrix;
+            device_schedule(threads[run % 4], copies[run / 4 % 3], (unsigned)run + 1);
+            device_model(models[run % 3]);
+            att_run(&a);
+            uint64_t got = mem_hash(a.out.data, a.out.bytes) ^ mem_hash(a.d.lse, (size_t)(2 * s.Sq) * 4);
+            if (!run) want = got;
+            if (got != want) fail_msg("other bits with %s, %s, model %d", threads[run % 4], copies[run / 4 % 3], models[run % 3]);
+            mem_done();
+        }
+    }
+    device_schedule("rr", "late", 1);
+    device_model(90);
+}
+
+/* ---- merging ------------------------------------------------------------------------------------ */
+static void merge(void **state)
+{
+    (void)state;
+    static const struct { int64_t rows; int32_t dim; } cases[] = {{0, 4}, {1, 1}, {7, 3}, {65, 40}, {300, 128}};
+    svg2_error err;
+    for (int n = 0; n < COUNT(cases); ++n)
+        for (int alias = 0; alias < 3; ++alias) {
+            size_t rows = (size_t)cases[n].rows, count = rows * (size_t)cases[n].dim;
+            float *x[4] = {(float *)mem_new(count * 4), (float *)mem_new(rows * 4), (float *)mem_new(count * 4), (float *)mem_new(rows * 4)};
+            float *want = (float *)mem_new(count * 4), *want_lse = (float *)mem_new(rows * 4), *got = (float *)mem_new(count * 4), *got_lse = (float *)mem_new(rows * 4);
+            uint64_t r = (uint64_t)n;
+            for (size_t i = 0; i < count; ++i) x[0][i] = (float)rnd_normal(&r), x[2][i] = (float)rnd_normal(&r);
+            for (size_t i = 0; i < rows; ++i) {
+                x[1][i] = i % 5 == 3 ? -INFINITY : (float)(3 * rnd_normal(&r));
+                x[3][i] = i % 7 == 3 ? -INFINITY : (float)(3 * rnd_normal(&r));
+                for (int d = 0; d < cases[n].dim && i % 5 == 3; ++d) x[0][i * (size_t)cases[n].dim + (size_t)d] = NAN; /* an empty side counts nothing */
+            }
+            assert_ok(svg2_merge(x[0], x[1], x[2], x[3], want, want_lse, cases[n].rows, cases[n].dim, &err));
+            float *d[4] = {(float *)device_copy(x[0], count * 4), (float *)device_copy(x[1], rows * 4), (float *)device_copy(x[2], count * 4), (float *)device_copy(x[3], rows * 4)};
+            float *out = alias == 1 ? d[0] : alias == 2 ? d[2] : (float *)device_new(count * 4), *lse = alias == 1 ? d[1] : alias == 2 ? d[3] : (float *)device_new(rows * 4);
+            svg2_result result = svg2_cuda_merge(0, d[0], d[1], d[2], d[3], out, lse, cases[n].rows, cases[n].dim, &err);
+            if (result != SVG2_OK) fail_msg("svg2_cuda_merge: %s", err.text);
+            device_read(got, out, count * 4);
+            device_read(got_lse, lse, rows * 4);
+            for (size_t i = 0; i < count; ++i) assert_true(fabsf(got[i] - want[i]) <= 1e-6f * fabsf(want[i]));
+            for (size_t i = 0; i < rows; ++i) assert_true(got_lse[i] == want_lse[i] || fabsf(got_lse[i] - want_lse[i]) <= 1e-6f * (1 + fabsf(want_lse[i])));
+            device_reset();
+            mem_done();
+        }
+    float o[4] = {0}, l[1] = {0};
+    assert_true(error_names(&err, svg2_cuda_merge(0, 0, l, o, l, o, l, 1, 4, &err), SVG2_ERR_NULL, "out_a"));
+    assert_true(error_names(&err, svg2_cuda_merge(0, o, 0, o, l, o, l, 1, 4, &err), SVG2_ERR_NULL, "lse_a"));
+    assert_true(error_names(&err, svg2_cuda_merge(0, o, l, 0, l, o, l, 1, 4, &err), SVG2_ERR_NULL, "out_b"));
+    assert_true(error_names(&err, svg2_cuda_merge(0, o, l, o, 0, o, l, 1, 4, &err), SVG2_ERR_NULL, "lse_b"));
+    assert_true(error_names(&err, svg2_cuda_merge(0, o, l, o, l, 0, l, 1, 4, &err), SVG2_ERR_NULL, "out"));
+    assert_true(error_names(&err, svg2_cuda_merge(0, o, l, o, l, o, 0, 1, 4, &err), SVG2_ERR_NULL, "lse"));
+    assert_true(error_names(&err, svg2_cuda_merge(0, o, l, o, l, o, l, -1, 4, &err), SVG2_ERR_RANGE, "rows"));
+    assert_true(error_names(&err, svg2_cuda_merge(0, o, l, o, l, o, l, 1, 0, &err), SVG2_ERR_RANGE, "dim"));
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {TEST(dense)};
+    const struct CMUnitTest tests[] = {TEST(dense),  TEST(block_maps), TEST(block_sizes), TEST(many_blocks), TEST(in_place), TEST(optional_parts),
+                                       TEST(head_range), TEST(scales), TEST(nan_stays),   TEST(tails),       TEST(same_bits), TEST(merge)};
     return cmocka_run_group_tests_name("cuda_attention", tests, 0, 0);
 }
