@@ -69,6 +69,12 @@ $B/emu/device.o: tests/device.cc | $B/emu
 	$(CXX) $(EMU_FLAGS) $(filter-out -fsanitize=thread,$(FLAGS_$(config))) -c $< -o $@
 $B/tests/test_cuda_%: $B/tests/test_cuda_%.o $B/tests/impl.o $B/emu/svg2_cuda.o $B/emu/cuda_emu.o $B/emu/device.o
 	$(CXX) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lpthread -lm -o $@
+# the device operations alone
+build/ops/ops.inc: svg2_cuda.cu
+	@mkdir -p build/ops && sed -n '/==== >>ptx/,/==== >>common/p' $< | sed '$$d' >$@
+$B/tests/test_cuda_ops: tests/gpu/ops.cu build/ops/ops.inc $B/emu/cuda_emu.o | $B/tests
+	$(CXX) $(EMU_FLAGS) -Ibuild/ops $(FLAGS_$(config)) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h $< \
+		-x none $B/emu/cuda_emu.o -lpthread -lm -o $@
 # a test with a planted fault: make fault=12 build/tests/fault12_kmeans
 $B/tests/fault$(fault)_%: $B/tests/test_cuda_%.o $B/tests/impl.o $B/emu/svg2_cuda$(fault).o $B/emu/cuda_emu.o $B/emu/device.o
 	$(CXX) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lpthread -lm -o $@

@@ -10,6 +10,8 @@
 #endif
 
 static std::vector<void *> allocations;
+static std::vector<cudaStream_t> streams;
+static std::vector<cudaGraphExec_t> graphs;
 
 static void must(cudaError_t e, const char *what)
 {
@@ -49,7 +51,40 @@ void device_reset(void)
 {
     must(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     for (void *p : allocations) must(cudaFree(p), "cudaFree");
+    for (cudaGraphExec_t g : graphs) must(cudaGraphExecDestroy(g), "cudaGraphExecDestroy");
+    for (cudaStream_t s : streams) must(cudaStreamDestroy(s), "cudaStreamDestroy");
     allocations.clear();
+    graphs.clear();
+    streams.clear();
+}
+
+void *device_stream(void)
+{
+    cudaStream_t s = NULL;
+    must(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "cudaStreamCreate");
+    streams.push_back(s);
+    return s;
+}
+
+void device_record(void *stream)
+{
+    must(cudaStreamBeginCapture((cudaStream_t)stream, cudaStreamCaptureModeGlobal), "cudaStreamBeginCapture");
+}
+
+void *device_recorded(void *stream)
+{
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
+    must(cudaStreamEndCapture((cudaStream_t)stream, &graph), "cudaStreamEndCapture");
+    must(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
+    must(cudaGraphDestroy(graph), "cudaGraphDestroy");
+    graphs.push_back(exec);
+    return exec;
+}
+
+void device_replay(void *graph, void *stream)
+{
+    must(cudaGraphLaunch((cudaGraphExec_t)graph, (cudaStream_t)stream), "cudaGraphLaunch");
 }
 
 void device_schedule(const char *threads, const char *copies, unsigned seed)

@@ -12,6 +12,13 @@ void *device_copy(const void *host, size_t bytes);
 void  device_read(void *host, const void *device, size_t bytes);
 void  device_write(void *device, const void *host, size_t bytes);
 void  device_reset(void);
+/* A stream of its own (cudaStream_t), freed by device_reset. */
+void *device_stream(void);
+/* What is launched on the stream between the two is recorded instead, and done by device_replay, any number of times. Freed by
+   device_reset. */
+void  device_record(void *stream);
+void *device_recorded(void *stream);
+void  device_replay(void *graph, void *stream);
 /* Order of threads and blocks ("rr", "first", "last", "random") and time of completion of asynchronous copies ("early", "late",
    "mixed") from now on. Nothing on a GPU. */
 void device_schedule(const char *threads, const char *copies, unsigned seed);
