@@ -4888,6 +4888,7 @@ static __global__ void __launch_bounds__(MERGE_THREADS) attention_merge(const fl
         /* weights relative to the larger side; an empty side weighs 0 even when both are empty (-Inf - -Inf is NaN) */
         const double wa = a == -INFINITY ? 0.0 : exp((double)a - (double)top), wb = b == -INFINITY ? 0.0 : exp((double)b - (double)top);
         const double sum = wa + wb, fa = sum == 0.0 ? 0.0 : wa / sum, fb = sum == 0.0 ? 0.0 : wb / sum;
+        const float joined = sum == 0.0 ? -INFINITY : (float)((double)top + log(sum));
         for (int e = lane * VECTOR; e < dim; e += WARP * VECTOR) {
             float x[VECTOR], y[VECTOR];
             if (VECTOR == 4) {
@@ -4909,7 +4910,7 @@ static __global__ void __launch_bounds__(MERGE_THREADS) attention_merge(const fl
             }
         }
         if (!SVG2__FAULT(72)) __syncwarp(); /* all lanes have read the LSE, which may be lse_a or lse_b */
-        if (lane == 0) lse[r] = sum == 0.0 ? -INFINITY : (float)((double)top + log(sum));
+        if (lane == 0) lse[r] = joined;
     }
 }
 
