@@ -116,8 +116,8 @@ TABLE OF CONTENTS   (jump: search for the tag, e.g. ">>api")
    order 1, for Cq/(2 Skv) of the cost of dense attention: without it the two errors of order 0, too little weight
    and values of the wrong keys, partly cancel, and mending one of them gains little. In sharp heads of trained
    models the rows of a cluster look at other keys than its centroid does: there the share, for Ck/(2 Skv) of dense,
-   halves the error (examples/wan, two layers, 10 % density, order 1: 0.049 to 0.029, 0.105 to 0.054; exact mass
-   gives 0.026 and 0.047), and the estimate of a target error sees it, too.
+   takes a third off the error (a clip of examples/wan, 10 % density, order 1: 0.061 to 0.040; exact mass gives 0.033),
+   and the estimate of a target error sees it, too.
 
    stage      public function      CPU truth                what the pipeline hands on
    1          svg2_kmeans          svg2__mk_scalar          label [B,H,S], centroid [B,H,C,D], mean [B,H,D]

@@ -2,16 +2,17 @@
 # make pareto: quality of generated clips against density. Writes out/pareto/runs.csv (every clip), pareto.csv (means
 # over the clips), pareto.png (gnuplot) and a table.
 #
-#   examples/wan/pareto.sh BINARY [--quick] [--clips N] [--out DIR] [--only NAME,NAME] [--extra "wan options"]
+#   examples/wan/pareto.sh BINARY [--quick | --brief] [--clips N] [--out DIR] [--only NAME,NAME] [--extra "wan options"]
 #
 # A clip is one prompt and seed. Each is generated dense, then with every setting, all from the same noise; PSNR is
 # against the dense one. The first steps are dense in all, as in the published settings; density counts the others.
 set -eu
 wan=$1; shift
-clips=3; out=out/pareto; quick=; only=; extra=
+clips=3; out=out/pareto; quick=; brief=; only=; extra=
 while [ $# -gt 0 ]; do
     case $1 in
     --quick) quick=1; clips=1 ;;
+    --brief) brief=1 ;; # the curves without the ablations, a third of the time
     --clips) clips=$2; shift ;;
     --out) out=$2; shift ;;
     --only) only=,$2,; shift ;;
@@ -37,6 +38,16 @@ if [ -n "$quick" ]; then
     sweep order0 "svg2,tail=1,density=X,$dense_first" 0.1 0.3
     sweep order1 "svg2,tail=2,density=X,$dense_first" 0.05 0.1 0.3
     sweep raster "raster,tail=0,density=X,$dense_first" 0.1 0.3
+elif [ -n "$brief" ]; then
+    sweep plain "svg2,tail=0,top-p=X,$dense_first" 0.5 0.7 0.85 0.95
+    sweep order0 "svg2,tail=1,density=X,$dense_first" 0.1 0.3
+    sweep order1 "svg2,tail=2,density=X,$dense_first" 0.05 0.1 0.2 0.3
+    sweep centroid "centroid,tail=2,density=X,$dense_first" 0.1
+    sweep raster "raster,tail=0,density=X,$dense_first" 0.3
+    sweep raster-order1 "raster,tail=2,density=X,$dense_first" 0.3
+    sweep oracle "oracle,tail=0,density=X,$dense_first" 0.3
+    sweep oracle-order1 "oracle,tail=2,density=X,$dense_first" 0.1
+    sweep target "svg2,tail=2,target-error=X" 0.01 0.02 0.05
 else
     # the first layer dense, as in the published settings
     sweep plain "svg2,tail=0,top-p=X,$dense_first" 0.3 0.5 0.7 0.85 0.95
