@@ -20,6 +20,7 @@ struct CMUnitTest {
 #define cmocka_unit_test_setup_teardown(f, setup, teardown) {#f, f, setup, teardown, 0}
 
 static jmp_buf lite_failed;
+static int lite_code; /* of the test that runs: 0 passed, 1 failed, 2 skipped */
 
 #define LITE_UNUSED __attribute__((unused))
 static LITE_UNUSED void print_message(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -43,6 +44,7 @@ static LITE_UNUSED void print_error(const char *format, ...)
 static LITE_UNUSED __attribute__((noreturn)) void lite_fail(const char *file, int line)
 {
     print_error("[   LINE   ] --- %s:%d: error: Failure!\n", file, line);
+    lite_code = 1;
     longjmp(lite_failed, 1);
 }
 /* cmocka's own name of it: a test may call it with its caller's place */
@@ -50,7 +52,7 @@ static LITE_UNUSED __attribute__((noreturn)) void _fail(const char *file, int li
 
 #define fail_msg(...) (print_error("ERROR: " __VA_ARGS__), print_error("\n"), lite_fail(__FILE__, __LINE__))
 #define fail()        lite_fail(__FILE__, __LINE__)
-#define skip()        longjmp(lite_failed, 2)
+#define skip()        (lite_code = 2, longjmp(lite_failed, 1))
 #define LITE_ASSERT(c, ...) ((c) ? (void)0 : (print_error(__VA_ARGS__), print_error("\n"), lite_fail(__FILE__, __LINE__)))
 #define assert_true(c)      LITE_ASSERT(c, "%s", #c)
 #define assert_false(c)     LITE_ASSERT(!(c), "not (%s)", #c)
@@ -66,33 +68,36 @@ static LITE_UNUSED __attribute__((noreturn)) void _fail(const char *file, int li
 #define assert_memory_equal(a, b, n)  LITE_ASSERT(memcmp(a, b, n) == 0, "%s and %s differ", #a, #b)
 #define assert_ptr_equal(a, b)        LITE_ASSERT((const void *)(a) == (const void *)(b), "%s is not %s", #a, #b)
 
+static LITE_UNUSED int lite_one(const struct CMUnitTest *test)
+{
+    void *state = test->initial_state;
+    printf("[ RUN      ] %s\n", test->name);
+    fflush(stdout);
+    lite_code = test->setup_func && test->setup_func(&state) ? 1 : 0;
+    if (lite_code == 0 && setjmp(lite_failed) == 0) test->test_func(&state);
+    if (test->teardown_func && test->teardown_func(&state)) lite_code = 1;
+    printf(lite_code == 0 ? "[       OK ] %s\n" : lite_code == 2 ? "[  SKIPPED ] %s\n" : "[  FAILED  ] %s\n", test->name);
+    fflush(stdout);
+    return lite_code;
+}
+
 static LITE_UNUSED int lite_run(const char *group, const struct CMUnitTest *tests, size_t count)
 {
     static const char *failed[256];
-    size_t passed = 0, skipped = 0, i;
-    volatile size_t failures = 0;
-    printf("[==========] %s%sRunning %d test(s).\n", group, *group ? ": " : "", (int)count);
-    for (i = 0; i < count; ++i) {
-        void *state = tests[i].initial_state;
-        int code;
-        printf("[ RUN      ] %s\n", tests[i].name);
-        fflush(stdout);
-        code = tests[i].setup_func && tests[i].setup_func(&state) ? 1 : setjmp(lite_failed);
-        if (code == 0) tests[i].test_func(&state);
-        if (tests[i].teardown_func && tests[i].teardown_func(&state) && code != 1) code = 1;
-        if (code == 1 && failures < sizeof failed / sizeof *failed) failed[failures] = tests[i].name;
-        passed += code == 0;
-        skipped += code == 2;
-        failures += code == 1;
-        printf(code == 0 ? "[       OK ] %s\n" : code == 2 ? "[  SKIPPED ] %s\n" : "[  FAILED  ] %s\n", tests[i].name);
-        fflush(stdout);
+    const char *colon = *group ? ": " : "";
+    int codes[3] = {0, 0, 0}, i;
+    printf("[==========] %s%sRunning %d test(s).\n", group, colon, (int)count);
+    for (i = 0; i < (int)count; ++i) {
+        const int code = lite_one(&tests[i]);
+        if (code == 1 && codes[1] < 256) failed[codes[1]] = tests[i].name;
+        ++codes[code];
     }
-    printf("[==========] %s%s%d test(s) run.\n[  PASSED  ] %d test(s).\n", group, *group ? ": " : "", (int)count, (int)passed);
-    if (skipped) printf("[  SKIPPED ] %d test(s).\n", (int)skipped);
-    if (failures) printf("[  FAILED  ] %d test(s), listed below:\n", (int)failures);
-    for (i = 0; i < failures && i < sizeof failed / sizeof *failed; ++i) printf("[  FAILED  ] %s\n", failed[i]);
+    printf("[==========] %s%s%d test(s) run.\n[  PASSED  ] %d test(s).\n", group, colon, (int)count, codes[0]);
+    if (codes[2]) printf("[  SKIPPED ] %d test(s).\n", codes[2]);
+    if (codes[1]) printf("[  FAILED  ] %d test(s), listed below:\n", codes[1]);
+    for (i = 0; i < codes[1] && i < 256; ++i) printf("[  FAILED  ] %s\n", failed[i]);
     fflush(stdout);
-    return (int)failures;
+    return codes[1];
 }
 #define cmocka_run_group_tests(tests, setup, teardown) \
     ((void)(setup), (void)(teardown), lite_run("", tests, sizeof(tests) / sizeof((tests)[0])))

@@ -1,0 +1,931 @@
+/* bench_cuda.cu - how fast svg2_cuda.cu is on this GPU, beside what the GPU can do
+
+       make arch=native build/gpu/bench && build/gpu/bench        (bench/gpu.sh does it, after the tests)
+
+   Every time stands beside a floor: its useful floating point operations and the bytes that must move at least once, by the
+   rates that were measured in the same run. Rows of a shape are measured in turns (A B C A B C ...), with CUDA events, the
+   launches queued behind a kernel that waits so that the processor is ahead as it is in an inference loop; a row is the median
+   of its samples. Rows in turn also sweep the L2: what a row reads was last touched gigabytes ago. Data are random, or moving
+   objects (synth.h), never zeros: tensor cores on zeros run faster than on anything else.
+
+   CONTENTS
+     >>options    what can be asked for
+     >>machine    the device; mma.sync, cuBLAS (if there) and copy rates
+     >>data       tensors, clusters, block maps
+     >>rows       one row = samples of one piece of work
+     >>attention  dense; sparse over made-up maps, even and skewed clusters
+     >>call       svg2_attend, its stages
+     >>report     JSON, then the table */
+#include "../svg2.h"
+#include "synth.h"
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#ifndef SVG2_BENCH_COMMIT
+#  define SVG2_BENCH_COMMIT "unknown"
+#endif
+
+typedef __nv_bfloat16 bf16;
+enum { MAX_ROWS = 160, MAX_SAMPLES = 24, MAX_STAGE_EVENTS = 256 };
+
+static void fatal(const char *format, ...)
+{
+    va_list a;
+    va_start(a, format);
+    vfprintf(stderr, format, a);
+    va_end(a);
+    fputc('\n', stderr);
+    exit(1);
+}
+static void must(cudaError_t e, const char *what)
+{
+    if (e != cudaSuccess) fatal("bench: %s: %s", what, cudaGetErrorString(e));
+}
+static cudaStream_t stream;
+template <class... P, class... A> static void run(void (*kernel)(P...), int blocks, int threads, A... args)
+{
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)blocks);
+    config.blockDim = dim3((unsigned)threads);
+    config.stream = stream;
+    must(cudaLaunchKernelEx(&config, kernel, (P)args...), "launch");
+}
+static double now()
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+static int by_value(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+static double median(const double *x, int n)
+{
+    double sorted[MAX_SAMPLES];
+    if (n == 0) return 0;
+    memcpy(sorted, x, sizeof(double) * (size_t)n);
+    qsort(sorted, (size_t)n, sizeof(double), by_value);
+    return n % 2 ? sorted[n / 2] : 0.5 * (sorted[n / 2 - 1] + sorted[n / 2]);
+}
+
+/* ==== >>options ========================================================================== */
+static double seconds = 200, started; /* of the whole program                        */
+static const char *json_path;
+static int only_shape = -1, is_quick, is_tiny; /* quick: a tenth of the tokens; tiny: for the emulation */
+
+static double left() { return seconds - (now() - started); }
+
+/* ==== >>machine ========================================================================== */
+static cudaDeviceProp device;
+static double peak_mma, peak_blas, peak_copy, peak_flops, clock_mhz; /* flop/s, flop/s, bytes/s, the larger of the first two */
+
+static void *gpu(size_t bytes)
+{
+    void *p = NULL;
+    const cudaError_t e = cudaMalloc(&p, bytes ? bytes : 1);
+    if (e == cudaErrorMemoryAllocation) {
+        (void)cudaGetLastError();
+        return NULL;
+    }
+    must(e, "cudaMalloc");
+    return p;
+}
+
+#ifdef SVG2_EMULATED /* the program itself can be tried on tests/emu */
+static long long clock64()
+{
+    static long long t;
+    return t += 1 << 20;
+}
+#  define MMA(...) (void)a, (void)b
+#else
+#  define MMA asm volatile
+#endif
+
+static __global__ void wait_kernel(long long cycles)
+{
+    const long long begin = clock64();
+    while (clock64() - begin < cycles) {}
+}
+
+/* 8 accumulators of 4 registers a thread: enough independent products to hide their latency */
+static __global__ void __launch_bounds__(256) mma_kernel(const uint32_t *in, float *out, int rounds, long long *cycles)
+{
+    float d[8][4];
+    uint32_t a[4], b[8][2];
+    for (int i = 0; i < 4; ++i) a[i] = in[(threadIdx.x * 4 + i) % 1024];
+    for (int i = 0; i < 8; ++i) {
+        b[i][0] = in[(threadIdx.x * 16 + 2 * i + 7) % 1024];
+        b[i][1] = in[(threadIdx.x * 16 + 2 * i + 8) % 1024];
+        for (int c = 0; c < 4; ++c) d[i][c] = 0;
+    }
+    const long long begin = clock64();
+    for (int r = 0; r < rounds; ++r)
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+            MMA("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                         : "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[i][0]), "r"(b[i][1]));
+    float sum = 0;
+    for (int i = 0; i < 8; ++i)
+        for (int c = 0; c < 4; ++c) sum += d[i][c];
+    out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+    if (blockIdx.x == 0 && threadIdx.x == 0) *cycles = clock64() - begin;
+}
+
+static __global__ void copy_kernel(float4 *to, const float4 *from, int64_t n)
+{
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) to[i] = from[i];
+}
+
+static __device__ uint64_t mix(uint64_t x)
+{
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+static __device__ float normal_of(uint64_t key)
+{
+    const uint64_t h = mix(key);
+    return (float)((int)((h & 0xffff) + ((h >> 16) & 0xffff) + ((h >> 32) & 0xffff) + (h >> 48)) - 131070) * (1.0f / 37837.23f);
+}
+
+static __global__ void noise_kernel(bf16 *x, int64_t n, uint64_t seed)
+{
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x)
+        x[i] = __float2bfloat16_rn(normal_of(seed + (uint64_t)i));
+}
+static void noise(bf16 *x, int64_t n, uint64_t seed)
+{
+    run(noise_kernel, n < 4096 * 256 ? (int)((n + 255) / 256) : 4096, 256, x, n, seed * 0x10000000000u);
+}
+
+static cudaEvent_t event_of()
+{
+    cudaEvent_t e;
+    must(cudaEventCreate(&e), "cudaEventCreate");
+    return e;
+}
+static double ms_between(cudaEvent_t a, cudaEvent_t b)
+{
+    float ms = 0;
+    must(cudaEventSynchronize(b), "cudaEventSynchronize");
+    must(cudaEventElapsedTime(&ms, a, b), "cudaEventElapsedTime");
+    return ms;
+}
+
+/* The three rates: best of a few runs, for they are ceilings. */
+static void measure_mma()
+{
+    const int blocks = is_tiny ? 1 : device.multiProcessorCount * 4, rounds = is_tiny ? 1 : 20000;
+    uint32_t *in = (uint32_t *)gpu(4096);
+    float *out = (float *)gpu((size_t)blocks * 256 * 4);
+    long long *cycles = (long long *)gpu(8), host = 0;
+    const cudaEvent_t a = event_of(), b = event_of();
+    noise((bf16 *)in, 2048, 1);
+    for (int i = 0; i < 4; ++i) {
+        must(cudaEventRecord(a, stream), "event");
+        run(mma_kernel, blocks, 256, in, out, rounds, cycles);
+        must(cudaEventRecord(b, stream), "event");
+        const double s = 1e-3 * ms_between(a, b), rate = (double)blocks * 8 * rounds * 8 * 4096 / s;
+        if (rate > peak_mma) peak_mma = rate;
+    }
+    must(cudaMemcpy(&host, cycles, 8, cudaMemcpyDeviceToHost), "cycles");
+    { /* one block alone on its multiprocessor for a known number of cycles tells the clock */
+        must(cudaEventRecord(a, stream), "event");
+        run(wait_kernel, device.multiProcessorCount, 32, 50000000);
+        must(cudaEventRecord(b, stream), "event");
+        clock_mhz = 50000000 / (1e3 * ms_between(a, b));
+    }
+    cudaFree(in), cudaFree(out), cudaFree(cycles);
+    cudaEventDestroy(a), cudaEventDestroy(b);
+}
+
+static void measure_copy()
+{
+    const size_t bytes = (size_t)1 << (is_tiny ? 16 : 30);
+    void *from = gpu(bytes), *to = gpu(bytes);
+    const cudaEvent_t a = event_of(), b = event_of();
+    if (!from || !to) fatal("bench: not enough memory for the copy rate");
+    noise((bf16 *)from, (int64_t)(bytes / 2), 2);
+    for (int i = 0; i < 8; ++i) {
+        must(cudaEventRecord(a, stream), "event");
+        if (i % 2) must(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "copy");
+        else run(copy_kernel, is_tiny ? 1 : device.multiProcessorCount * 8, 512, (float4 *)to, (const float4 *)from, (int64_t)(bytes / 16));
+        must(cudaEventRecord(b, stream), "event");
+        const double rate = 2 * (double)bytes / (1e-3 * ms_between(a, b));
+        if (rate > peak_copy) peak_copy = rate;
+    }
+    cudaFree(from), cudaFree(to);
+    cudaEventDestroy(a), cudaEventDestroy(b);
+}
+
+/* cuBLAS, if the machine has it: looked up at run time, so that nothing has to be linked. */
+static void measure_blas()
+{
+    static const char *const names[] = {"libcublas.so", "libcublas.so.13", "libcublas.so.12", "libcublas.so.11"};
+    typedef int create_fn(void **), stream_fn(void *, cudaStream_t), destroy_fn(void *);
+    typedef int gemm_fn(void *, int, int, int, int, int, const void *, const void *, int, int, const void *, int, int, const void *,
+                        void *, int, int, int, int);
+    enum { N = 8192, R_32F = 0, R_16BF = 14, COMPUTE_32F = 68, DEFAULT = -1 };
+    void *library = NULL, *handle = NULL;
+    for (int i = 0; i < 4 && !library; ++i) library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
+    if (!library) return;
+    create_fn *create = (create_fn *)dlsym(library, "cublasCreate_v2");
+    stream_fn *set_stream = (stream_fn *)dlsym(library, "cublasSetStream_v2");
+    destroy_fn *destroy = (destroy_fn *)dlsym(library, "cublasDestroy_v2");
+    gemm_fn *gemm = (gemm_fn *)dlsym(library, "cublasGemmEx");
+    bf16 *a = (bf16 *)gpu((size_t)N * N * 2), *b = (bf16 *)gpu((size_t)N * N * 2), *c = (bf16 *)gpu((size_t)N * N * 2);
+    if (create && set_stream && destroy && gemm && a && b && c && create(&handle) == 0) {
+        const float one = 1, zero = 0;
+        const cudaEvent_t e0 = event_of(), e1 = event_of();
+        noise(a, (int64_t)N * N, 3);
+        noise(b, (int64_t)N * N, 4);
+        int bad = set_stream(handle, stream);
+        for (int i = 0; i < 8 && !bad; ++i) {
+            must(cudaEventRecord(e0, stream), "event");
+            bad = gemm(handle, 1, 0, N, N, N, &one, a, R_16BF, N, b, R_16BF, N, &zero, c, R_16BF, N, COMPUTE_32F, DEFAULT);
+            must(cudaEventRecord(e1, stream), "event");
+            const double rate = 2.0 * N * N * N / (1e-3 * ms_between(e0, e1));
+            if (!bad && i > 1 && rate > peak_blas) peak_blas = rate;
+        }
+        destroy(handle);
+        cudaEventDestroy(e0), cudaEventDestroy(e1);
+    }
+    cudaFree(a), cudaFree(b), cudaFree(c);
+}
+
+/* ==== >>rows ============================================================================= */
+typedef struct row {
+    char shape[48], name[64];
+    double flops, bytes, executed; /* useful; least traffic; with the padding of tiles (0 = not counted) */
+    double dense_ms;               /* of the same shape; 0 = none                                       */
+    int is_part;                   /* of the row above                                                  */
+    double sample[MAX_SAMPLES];
+    int count;
+} row;
+static row rows[MAX_ROWS];
+static int row_count;
+
+static row *row_new(const char *shape, const char *name, double flops, double bytes, double executed)
+{
+    if (row_count == MAX_ROWS) fatal("bench: too many rows");
+    row *r = &rows[row_count++];
+    memset(r, 0, sizeof *r);
+    snprintf(r->shape, sizeof r->shape, "%s", shape);
+    snprintf(r->name, sizeof r->name, "%s", name);
+    r->flops = flops;
+    r->bytes = bytes;
+    r->executed = executed;
+    return r;
+}
+static void row_add(row *r, double ms)
+{
+    if (r->count < MAX_SAMPLES) r->sample[r->count++] = ms;
+}
+static double row_floor(const row *r) /* ms */
+{
+    const double compute = r->flops / peak_flops, memory = r->bytes / peak_copy;
+    return 1e3 * (compute > memory ? compute : memory);
+}
+
+/* ==== >>data ============================================================================= */
+typedef struct shape {
+    const char *name;
+    int frames, height, width, heads, dim, cq, ck;
+} shape;
+static const shape shapes[] = {
+    {"111.6K x 24 x 128, 100/500", 31, 45, 80, 24, 128, 100, 500},
+    {"118.8K x 24 x 128, 400/1000", 33, 45, 80, 24, 128, 400, 1000},
+    {"75.6K x 40 x 128, 300/1000", 21, 45, 80, 40, 128, 300, 1000},
+    {"32.8K x 24 x 64, 100/500", 21, 30, 52, 24, 64, 100, 500},
+};
+enum { SHAPES = (int)(sizeof shapes / sizeof *shapes) };
+
+typedef struct token_at {
+    float dx, dy, frame, y, x;
+    int object;
+} token_at;
+
+/* synth_make of synth.h, a thread an element */
+static __global__ void video_kernel(bf16 *q, bf16 *k, bf16 *v, const token_at *at, int64_t tokens, int heads, int dim, uint64_t base,
+                                    float drift)
+{
+    const int frequencies = dim / 16, content = dim - 6 * frequencies;
+    const int64_t n = (int64_t)heads * tokens * dim;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) {
+        const int d = (int)(i % dim), h = (int)(i / dim / tokens);
+        const int64_t t = i / dim % tokens;
+        const token_at p = at[t];
+        const uint64_t head = mix(base + 1000003u * (uint64_t)(h + 1)), key = mix(head + 7919u * (uint64_t)(t + 1)) + (uint64_t)d * 8;
+        const uint64_t own = head + ((uint64_t)p.object << 20) + (uint64_t)d;
+        float form;
+        if (d < content) {
+            form = normal_of(own) + 0.5f * p.dx * normal_of(own + 0x400000000u) + 0.5f * p.dy * normal_of(own + 0x500000000u);
+        } else {
+            const int f = (d - content) / 2;
+            const float where = f % 3 == 0 ? p.frame : f % 3 == 1 ? p.y : p.x, angle = where * powf(0.03f, (float)(f / 3) / (float)frequencies);
+            form = 1.2f * ((d - content) % 2 ? sinf(angle) : cosf(angle));
+        }
+        q[i] = __float2bfloat16_rn(form + 0.4f * normal_of(key) + drift * normal_of(key + 3));
+        k[i] = __float2bfloat16_rn(form + 0.4f * normal_of(key + 1) + 2.0f * normal_of(head + 0x700000000u + (uint64_t)d)
+                                   + drift * normal_of(key + 4));
+        v[i] = __float2bfloat16_rn(normal_of(own + 0x100000000u) + p.dx * normal_of(own + 0x200000000u)
+                                   + p.dy * normal_of(own + 0x300000000u) + 0.4f * normal_of(key + 2) + drift * normal_of(key + 5));
+    }
+}
+
+typedef struct tensors {
+    shape s;
+    int64_t tokens, elements;
+    bf16 *q, *k, *v, *out;
+    token_at *at;
+} tensors;
+
+static int tensors_new(tensors *t, shape s)
+{
+    t->s = s;
+    t->tokens = (int64_t)s.frames * s.height * s.width;
+    t->elements = t->tokens * s.heads * s.dim;
+    const size_t bytes = (size_t)t->elements * 2;
+    t->q = (bf16 *)gpu(bytes);
+    t->k = (bf16 *)gpu(bytes);
+    t->v = (bf16 *)gpu(bytes);
+    t->out = (bf16 *)gpu(bytes);
+    t->at = (token_at *)gpu((size_t)t->tokens * sizeof(token_at));
+    if (!t->q || !t->k || !t->v || !t->out || !t->at) return 0;
+    synth_object objects[SYNTH_OBJECTS];
+    for (int i = 0; i < SYNTH_OBJECTS; ++i) {
+        const uint64_t key = synth_hash(7) + (uint64_t)i * 8;
+        objects[i].x = synth_uniform(key);
+        objects[i].y = synth_uniform(key + 1);
+        objects[i].step_x = 0.02 * (synth_uniform(key + 2) - 0.5);
+        objects[i].step_y = 0.02 * (synth_uniform(key + 3) - 0.5);
+        objects[i].size = 0.5 + synth_uniform(key + 4);
+    }
+    token_at *at = (token_at *)malloc((size_t)t->tokens * sizeof(token_at)), *p = at;
+    for (int f = 0; f < s.frames; ++f)
+        for (int y = 0; y < s.height; ++y)
+            for (int x = 0; x < s.width; ++x, ++p) {
+                double dx = 0, dy = 0;
+                p->object = synth_object_at(objects, f, (x + 0.5) / s.width, (y + 0.5) / s.height, &dx, &dy);
+                p->dx = (float)(dx * 8), p->dy = (float)(dy * 8);
+                p->frame = (float)f, p->y = (float)y, p->x = (float)x;
+            }
+    must(cudaMemcpy(t->at, at, (size_t)t->tokens * sizeof(token_at), cudaMemcpyHostToDevice), "objects");
+    free(at);
+    return 1;
+}
+static void tensors_fill(const tensors *t, double drift)
+{
+    run(video_kernel, is_tiny ? 8 : device.multiProcessorCount * 16, 256, t->q, t->k, t->v, t->at, t->tokens, t->s.heads, t->s.dim,
+                                                                     synth_hash(11), (float)drift);
+    must(cudaStreamSynchronize(stream), "video");
+}
+static void tensors_free(tensors *t) { cudaFree(t->q), cudaFree(t->k), cudaFree(t->v), cudaFree(t->out), cudaFree(t->at); }
+
+/* Clusters of one side, the same for all heads but for which token is where: sizes even, or log-normal with sigma 1. */
+typedef struct clusters {
+    int count;
+    int32_t *size, *offset, *order; /* host: size [count]; device: offset [heads, count + 1], order [heads, tokens] */
+} clusters;
+
+static clusters clusters_new(int count, int64_t tokens, int heads, int is_skewed, uint64_t seed)
+{
+    clusters c;
+    double *weight = (double *)malloc(sizeof(double) * (size_t)count), sum = 0;
+    int32_t *offset = (int32_t *)malloc(4 * (size_t)heads * (size_t)(count + 1)), *label = (int32_t *)malloc(4 * (size_t)tokens);
+    int32_t *order = (int32_t *)malloc(4 * (size_t)heads * (size_t)tokens), *at = (int32_t *)malloc(4 * (size_t)count);
+    c.count = count;
+    c.size = (int32_t *)malloc(4 * (size_t)count);
+    for (int i = 0; i < count; ++i) sum += weight[i] = is_skewed ? exp((double)synth_normal(seed + (uint64_t)i)) : 1.0;
+    double before = 0;
+    for (int i = 0; i < count; ++i) {
+        const int64_t begin = (int64_t)(before / sum * (double)tokens);
+        before += weight[i];
+        c.size[i] = (int32_t)((i == count - 1 ? tokens : (int64_t)(before / sum * (double)tokens)) - begin);
+    }
+    int64_t filled = 0;
+    for (int i = 0; i < count; ++i)
+        for (int n = 0; n < c.size[i]; ++n) label[filled++] = i;
+    for (int h = 0; h < heads; ++h) { /* shuffled, then sorted by label */
+        for (int64_t i = tokens - 1; i > 0; --i) {
+            const int64_t j = (int64_t)(synth_hash(seed + (uint64_t)h * 1000003u + (uint64_t)i) % (uint64_t)(i + 1));
+            const int32_t x = label[i];
+            label[i] = label[j], label[j] = x;
+        }
+        int32_t *o = offset + (size_t)h * (size_t)(count + 1);
+        o[0] = 0;
+        for (int i = 0; i < count; ++i) at[i] = o[i], o[i + 1] = o[i] + c.size[i];
+        for (int64_t i = 0; i < tokens; ++i) order[(size_t)h * (size_t)tokens + (size_t)at[label[i]]++] = (int32_t)i;
+    }
+    c.offset = (int32_t *)gpu(4 * (size_t)heads * (size_t)(count + 1));
+    c.order = (int32_t *)gpu(4 * (size_t)heads * (size_t)tokens);
+    if (!c.offset || !c.order) fatal("bench: not enough memory");
+    must(cudaMemcpy(c.offset, offset, 4 * (size_t)heads * (size_t)(count + 1), cudaMemcpyHostToDevice), "offset");
+    must(cudaMemcpy(c.order, order, 4 * (size_t)heads * (size_t)tokens, cudaMemcpyHostToDevice), "order");
+    free(weight), free(offset), free(label), free(order), free(at);
+    return c;
+}
+static void clusters_free(clusters *c) { free(c->size), cudaFree(c->offset), cudaFree(c->order); }
+
+/* Key clusters of each query cluster at random until their tokens are `density` of all. */
+typedef struct block_map {
+    uint8_t *map;
+    double pairs, executed; /* of all heads; executed: rows in 64s, keys of a row of blocks in 64s */
+} block_map;
+
+static block_map map_new(const clusters *q, const clusters *k, int heads, int64_t tokens, double density, int dim, uint64_t seed)
+{
+    block_map m = {NULL, 0, 0};
+    const size_t bytes = (size_t)heads * (size_t)q->count * (size_t)k->count;
+    const int unit = dim > 128 ? 32 : 64;
+    uint8_t *host = (uint8_t *)calloc(bytes, 1);
+    int *pick = (int *)malloc(sizeof(int) * (size_t)k->count);
+    for (int j = 0; j < k->count; ++j) pick[j] = j;
+    for (int h = 0; h < heads; ++h)
+        for (int i = 0; i < q->count; ++i) {
+            uint8_t *at = host + ((size_t)h * (size_t)q->count + (size_t)i) * (size_t)k->count;
+            int64_t keys = 0;
+            for (int n = 0; n < k->count && (double)keys + 0.5 * k->size[0] < density * (double)tokens; ++n) {
+                const int other = n + (int)(synth_hash(seed++) % (uint64_t)(k->count - n)), j = pick[other];
+                pick[other] = pick[n], pick[n] = j;
+                at[j] = 1;
+                keys += k->size[j];
+            }
+            m.pairs += (double)q->size[i] * (double)keys;
+            m.executed += (double)((q->size[i] + 63) / 64 * 64) * (double)((keys + unit - 1) / unit * unit);
+        }
+    m.map = (uint8_t *)gpu(bytes);
+    if (!m.map) fatal("bench: not enough memory");
+    must(cudaMemcpy(m.map, host, bytes, cudaMemcpyHostToDevice), "map");
+    free(host), free(pick);
+    return m;
+}
+
+/* ==== >>attention ======================================================================== */
+static void *workspace;
+static size_t workspace_size;
+static int workspace_need(size_t bytes)
+{
+    if (bytes == SIZE_MAX) return 0;
+    if (bytes <= workspace_size) return 1;
+    cudaFree(workspace);
+    workspace_size = 0;
+    workspace = gpu(bytes);
+    if (workspace) workspace_size = bytes;
+    return workspace != NULL;
+}
+
+static void check_call(svg2_result r, const svg2_error *err, const char *what)
+{
+    if (r != SVG2_OK) fatal("bench: %s: %s %s", what, err->field, err->text);
+}
+
+static svg2_attention_desc attention_of(const tensors *t)
+{
+    svg2_attention_desc d = SVG2_ZERO;
+    d.batch = 1;
+    d.heads = d.heads_kv = t->s.heads;
+    d.tokens = d.tokens_kv = (int32_t)t->tokens;
+    d.head_dim = t->s.dim;
+    d.scale = 1 / sqrtf((float)t->s.dim);
+    d.q = t->q, d.k = t->k, d.v = t->v, d.out = t->out;
+    d.q_layout.dtype = d.k_layout.dtype = d.v_layout.dtype = d.out_layout.dtype = SVG2_BF16;
+    return d;
+}
+
+static void attend(const svg2_attention_desc *d)
+{
+    const svg2_backend cuda = svg2_cuda_backend(stream);
+    svg2_error err;
+    check_call(svg2_attention(&cuda, d, workspace, workspace_size, &err), &err, "svg2_attention");
+}
+
+/* sum of squares of the difference and of the second, in a fixed number of partial sums */
+static __global__ void difference_kernel(const bf16 *a, const bf16 *b, int64_t n, double *out)
+{
+    double e = 0, s = 0;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) {
+        const double x = (double)__bfloat162float(a[i]), y = (double)__bfloat162float(b[i]);
+        e += (x - y) * (x - y);
+        s += y * y;
+    }
+    out[2 * (blockIdx.x * blockDim.x + threadIdx.x)] = e;
+    out[2 * (blockIdx.x * blockDim.x + threadIdx.x) + 1] = s;
+}
+static double difference(const bf16 *a, const bf16 *b, int64_t n)
+{
+    const int THREADS = is_tiny ? 256 : 256 * 256;
+    double *sums = (double *)gpu(sizeof(double) * 2 * (size_t)THREADS), *host = (double *)malloc(sizeof(double) * 2 * (size_t)THREADS), e = 0, s = 0;
+    run(difference_kernel, THREADS / 256, 256, a, b, n, sums);
+    must(cudaStreamSynchronize(stream), "difference");
+    must(cudaMemcpy(host, sums, sizeof(double) * 2 * (size_t)THREADS, cudaMemcpyDeviceToHost), "difference");
+    for (int i = 0; i < THREADS; ++i) e += host[2 * i], s += host[2 * i + 1];
+    free(host);
+    cudaFree(sums);
+    return sqrt(e / s);
+}
+
+typedef struct timer {
+    cudaEvent_t begin, end;
+} timer;
+static timer timer_new()
+{
+    timer t;
+    t.begin = event_of();
+    t.end = event_of();
+    return t;
+}
+/* what is launched between the two runs without waiting for the processor */
+static void timer_begin(const timer *t, int launches)
+{
+    run(wait_kernel, 1, 32, (long long)launches * 20000);
+    must(cudaEventRecord(t->begin, stream), "event");
+}
+static double timer_end(const timer *t)
+{
+    must(cudaEventRecord(t->end, stream), "event");
+    return ms_between(t->begin, t->end);
+}
+static void timer_free(timer *t) { cudaEventDestroy(t->begin), cudaEventDestroy(t->end); }
+
+static double dense_pairs(const tensors *t) { return (double)t->s.heads * (double)t->tokens * (double)t->tokens; }
+static double qkvo_bytes(const tensors *t) { return 4 * 2 * (double)t->elements; }
+
+static double agreement = -1; /* relative L2 between dense attention and the same over a full map of clusters */
+
+static double bench_attention(const tensors *t, double budget)
+{
+    enum { VARIANTS = 7 };
+    static const double densities[] = {0.10, 0.25, 0.50};
+    svg2_attention_desc d[VARIANTS];
+    row *r[VARIANTS];
+    clusters side[2][2];
+    block_map maps[VARIANTS];
+    const svg2_backend cuda = svg2_cuda_backend(stream);
+    timer time = timer_new();
+    int n = 1;
+    memset(maps, 0, sizeof maps);
+    d[0] = attention_of(t);
+    r[0] = row_new(t->s.name, "dense", 4 * dense_pairs(t) * t->s.dim, qkvo_bytes(t), 4 * dense_pairs(t) * t->s.dim);
+    for (int skew = 0; skew < 2; ++skew) {
+        side[skew][0] = clusters_new(t->s.cq, t->tokens, t->s.heads, skew, 100 + (uint64_t)skew);
+        side[skew][1] = clusters_new(t->s.ck, t->tokens, t->s.heads, skew, 200 + (uint64_t)skew);
+        for (int i = 0; i < 3; ++i, ++n) {
+            char name[64];
+            maps[n] = map_new(&side[skew][0], &side[skew][1], t->s.heads, t->tokens, densities[i], t->s.dim, 300 + (uint64_t)n);
+            snprintf(name, sizeof name, "blocks %.0f %%, %s clusters", 100 * maps[n].pairs / dense_pairs(t), skew ? "skewed" : "even");
+            r[n] = row_new(t->s.name, name, 4 * maps[n].pairs * t->s.dim, qkvo_bytes(t), 4 * maps[n].executed * t->s.dim);
+            d[n] = attention_of(t);
+            d[n].query_blocks = t->s.cq, d[n].key_blocks = t->s.ck;
+            d[n].query_order = side[skew][0].order, d[n].query_offset = side[skew][0].offset;
+            d[n].key_order = side[skew][1].order, d[n].key_offset = side[skew][1].offset;
+            d[n].map = maps[n].map;
+        }
+    }
+    size_t most = 0;
+    for (int i = 0; i < n; ++i) {
+        const size_t bytes = svg2_stage_workspace_bytes(&cuda, SVG2_STAGE_ATTENTION, &d[i]);
+        if (bytes > most) most = bytes;
+    }
+    if (!workspace_need(most)) {
+        printf("  no memory for %s\n", t->s.name);
+    } else {
+        if (agreement < 0) { /* at full size, and at no cost in the tables: clusters and a full map give dense attention */
+            svg2_attention_desc full = d[4];
+            bf16 *other = (bf16 *)gpu((size_t)t->elements * 2);
+            full.map = NULL;
+            if (other) {
+                attend(&d[0]);
+                full.out = other;
+                attend(&full);
+                agreement = difference(other, t->out, t->elements);
+                cudaFree(other);
+            }
+        }
+        const double begin = now();
+        for (int i = 0; i < n; ++i) attend(&d[i]); /* warm */
+        must(cudaStreamSynchronize(stream), "attention");
+        const double round = now() - begin;
+        int rounds = (int)(budget / (round > 1e-4 ? round : 1e-4));
+        rounds = rounds < 3 ? 3 : rounds > 11 ? 11 : rounds;
+        for (int k = 0; k < rounds && left() > 2 * round; ++k)
+            for (int i = 0; i < n; ++i) {
+                timer_begin(&time, 10);
+                attend(&d[i]);
+                row_add(r[i], timer_end(&time));
+            }
+    }
+    const double dense = median(r[0]->sample, r[0]->count);
+    for (int i = 0; i < n; ++i) r[i]->dense_ms = dense;
+    for (int i = 1; i < n; ++i) cudaFree(maps[i].map);
+    for (int i = 0; i < 4; ++i) clusters_free(&side[i / 2][i % 2]);
+    timer_free(&time);
+    return dense;
+}
+
+/* ==== >>call ============================================================================= */
+enum { T_KMEANS_Q, T_KMEANS_K, T_PERMUTE, T_SUMMARIZE, T_SCORE, T_SELECT, T_TAIL, T_ATTENTION, T_COUNT };
+static const char *const stage_names[T_COUNT] = {"k-means of the queries", "k-means of the keys", "permute", "summarize",
+                                                 "score",                  "select",              "tail",    "attention"};
+
+/* A backend whose stages stand between events. */
+static svg2_backend inner;
+static struct {
+    cudaEvent_t begin[MAX_STAGE_EVENTS], end[MAX_STAGE_EVENTS];
+    int stage[MAX_STAGE_EVENTS], count, kmeans_calls, made;
+} mark;
+
+static int mark_begin(int stage)
+{
+    if (mark.count == MAX_STAGE_EVENTS) fatal("bench: too many stages");
+    if (mark.count == mark.made) {
+        mark.begin[mark.made] = event_of();
+        mark.end[mark.made++] = event_of();
+    }
+    mark.stage[mark.count] = stage;
+    must(cudaEventRecord(mark.begin[mark.count], stream), "event");
+    return mark.count++;
+}
+#define TIMED(member, desc_type, which)                                                                        \
+    static svg2_result timed_##member(const svg2_backend *b, const desc_type *d, void *work, svg2_error *err)  \
+    {                                                                                                          \
+        const int at = mark_begin(which);                                                                      \
+        const svg2_result r = inner.member(b, d, work, err);                                                   \
+        must(cudaEventRecord(mark.end[at], stream), "event");                                                  \
+        return r;                                                                                              \
+    }
+TIMED(kmeans, svg2_kmeans_desc, mark.kmeans_calls++ ? T_KMEANS_K : T_KMEANS_Q)
+TIMED(permute, svg2_permute_desc, T_PERMUTE)
+TIMED(summarize, svg2_summarize_desc, T_SUMMARIZE)
+TIMED(score, svg2_score_desc, T_SCORE)
+TIMED(select, svg2_select_desc, T_SELECT)
+TIMED(tail, svg2_tail_desc, T_TAIL)
+TIMED(attention, svg2_attention_desc, T_ATTENTION)
+
+static svg2_backend timed_backend()
+{
+    svg2_backend b = inner = svg2_cuda_backend(stream);
+    b.kmeans = timed_kmeans;
+    b.permute = timed_permute;
+    b.summarize = timed_summarize;
+    b.score = timed_score;
+    b.select = timed_select;
+    b.tail = timed_tail;
+    b.attention = timed_attention;
+    return b;
+}
+
+typedef struct call {
+    svg2_desc d;
+    svg2_state state;
+    void *memory;
+    svg2_head_stats *stats;
+    row *total, *graph, *stage[T_COUNT];
+    cudaGraphExec_t exec;
+    int is_broken;
+} call;
+
+static void run_call(call *c, const svg2_backend *b, const tensors *t, int32_t step)
+{
+    svg2_error err;
+    check_call(svg2_attend(b, &c->d, &c->state, step, t->q, t->k, t->v, t->out, NULL, c->stats, workspace, workspace_size, &err), &err,
+               "svg2_attend");
+}
+
+/* flops and least bytes of every stage, when `density` of the pairs is exact */
+static void stage_work(const call *c, const tensors *t, double density, double *flops, double *bytes)
+{
+    const double h = t->s.heads, s = (double)t->tokens, dim = t->s.dim, cq = t->s.cq, ck = t->s.ck, x = 2 * (double)t->elements;
+    const int has_tail = c->d.tail != SVG2_TAIL_NONE, order1 = c->d.tail == SVG2_TAIL_ORDER1;
+    for (int i = 0; i < T_COUNT; ++i) flops[i] = bytes[i] = 0;
+    flops[T_KMEANS_Q] = c->d.step_iterations * 2 * h * s * cq * dim;
+    flops[T_KMEANS_K] = c->d.step_iterations * 2 * h * s * ck * dim;
+    bytes[T_KMEANS_Q] = bytes[T_KMEANS_K] = c->d.step_iterations * x;
+    bytes[T_PERMUTE] = 2 * 8 * h * s;
+    bytes[T_SUMMARIZE] = x;
+    flops[T_SCORE] = 2 * h * (cq * s + s * ck) * dim;
+    bytes[T_SCORE] = 2 * x;
+    flops[T_SELECT] = 2 * h * cq * ck * dim;
+    bytes[T_SELECT] = 9 * h * cq * ck;
+    flops[T_TAIL] = order1 ? 2 * h * (s + cq * ck) * dim * dim : 0;
+    bytes[T_TAIL] = order1 ? 2 * x + 4 * h * cq * dim * dim : 0;
+    flops[T_ATTENTION] = 4 * h * s * s * density * dim + (has_tail ? 4 * h * s * ck * (1 - density) * dim : 0)
+                         + (order1 ? 2 * h * s * dim * dim : 0);
+    bytes[T_ATTENTION] = 4 * x + (order1 ? 4 * h * cq * dim * dim : 0);
+}
+
+static void bench_calls(const tensors *t, double dense_ms, double budget)
+{
+    enum { CALLS = 3 };
+    call c[CALLS];
+    svg2_error err;
+    const svg2_backend plain = svg2_cuda_backend(stream), timed = timed_backend();
+    timer time = timer_new();
+    size_t most = 0;
+    memset(c, 0, sizeof c);
+    for (int i = 0; i < CALLS; ++i) {
+        svg2_desc *d = &c[i].d;
+        d->heads = t->s.heads, d->tokens = (int32_t)t->tokens, d->head_dim = t->s.dim;
+        d->q.dtype = d->k.dtype = d->v.dtype = d->out.dtype = SVG2_BF16;
+        d->frames = t->s.frames, d->frame_tokens = t->s.height * t->s.width;
+        d->query_clusters = t->s.cq, d->key_clusters = t->s.ck;
+        d->density = i == 0 ? 0.10f : 0.25f;
+        d->tail = i == 2 ? SVG2_TAIL_NONE : SVG2_TAIL_ORDER1;
+        check_call(svg2_resolve(d, &err), &err, "svg2_resolve");
+        const size_t bytes = svg2_workspace_bytes(&plain, d);
+        if (bytes > most) most = bytes;
+        c[i].memory = gpu(svg2_state_bytes(d));
+        c[i].stats = (svg2_head_stats *)gpu(sizeof(svg2_head_stats) * (size_t)t->s.heads);
+        check_call(svg2_state_init(&c[i].state, d, c[i].memory, svg2_state_bytes(d), &err), &err, "svg2_state_init");
+    }
+    if (!workspace_need(most)) {
+        printf("  no memory for svg2_attend of %s (%.1f GB of workspace)\n", t->s.name, 1e-9 * (double)most);
+        return;
+    }
+    const double begin = now();
+    for (int i = 0; i < CALLS; ++i) {
+        svg2_head_stats *stats = (svg2_head_stats *)malloc(sizeof(svg2_head_stats) * (size_t)t->s.heads);
+        double density = 0, flops[T_COUNT], bytes[T_COUNT], all_flops = 0;
+        char name[64];
+        tensors_fill(t, 0);
+        run_call(&c[i], &plain, t, 0); /* cold: the clusters are made */
+        tensors_fill(t, 0.1);          /* the next denoising step     */
+        run_call(&c[i], &plain, t, 1);
+        must(cudaStreamSynchronize(stream), "svg2_attend");
+        must(cudaMemcpy(stats, c[i].stats, sizeof(svg2_head_stats) * (size_t)t->s.heads, cudaMemcpyDeviceToHost), "stats");
+        for (int h = 0; h < t->s.heads; ++h) density += (double)stats[h].density / t->s.heads;
+        free(stats);
+        stage_work(&c[i], t, density, flops, bytes);
+        for (int s = 0; s < T_COUNT; ++s) all_flops += flops[s];
+        snprintf(name, sizeof name, "svg2_attend %.0f %%, %s", 100 * density, i == 2 ? "no tail" : "order 1");
+        c[i].total = row_new(t->s.name, name, all_flops, qkvo_bytes(t), 0);
+        snprintf(name, sizeof name, "  as a CUDA graph");
+        c[i].graph = row_new(t->s.name, name, all_flops, qkvo_bytes(t), 0);
+        c[i].total->dense_ms = c[i].graph->dense_ms = dense_ms;
+        for (int s = 0; s < T_COUNT && i == 0; ++s) { /* the parts of one call will do */
+            snprintf(name, sizeof name, "  %s", stage_names[s]);
+            c[i].stage[s] = row_new(t->s.name, name, flops[s], bytes[s], 0);
+            c[i].stage[s]->is_part = 1;
+        }
+        cudaGraph_t graph;
+        must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
+        run_call(&c[i], &plain, t, 2);
+        must(cudaStreamEndCapture(stream, &graph), "capture");
+        must(cudaGraphInstantiate(&c[i].exec, graph, 0), "graph");
+        cudaGraphDestroy(graph);
+    }
+    const double setup = now() - begin;
+    double round = setup;
+    for (int k = 0; k < 11 && left() > 2 * round && (k < 3 || now() - begin - setup < budget); ++k) {
+        const double round_begin = now();
+        for (int i = 0; i < CALLS; ++i) {
+            timer_begin(&time, 300);
+            run_call(&c[i], &plain, t, 2 + k);
+            row_add(c[i].total, timer_end(&time));
+            timer_begin(&time, 10);
+            must(cudaGraphLaunch(c[i].exec, stream), "graph");
+            row_add(c[i].graph, timer_end(&time));
+            if (i) continue;
+            double ms[T_COUNT] = {0};
+            mark.count = mark.kmeans_calls = 0;
+            timer_begin(&time, 300);
+            run_call(&c[i], &timed, t, 2 + k);
+            (void)timer_end(&time);
+            for (int n = 0; n < mark.count; ++n) ms[mark.stage[n]] += ms_between(mark.begin[n], mark.end[n]);
+            for (int s = 0; s < T_COUNT; ++s) row_add(c[i].stage[s], ms[s]);
+        }
+        round = now() - round_begin;
+    }
+    for (int i = 0; i < CALLS; ++i) {
+        cudaGraphExecDestroy(c[i].exec);
+        cudaFree(c[i].memory), cudaFree(c[i].stats);
+    }
+    timer_free(&time);
+}
+
+/* ==== >>report =========================================================================== */
+static void write_json(FILE *f)
+{
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    fprintf(f, "{\n  \"device\": \"%s\", \"compute_capability\": %d.%d, \"multiprocessors\": %d, \"memory_bytes\": %zu, \"l2_bytes\": %d,\n",
+            device.name, device.major, device.minor, device.multiProcessorCount, device.totalGlobalMem, device.l2CacheSize);
+    fprintf(f, "  \"driver\": %d, \"runtime\": %d, \"commit\": \"%s\", \"seconds\": %.1f,\n", driver, runtime, SVG2_BENCH_COMMIT, now() - started);
+    fprintf(f, "  \"mma_sync_tflops\": %.1f, \"cublas_tflops\": %.1f, \"copy_gbytes_per_s\": %.1f, \"clock_mhz\": %.0f,\n", 1e-12 * peak_mma,
+            1e-12 * peak_blas, 1e-9 * peak_copy, clock_mhz);
+    fprintf(f, "  \"full_map_against_dense\": %.3e,\n  \"rows\": [", agreement);
+    for (int i = 0; i < row_count; ++i) {
+        const row *r = &rows[i];
+        const char *name = r->name + strspn(r->name, " ");
+        fprintf(f, "%s\n    {\"shape\": \"%s\", \"name\": \"%s\", \"is_part\": %d, \"ms\": %.4f, \"floor_ms\": %.4f, \"flops\": %.4e, "
+                   "\"executed_flops\": %.4e, \"bytes\": %.4e, \"dense_ms\": %.4f, \"samples\": [",
+                i ? "," : "", r->shape, name, r->is_part, median(r->sample, r->count), row_floor(r), r->flops, r->executed, r->bytes,
+                r->dense_ms);
+        for (int n = 0; n < r->count; ++n) fprintf(f, "%s%.4f", n ? ", " : "", r->sample[n]);
+        fprintf(f, "]}");
+    }
+    fprintf(f, "\n  ]\n}\n");
+}
+
+static void write_table()
+{
+    const char *shape_before = "";
+    printf("\n%s, %d multiprocessors at %.0f MHz: mma.sync %.0f TFLOP/s, cuBLAS bf16 8192^3 ", device.name, device.multiProcessorCount, clock_mhz,
+           1e-12 * peak_mma);
+    if (peak_blas > 0) printf("%.0f TFLOP/s", 1e-12 * peak_blas);
+    else printf("not there");
+    printf(", copy %.2f TB/s\n", 1e-12 * peak_copy);
+    if (agreement >= 0) printf("dense attention and the same over a full map of clusters differ by %.1e (relative L2)\n", agreement);
+    for (int i = 0; i < row_count; ++i) {
+        const row *r = &rows[i];
+        const double ms = median(r->sample, r->count), floor = row_floor(r);
+        if (strcmp(shape_before, r->shape) != 0)
+            printf("\n%-38s %9s %9s %7s %9s %9s %8s\n", r->shape, "ms", "floor ms", "floor/t", "useful", "executed", "dense/t");
+        shape_before = r->shape;
+        if (r->count == 0) {
+            printf("%-38s %9s\n", r->name, "-");
+            continue;
+        }
+        printf("%-38s %9.3f %9.3f %6.0f%% ", r->name, ms, floor, 100 * floor / ms);
+        if (r->flops > 0) printf("%9.1f ", 1e-9 * r->flops / ms);
+        else printf("%9s ", "");
+        if (r->executed > 0) printf("%9.1f ", 1e-9 * r->executed / ms);
+        else printf("%9s ", "");
+        if (r->dense_ms > 0) printf("%8.2f", r->dense_ms / ms);
+        printf("\n");
+    }
+    printf("\nuseful, executed: TFLOP/s, without and with the padding of tiles. floor: useful work at the rates above. dense/t: times\n"
+           "faster than the dense row. Rows that are indented twice are parts of the call above them, warm.\n");
+}
+
+int main(int argc, char **argv)
+{
+    svg2_error err;
+    int count = 0;
+    started = now();
+    for (int i = 1; i < argc; ++i) {
+        if (strcmp(argv[i], "--quick") == 0) is_quick = 1;
+        else if (strcmp(argv[i], "--tiny") == 0) is_tiny = 1;
+        else if (strcmp(argv[i], "--seconds") == 0 && i + 1 < argc) seconds = atof(argv[++i]);
+        else if (strcmp(argv[i], "--json") == 0 && i + 1 < argc) json_path = argv[++i];
+        else if (strcmp(argv[i], "--shape") == 0 && i + 1 < argc) only_shape = atoi(argv[++i]);
+        else fatal("bench [--quick] [--seconds N] [--shape 0..%d] [--json FILE]", SHAPES - 1);
+    }
+    const cudaError_t e = cudaGetDeviceCount(&count);
+    if (e != cudaSuccess || count == 0) {
+        fprintf(stderr, "bench: no GPU: %s\n", e == cudaSuccess ? "none is visible" : cudaGetErrorString(e));
+        return 2;
+    }
+    if (svg2_cuda_check(&err) != SVG2_OK) {
+        fprintf(stderr, "bench: the GPU %s\n", err.text);
+        return 2;
+    }
+    must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+    must(cudaGetDeviceProperties(&device, 0), "device");
+    measure_mma();
+    measure_blas();
+    measure_copy();
+    peak_flops = peak_blas > peak_mma ? peak_blas : peak_mma;
+    int todo = only_shape >= 0 ? 1 : SHAPES;
+    for (int i = 0; i < SHAPES; ++i) {
+        tensors t;
+        shape s = shapes[i];
+        if (only_shape >= 0 && i != only_shape) continue;
+        if (left() < 10) break;
+        if (is_quick) s.frames = (s.frames + 9) / 10;
+        if (is_tiny) s.frames = 1, s.height = 10, s.width = 16, s.heads = 2, s.cq = 4, s.ck = 11;
+        const double share = left() / todo--;
+        memset(&t, 0, sizeof t);
+        if (!tensors_new(&t, s)) {
+            printf("  no memory for %s\n", s.name);
+        } else {
+            tensors_fill(&t, 0);
+            const double dense = bench_attention(&t, 0.35 * share);
+            bench_calls(&t, dense, 0.35 * share);
+        }
+        tensors_free(&t);
+        fprintf(stderr, "bench: %s done, %.0f s left\n", s.name, left());
+        if (json_path) { /* again after every shape: whatever happens later, this is kept */
+            FILE *f = fopen(json_path, "w");
+            if (!f) fatal("bench: cannot write %s", json_path);
+            write_json(f);
+            fclose(f);
+        }
+    }
+    write_table();
+    return 0;
+}
