@@ -4287,9 +4287,9 @@ template <int DP> SVG2__DEVICE void next_list(const key_source &s, unsigned char
     int32_t *run_start = (int32_t *)(void *)(smem + L::RUN_START), *run_first = (int32_t *)(void *)(smem + L::RUN_FIRST);
     key_list *list = (key_list *)(void *)(smem + L::LIST);
     unsigned long long own = 0, total; /* runs << 32 | keys */
+    const key_list old = *list; /* read before the scan's barrier, which parts it, and searches of the old list, from the new one */
+    const int tid = (int)threadIdx.x, begin = old.next_block + tid * (LIST_BLOCKS / ATTENTION_THREADS);
     int i, first, after = -1;
-    if (!SVG2__FAULT(62)) __syncthreads(); /* the list before is not searched any more, nor the scan read */
-    const int tid = (int)threadIdx.x, begin = list->next_block + tid * (LIST_BLOCKS / ATTENTION_THREADS);
     for (i = begin; i < begin + LIST_BLOCKS / ATTENTION_THREADS && i < s.blocks; ++i) {
         const int rows = source_rows(s, i, first);
         if (rows <= 0) continue;
@@ -4297,7 +4297,7 @@ template <int DP> SVG2__DEVICE void next_list(const key_source &s, unsigned char
         after = first + rows;
     }
     const unsigned long long before = scan_threads<ATTENTION_THREADS>(own, (unsigned long long *)(void *)(smem + L::SCAN), total);
-    int run = (int)(before >> 32) - 1, key = list->end + (int)(before & 0xffffffffu);
+    int run = (int)(before >> 32) - 1, key = old.end + (int)(before & 0xffffffffu);
     after = -1;
     for (i = begin; i < begin + LIST_BLOCKS / ATTENTION_THREADS && i < s.blocks; ++i) {
         const int rows = source_rows(s, i, first);
@@ -4311,12 +4311,10 @@ template <int DP> SVG2__DEVICE void next_list(const key_source &s, unsigned char
         after = first + rows;
     }
     if (tid < L::KEYS) ((int32_t *)(void *)(smem + L::HINT))[tid] = 0;
-    __syncthreads(); /* end and next_block were read by all */
     if (tid == 0) {
-        list->end += (int)(total & 0xffffffffu);
-        list->next_block += LIST_BLOCKS;
+        list->end = run_first[total >> 32] = old.end + (int)(total & 0xffffffffu);
+        list->next_block = old.next_block + LIST_BLOCKS;
         list->runs = (int)(total >> 32);
-        run_first[list->runs] = list->end;
     }
     if (!SVG2__FAULT(63)) __syncthreads(); /* the list is complete */
 }
@@ -4643,89 +4641,91 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
             const int keys = info[tile & (SLOTS - 1)];
             if (keys == 0) break;
             const float factor = source.is_tail ? 1.0f : a.scale2;
-            float s[MT][KEYS / 8][4];
+            uint32_t p[KEYS / 16][MT][4];
             if (!SVG2__FAULT(66)) wait_for_tile(stages); /* the copies of this thread into K (and at first Q) have landed */
             if (!SVG2__FAULT(67)) __syncthreads(); /* so have those of all others; and nobody reads V of the tile before */
             load_half<T, DP>(2 * tile + stages - 1, now == 0 ? stages - 1 : now - 1, smem, ring);
-            logits<T, DP, MT, KEYS>(s, svg2__smem(smem + L::QUERY), ring + (uint32_t)(now * L::TILE));
-            now = now + 1 == stages ? 0 : now + 1;
-
-            if (source.is_tail) {
-                const int t = svg2__fresh((int)threadIdx.x), quad = t % 4;
-                const float *bias = (const float *)(const void *)(smem + L::BIAS) + (tile & (SLOTS - 1)) * KEYS + 2 * quad;
+            /* Warps behind the last row only load and wait. */
+            if ((int)threadIdx.x / WARP * 16 * MT < item.count) {
+                float s[MT][KEYS / 8][4];
+                logits<T, DP, MT, KEYS>(s, svg2__smem(smem + L::QUERY), ring + (uint32_t)(now * L::TILE));
+                if (source.is_tail) {
+                    const int t = svg2__fresh((int)threadIdx.x), quad = t % 4;
+                    const float *bias = (const float *)(const void *)(smem + L::BIAS) + (tile & (SLOTS - 1)) * KEYS + 2 * quad;
 #pragma unroll
-                for (i = 0; i < MT; ++i)
+                    for (i = 0; i < MT; ++i)
 #pragma unroll
-                    for (h = 0; h < 2; ++h) {
-                        const int r = t / WARP * 16 * MT + 16 * i + t % WARP / 4 + 8 * h;
-                        const float more = a.key_mean && !a.is_relative && r < item.count ? shift[r] : 0.0f;
+                        for (h = 0; h < 2; ++h) {
+                            const int r = t / WARP * 16 * MT + 16 * i + t % WARP / 4 + 8 * h;
+                            const float more = a.key_mean && !a.is_relative && r < item.count ? shift[r] : 0.0f;
+#pragma unroll
+                            for (n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+                                for (e = 2 * h; e < 2 * h + 2; ++e)
+                                    s[i][n][e] = fmaf(s[i][n][e], a.scale2, bias[8 * n + e % 2] + more);
+                        }
+                }
+                if (keys < KEYS) { /* the last tile */
+                    const int left = keys - 2 * (svg2__fresh((int)threadIdx.x) % 4);
+#pragma unroll
+                    for (i = 0; i < MT; ++i)
 #pragma unroll
                         for (n = 0; n < KEYS / 8; ++n)
 #pragma unroll
-                            for (e = 2 * h; e < 2 * h + 2; ++e)
-                                s[i][n][e] = fmaf(s[i][n][e], a.scale2, bias[8 * n + e % 2] + more);
-                    }
-            }
-            if (keys < KEYS) { /* the last tile */
-                const int left = keys - 2 * (svg2__fresh((int)threadIdx.x) % 4);
+                            for (e = 0; e < 4; ++e)
+                                if (8 * n + e % 2 >= left) s[i][n][e] = -INFINITY;
+                }
 #pragma unroll
-                for (i = 0; i < MT; ++i)
+                for (i = 0; i < MT; ++i) {
+                    const int mine = i * ATTENTION_THREADS + svg2__fresh((int)threadIdx.x);
+                    const float4 before = state[mine];
+                    const float m[2] = {before.x, before.y}, l[2] = {before.z, before.w};
+                    float after[4], top[2], alpha[2], sum[2] = {0.0f, 0.0f};
+#pragma unroll
+                    for (h = 0; h < 2; ++h) {
+                        top[h] = -INFINITY;
+#pragma unroll
+                        for (n = 0; n < KEYS / 8; ++n) top[h] = fmaxf(top[h], fmaxf(s[i][n][2 * h], s[i][n][2 * h + 1]));
+                        top[h] = fmaxf(m[h], quad_max(top[h]) * factor);
+                        after[h] = top[h];
+                        if (top[h] == -INFINITY) top[h] = 0.0f; /* nothing but -Inf so far: keep exp2 away from Inf - Inf */
+                        alpha[h] = svg2__exp2(m[h] - top[h]);
+                    }
+                    /* after the first tiles a maximum seldom rises */
+                    if (__any_sync(0xffffffffu, !(alpha[0] == 1.0f && alpha[1] == 1.0f))) {
+#pragma unroll
+                        for (n = 0; n < DP / 8; ++n)
+#pragma unroll
+                            for (e = 0; e < 4; ++e) o[i][n][e] *= alpha[e / 2];
+                    }
 #pragma unroll
                     for (n = 0; n < KEYS / 8; ++n)
 #pragma unroll
-                        for (e = 0; e < 4; ++e)
-                            if (8 * n + e % 2 >= left) s[i][n][e] = -INFINITY;
-            }
+                        for (e = 0; e < 4; ++e) {
+                            s[i][n][e] = svg2__exp2(fmaf(s[i][n][e], factor, -top[e / 2]));
+                            sum[e / 2] += s[i][n][e];
+                        }
 #pragma unroll
-            for (i = 0; i < MT; ++i) {
-                const int mine = i * ATTENTION_THREADS + svg2__fresh((int)threadIdx.x);
-                const float4 before = state[mine];
-                const float m[2] = {before.x, before.y}, l[2] = {before.z, before.w};
-                float after[4], top[2], alpha[2], sum[2] = {0.0f, 0.0f};
-#pragma unroll
-                for (h = 0; h < 2; ++h) {
-                    top[h] = -INFINITY;
-#pragma unroll
-                    for (n = 0; n < KEYS / 8; ++n) top[h] = fmaxf(top[h], fmaxf(s[i][n][2 * h], s[i][n][2 * h + 1]));
-                    top[h] = fmaxf(m[h], quad_max(top[h]) * factor);
-                    after[h] = top[h];
-                    if (top[h] == -INFINITY) top[h] = 0.0f; /* nothing but -Inf so far: keep exp2 away from Inf - Inf */
-                    alpha[h] = svg2__exp2(m[h] - top[h]);
-                }
-                /* after the first tiles a maximum seldom rises */
-                if (__any_sync(0xffffffffu, !(alpha[0] == 1.0f && alpha[1] == 1.0f))) {
-#pragma unroll
-                    for (n = 0; n < DP / 8; ++n)
-#pragma unroll
-                        for (e = 0; e < 4; ++e) o[i][n][e] *= alpha[e / 2];
-                }
-#pragma unroll
-                for (n = 0; n < KEYS / 8; ++n)
-#pragma unroll
-                    for (e = 0; e < 4; ++e) {
-                        s[i][n][e] = svg2__exp2(fmaf(s[i][n][e], factor, -top[e / 2]));
-                        sum[e / 2] += s[i][n][e];
+                    for (n = 0; n < KEYS / 16; ++n) { /* the C fragment of P is the A fragment, once it is 16-bit */
+                        p[n][i][0] = pack2(s[i][2 * n][0], s[i][2 * n][1], T());
+                        p[n][i][1] = pack2(s[i][2 * n][2], s[i][2 * n][3], T());
+                        p[n][i][2] = pack2(s[i][2 * n + 1][0], s[i][2 * n + 1][1], T());
+                        p[n][i][3] = pack2(s[i][2 * n + 1][2], s[i][2 * n + 1][3], T());
                     }
 #pragma unroll
-                for (h = 0; h < 2; ++h) after[2 + h] = fmaf(l[h], alpha[h], sum[h]);
-                state[mine] = make_float4(after[0], after[1], after[2], after[3]);
+                    for (h = 0; h < 2; ++h) after[2 + h] = fmaf(l[h], alpha[h], sum[h]);
+                    state[mine] = make_float4(after[0], after[1], after[2], after[3]);
+                }
             }
+            now = now + 1 == stages ? 0 : now + 1;
 
             if (!SVG2__FAULT(68)) wait_for_tile(stages); /* the copies of this thread into V have landed */
             if (!SVG2__FAULT(69)) __syncthreads(); /* so have those of all others, the row numbers are there; nobody reads K */
             load_half<T, DP>(2 * tile + stages, now == 0 ? stages - 1 : now - 1, smem, ring);
-            const uint32_t v = value_lane<DP>(ring + (uint32_t)(now * L::TILE));
+            if ((int)threadIdx.x / WARP * 16 * MT < item.count) {
+                const uint32_t v = value_lane<DP>(ring + (uint32_t)(now * L::TILE));
 #pragma unroll
-            for (n = 0; n < KEYS / 16; ++n) {
-                uint32_t p[MT][4];
-#pragma unroll
-                for (i = 0; i < MT; ++i) { /* the C fragment of P is the A fragment, once it is 16-bit */
-                    p[i][0] = pack2(s[i][2 * n][0], s[i][2 * n][1], T());
-                    p[i][1] = pack2(s[i][2 * n][2], s[i][2 * n][3], T());
-                    p[i][2] = pack2(s[i][2 * n + 1][0], s[i][2 * n + 1][1], T());
-                    p[i][3] = pack2(s[i][2 * n + 1][2], s[i][2 * n + 1][3], T());
-                }
-                accumulate<T, DP, MT>(o, p, v + (uint32_t)(16 * n * DP * 2));
+                for (n = 0; n < KEYS / 16; ++n) accumulate<T, DP, MT>(o, p[n], v + (uint32_t)(16 * n * DP * 2));
             }
             now = now + 1 == stages ? 0 : now + 1;
         }
