@@ -1749,17 +1749,18 @@ static svg2_result run_permute(const svg2_backend *backend, const svg2_permute_d
 } /* namespace svg2__cuda */
 
 /* ==== >>score ==============================================================================
-   The rows of a head, sorted by cluster, are worked on in units: up to R rows of one cluster. Cluster j has the units
-   from (offset[j] + (R - 1) j) / R on; as many as it needs fit before those of cluster j + 1. So a block knows its rows
-   after a search among the offsets, without a list that a scan would have to make; the price is one empty unit or none
-   per cluster. A cluster of one unit is finished where it is read. The units of a larger one leave partial results, which
-   a second kernel adds in order: a giant cluster spreads over the machine, and the bits do not depend on who was first.
-   The number of units is below 2^31 because the orders, 4 bytes a row, have to fit into memory. */
+   The rows of a head, sorted by cluster, are worked on in units: up to R rows of one cluster. Cluster j has the
+   units from (offset[j] + (R - 1) j) / R on; as many as it needs fit before those of cluster j + 1. So a block knows
+   its rows after a search among the offsets, without a list that a scan would have to make; the price is one empty
+   unit or none per cluster. A cluster of one unit is finished where it is read. The units of a larger one leave
+   partial results, which a second kernel adds in order: a giant cluster spreads over the machine, and the bits do
+   not depend on who was first. The number of units is below 2^31 because the orders, 4 bytes a row, have to fit into
+   memory. */
 namespace svg2__cuda {
 
-static inline int64_t units_of(int64_t rows, int64_t clusters, int shift) /* R = 2^shift */
+static inline int units_of(int64_t rows, int64_t clusters, int shift) /* R = 2^shift */
 {
-    return (rows + (((int64_t)1 << shift) - 1) * clusters) >> shift;
+    return (int)((rows + (((int64_t)1 << shift) - 1) * clusters) >> shift);
 }
 
 SVG2__DEVICE int64_t first_unit(const int32_t *offset, int64_t cluster, int shift)
@@ -1801,10 +1802,10 @@ SVG2__DEVICE unit_rows rows_of_unit(const int32_t *offset, int clusters, int shi
     return u;
 }
 
-/* the key head that serves query head bh */
+/* the key head that serves query head bh; there are less than 2^31 */
 SVG2__DEVICE int64_t kv_head(int64_t bh, int heads, int heads_kv)
 {
-    return bh / heads * heads_kv + bh % heads / (heads / heads_kv);
+    return (int)bh / heads * heads_kv + (int)bh % heads / (heads / heads_kv);
 }
 
 /* ---- statistics of a key cluster ---- */
@@ -1816,7 +1817,8 @@ struct summarize_args {
     float *value_mean, *value_var;
     float *sum, *square; /* [heads, units, D], [heads, units]: of rows relative to the first of their cluster */
     int heads, tokens, dim, clusters, blocks;
-    int64_t units, count; /* units of a head; warps with something to do */
+    int units;     /* of a head */
+    int64_t count; /* of all    */
 };
 
 /* 8 columns of the first row of a cluster; 0 for lanes without columns */
@@ -1828,8 +1830,8 @@ SVG2__DEVICE void summarize_shift(float (&shift)[8], const summarize_args &a, in
 }
 
 /* Lanes below D / 8 hold the sums of 8 columns each; square is that of the row. */
-SVG2__DEVICE void summarize_write(const summarize_args &a, int64_t at, int n, const float (&shift)[8], const double (&sum)[8],
-                                  double square)
+SVG2__DEVICE void summarize_write(const summarize_args &a, int64_t at, int n, const float (&shift)[8],
+                                  const double (&sum)[8], double square)
 {
     const int lane = threadIdx.x & 31;
     const double scale = n ? 1.0 / n : 0.0;
@@ -1850,16 +1852,17 @@ SVG2__DEVICE void summarize_write(const summarize_args &a, int64_t at, int n, co
        D = 128, bf16:   lanes  0..15   row r      16 bytes each
                         lanes 16..31   row r + 1
 
-   Sums relative to the cluster's first row keep the variance of values with a large mean accurate; f32 inside a unit (128
-   rows over 32 / (D / 8) groups), f64 across units. No shared memory, no barrier. Limiter: reading V once, 16 KB of rows
-   under way in an SM at 8 warps already, at 2 bytes an element; the partial sums add 4 (S / 128 + C) D bytes, 6 % at 119
-   rows a cluster, and only for clusters of more than 128. */
+   Sums relative to the cluster's first row keep the variance of values with a large mean accurate; f32 inside a unit
+   (128 rows over 32 / (D / 8) groups), f64 across units. No shared memory, no barrier. Limiter: reading V once, 16 KB
+   of rows under way in an SM at 8 warps already, at 2 bytes an element; the partial sums of
+   clusters of more than 128 rows add 4 bytes per column of a unit, 3 % at 128 rows each. */
 static __global__ void __launch_bounds__(256) summarize_units(summarize_args a)
 {
-    const int64_t item = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5);
+    const int64_t item = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5); /* below 2^31 + 8 */
     if (item >= a.count) return;
-    const int lane = threadIdx.x & 31, lanes = a.dim / 8, groups = 32 / lanes, group = lane / lanes, column = lane % lanes * 8;
-    const int64_t head = item / a.units, unit = item % a.units;
+    const int lane = threadIdx.x & 31, lanes = a.dim / 8, groups = 32 / lanes;
+    const int group = lane / lanes, column = lane % lanes * 8;
+    const int64_t head = (int)item / a.units, unit = (int)item % a.units;
     const int32_t *offset = a.offset + head * ((int64_t)a.blocks + 1), *order = a.order + head * a.tokens;
     const unit_rows u = rows_of_unit(offset, a.clusters, SUMMARY_SHIFT, unit);
     if (u.count == 0) return;
@@ -1915,6 +1918,7 @@ static __global__ void __launch_bounds__(256) summarize_merge(summarize_args a, 
     if (pieces == 1) return;
     if (n) summarize_shift(shift, a, head, offset[0], lane * 8);
     const int64_t first = head * a.units + first_unit(offset - cluster, cluster, SUMMARY_SHIFT);
+#pragma unroll 4
     for (int64_t i = 0; i < pieces; ++i) {
         if (lane < a.dim / 8)
             for (int e = 0; e < 8; ++e) sum[e] += (double)a.sum[(first + i) * a.dim + lane * 8 + e];
@@ -1936,7 +1940,8 @@ static size_t summarize_layout(const svg2_summarize_desc *d, void *base, summari
     return a.used;
 }
 
-static svg2_result run_summarize(const svg2_backend *backend, const svg2_summarize_desc *d, void *workspace, svg2_error *err)
+static svg2_result run_summarize(const svg2_backend *backend, const svg2_summarize_desc *d, void *workspace,
+                                 svg2_error *err)
 {
     const int64_t heads = (int64_t)d->batch * d->heads, clusters = heads * d->clusters;
     summarize_args a;
@@ -1953,7 +1958,8 @@ static svg2_result run_summarize(const svg2_backend *backend, const svg2_summari
     a.blocks = d->blocks;
     a.count = heads * a.units;
     SVG2__RUN(launch(backend, err, "summarize_units", summarize_units, dim3(grid_of((a.count + 7) / 8)), 256, 0, a));
-    SVG2__RUN(launch(backend, err, "summarize_merge", summarize_merge, dim3(grid_of((clusters + 7) / 8)), 256, 0, a, clusters));
+    SVG2__RUN(launch(backend, err, "summarize_merge", summarize_merge, dim3(grid_of((clusters + 7) / 8)), 256, 0, a,
+                     clusters));
     return ok(err);
 }
 
@@ -1964,8 +1970,8 @@ static svg2_result run_summarize(const svg2_backend *backend, const svg2_summari
        share      key centroids relative to the mean (A) x query rows (B), reduced over both
 
    scale * log2(e) enters in f32 after the product, where it costs nothing (one fused multiply-add per logit) and rounds
-   nothing. The A operands are packed once in the order of the fragments of mma.m16n8k16, 16 bytes per lane: a fragment is
-   then one load, from global memory or from a copy in shared memory, without bank conflicts. */
+   nothing. The A operands are packed once in the order of the fragments of mma.m16n8k16, 16 bytes per lane: a fragment
+   is then one load, from global memory or from a copy in shared memory, without bank conflicts. */
 enum { SCORE_TILE = 64 }; /* key centroids that the blocks of the share take through shared memory at once */
 
 template <int DP> struct score_shape {
@@ -1992,17 +1998,18 @@ struct score_args {
     int heads, heads_kv, tokens, tokens_kv, dim;
     int cq, ck, query_blocks, key_blocks;
     int query_tiles, key_tiles;   /* of 16 centroids, in a pack */
-    int64_t tiles, units;         /* blocks of a head: log mass, share */
+    int tiles, units;             /* blocks of a head: log mass, share */
     float factor;                 /* scale * log2(e); for the log mass its magnitude, the sign is in the pack */
 };
 
-/* One thread = one lane's 16 bytes of a fragment of 16 rows x 16 dimensions of factor * (x - shift). Rows behind the last
-   repeat it: they meet what it meets, a NaN too, and are never written. is_wide: the dimensions in the order in which
-   lanes that load 16 bytes of a row at once hold them (score_share): lane t of a quad has 32s + 8t .. 32s + 8t + 7, two
-   steps at once. The order does not matter to the product as long as both operands have it. */
+/* One thread = one lane's 16 bytes of a fragment of 16 rows x 16 dimensions of factor * (x - shift). Rows behind the
+   last repeat it: they meet what it meets, a NaN too, and are never written. is_wide: the dimensions in the order in
+   which lanes that load 16 bytes of a row at once hold them (score_share): lane t of a quad has 32s + 8t .. 32s + 8t +
+   7, two steps at once. The order does not matter to the product as long as both operands have it. */
 template <class T>
-static __global__ void __launch_bounds__(256) score_pack(const float *x, const float *shift, float factor, int rows, int dim,
-                                                         int tiles, int steps, int is_wide, uint4 *out, int64_t count)
+static __global__ void __launch_bounds__(256) score_pack(const float *x, const float *shift, float factor, int rows,
+                                                         int dim, int tiles, int steps, int is_wide, uint4 *out,
+                                                         int64_t count)
 {
     const int64_t at = (int64_t)blockIdx.x * 256 + threadIdx.x;
     if (at >= count) return;
@@ -2022,11 +2029,12 @@ static __global__ void __launch_bounds__(256) score_pack(const float *x, const f
     out[at] = make_uint4(r[0], r[1], r[2], r[3]);
 }
 
-/* 16 PAIRS keys, of which min(n, 32) are some, against FRAGMENTS x 16 query centroids: the products, and the running maximum m
-   (of products) and sum l of this lane's columns. */
+/* 16 PAIRS keys, of which min(n, 32) are some, against FRAGMENTS x 16 query centroids: the products, and the running
+   maximum m (of products) and sum l of this lane's columns. */
 template <class T, int DP, int PAIRS>
-SVG2__DEVICE void score_keys(const uint32_t (&a)[score_shape<DP>::FRAGMENTS][score_shape<DP>::STEPS][4], uint32_t keys, int n,
-                             float factor, float (&m)[score_shape<DP>::FRAGMENTS][2], float (&l)[score_shape<DP>::FRAGMENTS][2])
+SVG2__DEVICE void score_keys(const uint32_t (&a)[score_shape<DP>::FRAGMENTS][score_shape<DP>::STEPS][4], uint32_t keys,
+                             int n, float factor, float (&m)[score_shape<DP>::FRAGMENTS][2],
+                             float (&l)[score_shape<DP>::FRAGMENTS][2])
 {
     enum { F = score_shape<DP>::FRAGMENTS, STEPS = score_shape<DP>::STEPS, GROUP = DP % 64 == 0 ? 4 : 2 };
     const int lane = threadIdx.x & 31;
@@ -2079,13 +2087,14 @@ SVG2__DEVICE void score_keys(const uint32_t (&a)[score_shape<DP>::FRAGMENTS][sco
        warp w               query centroids 32 w .., 32 (w + 4) .., ...: fragments from global memory into registers,
                             then 32 keys at a time: 2 x 4 accumulators of 16x8, maximum and sum per row and lane
 
-   After the gather the warps meet at no barrier. A unit costs what its keys fill, rounded up to 16, so that clusters of 60
-   to 120 keys waste 8 of them on average. A cluster that ends in its tile is reduced over the quad and written; one that
-   goes on in another tile leaves its log mass in partial: [0] of a tile for a cluster from before, [1] for one that goes
-   on behind it.
-   Shared memory 64 KB at D = 128 (3 blocks an SM on sm_90, 2 on sm_80), registers below 168. Limiter: the tensor cores, at
-   mma.sync rate: per unit and 32 centroids 2 x 64 x D x 32 flop against 8 KB of fragments from L2 per 256 keys and 16 KB
-   of keys from shared memory per warp, 2 to 3 exponentials per 2 D products. Tiles of 128 keys would ask L2 for 4 TB/s. */
+   After the gather the warps meet at no barrier. A unit costs what its keys fill, rounded up to 16, so that clusters of
+   60 to 120 keys waste 8 of them on average. A cluster that ends in its tile is reduced over the quad and written; one
+   that goes on in another tile leaves its log mass in partial: [0] of a tile for a cluster from before, [1] for one
+   that goes on behind it.
+   Shared memory 64 KB at D = 128 (3 blocks an SM on sm_90, 2 on sm_80), registers below 168.
+   Limiter: the tensor cores, at mma.sync rate: per unit and 32 centroids 2 x 64 x D x 32 flop against 8 KB of fragments
+   from L2 per 256 keys and 16 KB of keys from shared memory per warp, 2 to 3 exponentials per 2 D products. Tiles of
+   128 keys would ask L2 for 4 TB/s. */
 template <class T, int DP>
 static __global__ void __launch_bounds__(128, DP > 128 ? 2 : 3) score_log_mass(score_args a)
 {
@@ -2093,7 +2102,8 @@ static __global__ void __launch_bounds__(128, DP > 128 ? 2 : 3) score_log_mass(s
     SVG2_DYN_SMEM(smem, 128);
     unit_rows *unit = (unit_rows *)(smem + UNITS * 64 * DP * 2);
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    const int64_t bh = blockIdx.x / a.tiles, tile = blockIdx.x % a.tiles, kv = kv_head(bh, a.heads, a.heads_kv);
+    const int64_t bh = (int)blockIdx.x / a.tiles, tile = (int)blockIdx.x % a.tiles;
+    const int64_t kv = kv_head(bh, a.heads, a.heads_kv);
     const int32_t *offset = a.key_offset + kv * ((int64_t)a.key_blocks + 1), *order = a.key_order + kv * a.tokens_kv;
     int any = 0;
     if (warp < UNITS) {
@@ -2105,6 +2115,7 @@ static __global__ void __launch_bounds__(128, DP > 128 ? 2 : 3) score_log_mass(s
     if (any == 0) return;
 
     { /* the keys: a thread stays in its 8 columns */
+        const int64_t batch = (int)kv / a.heads_kv, head = (int)kv % a.heads_kv;
         const int chunks = DP / 8, chunk = threadIdx.x % chunks, groups = 128 / chunks, group = threadIdx.x / chunks;
         for (int i = 0; i < UNITS; ++i) {
             const int n = unit[i].count, n16 = (n + 15) & ~15, is_inside = 8 * chunk < a.dim;
@@ -2116,8 +2127,7 @@ static __global__ void __launch_bounds__(128, DP > 128 ? 2 : 3) score_log_mass(s
 #pragma unroll
                 for (int r = 0; r < AHEAD; ++r)
                     if (row + r * groups < n && is_inside)
-                        load8(x[r], a.k, row_at(a.k, kv / a.heads_kv, kv % a.heads_kv, order[unit[i].first + row + r * groups]),
-                              8 * chunk);
+                        load8(x[r], a.k, row_at(a.k, batch, head, order[unit[i].first + row + r * groups]), 8 * chunk);
                     else
                         for (int e = 0; e < 8; ++e) x[r][e] = centroid[e];
 #pragma unroll
@@ -2178,7 +2188,7 @@ static __global__ void __launch_bounds__(128, DP > 128 ? 2 : 3) score_log_mass(s
                     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
                     log2_mass = sum == 0.0f ? -INFINITY : shift + log2f(sum);
                     const int row = (block * F + f) * 16 + half * 8 + (lane >> 2);
-                    if ((lane & 3) != 0 || row >= a.cq) continue;
+                    if ((lane & 3) != 0 || (row >= a.cq && !SVG2__FAULT(35))) continue;
                     if (is_before || is_behind)
                         a.partial[((bh * a.tiles + tile) * 2 + !is_before) * a.cq + row] = log2_mass;
                     else
@@ -2191,13 +2201,15 @@ static __global__ void __launch_bounds__(128, DP > 128 ? 2 : 3) score_log_mass(s
 /* One block = one key cluster: joins the tiles of a large one; -INFINITY for an empty one. */
 static __global__ void __launch_bounds__(128) score_merge(score_args a, int units)
 {
-    const int64_t bh = blockIdx.x / a.ck, j = blockIdx.x % a.ck, kv = kv_head(bh, a.heads, a.heads_kv);
+    const int64_t bh = (int)blockIdx.x / a.ck, j = (int)blockIdx.x % a.ck, kv = kv_head(bh, a.heads, a.heads_kv);
     const int32_t *offset = a.key_offset + kv * ((int64_t)a.key_blocks + 1);
-    const int64_t first = first_unit(offset, j, KEY_SHIFT), pieces = ((int64_t)offset[j + 1] - offset[j] + 63) >> KEY_SHIFT;
+    const int64_t first = first_unit(offset, j, KEY_SHIFT);
+    const int64_t pieces = ((int64_t)offset[j + 1] - offset[j] + 63) >> KEY_SHIFT;
     const int64_t begin = first / units, end = (first + pieces - 1) / units;
     if (pieces && begin == end) return;
     for (int row = threadIdx.x; row < a.cq; row += 128) {
         float m = -INFINITY, l = 0.0f;
+#pragma unroll 4
         for (int64_t tile = begin; pieces && tile <= end; ++tile) {
             const float x = a.partial[((bh * a.tiles + tile) * 2 + (tile == begin)) * a.cq + row], top = fmaxf(m, x),
                         shift = top == -INFINITY ? 0.0f : top;
@@ -2213,14 +2225,14 @@ static __global__ void __launch_bounds__(128) score_merge(score_args a, int unit
        warp w       rows 32 w .. 32 w + 31 as B fragments in registers: 64 of them at D = 128
        tile         64 key centroids as A fragments, through shared memory with cp.async, 3 stages
        pass 1       running maximum and sum per row: both live in the lane that owns the row's products, no shuffles
-       pass 2       the same products and exponentials, weighted; sums over the rows by fragment, quad and warp, in that order
+       pass 2       the same products and exponentials, weighted; sums over the rows by fragment, quad, warp, in order
 
    Keys as A and rows as B: then the sum over keys (pass 1) runs down the accumulators of a lane and the sum over rows
-   (pass 2) along them. Why products twice: the weights of 64 rows and 1000 clusters would fill 128 KB as f16, units would
-   be a quarter as large, and streaming the key centroids, Ck D 2 bytes a unit, would ask L2 for more than it has; and any
-   Ck works on any device.
-   Shared memory 3 x 16 KB + 5 KB at D = 128, 128 registers: 2 blocks an SM. Limiter: tensor cores at mma.sync rate, then
-   the 2 exponentials per 4 D flop. */
+   (pass 2) along them. Why products twice: the weights of 64 rows and 1000 clusters would fill 128 KB as f16, units
+   would be a quarter as large, and streaming the key centroids, Ck D 2 bytes a unit, would ask L2 for more than it has;
+   and any Ck works on any device.
+   Shared memory 3 x 16 KB + 5 KB at D = 128, 128 registers: 2 blocks an SM. Limiter:
+   tensor cores at mma.sync rate, then the 2 exponentials per 4 D flop. */
 template <class T, int DP>
 static __global__ void __launch_bounds__(256, 2) score_share(score_args a)
 {
@@ -2232,7 +2244,8 @@ static __global__ void __launch_bounds__(256, 2) score_share(score_args a)
     float *bias = (float *)(void *)(smem + STAGES * BYTES); /* [2][64] */
     float *column = bias + 2 * SCORE_TILE;                  /* [2][8 warps][64]: sums over the warp's rows */
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, t = lane & 3;
-    const int64_t bh = blockIdx.x / a.units, unit = blockIdx.x % a.units, kv = kv_head(bh, a.heads, a.heads_kv);
+    const int64_t bh = (int)blockIdx.x / a.units, unit = (int)blockIdx.x % a.units;
+    const int64_t kv = kv_head(bh, a.heads, a.heads_kv);
     const unit_rows u = rows_of_unit(a.query_offset + bh * ((int64_t)a.query_blocks + 1), a.cq, SHIFT, unit);
     if (u.count == 0) return; /* every warp has found the same */
     const int is_busy = warp * 8 * C < u.count, tiles = (a.ck + SCORE_TILE - 1) / SCORE_TILE;
@@ -2291,8 +2304,8 @@ static __global__ void __launch_bounds__(256, 2) score_share(score_args a)
 
     for (int it = 0; it < 2 * tiles; ++it) {
         if (!SVG2__FAULT(32)) svg2__cp_async_wait<STAGES - 2>();
-        /* tile it, its bias and the columns of tile it - 1 are complete; all are done with the stage that fetch fills, the
-           bias and the columns that are written below */
+        /* tile it, its bias and the columns of tile it - 1 are complete; all are done with the stage that fetch fills,
+           the bias and the columns that are written below */
         if (!SVG2__FAULT(33)) __syncthreads();
         fetch(it + STAGES - 1);
         if (threadIdx.x < SCORE_TILE) bias[((it + 1) & 1) * SCORE_TILE + threadIdx.x] = next;
@@ -2335,8 +2348,8 @@ static __global__ void __launch_bounds__(256, 2) score_share(score_args a)
 #pragma unroll
                 for (int e = 0; e < 4; ++e) s[c][e] = fmaf(s[c][e], a.factor, e < 2 ? low : high);
             if (it < tiles) {
-                /* The reference follows the maximum only when it is 2^32 behind: exponents up to 32 are as exact as those
-                   up to 0, and a vote is cheaper than an exponential per row and step. */
+                /* The reference follows the maximum only when it is 2^32 behind: exponents up to 32 are as exact as
+                   those up to 0, and a vote is cheaper than an exponential per row and step. */
                 int is_behind = 0;
 #pragma unroll
                 for (int c = 0; c < C; ++c)
@@ -2362,12 +2375,14 @@ static __global__ void __launch_bounds__(256, 2) score_share(score_args a)
 #pragma unroll
                 for (int c = 0; c < C; ++c)
 #pragma unroll
-                    for (int e = 0; e < 4; ++e) sum[e >> 1] = fmaf(svg2__exp2(s[c][e] - m[c][e & 1]), l[c][e & 1], sum[e >> 1]);
+                    for (int e = 0; e < 4; ++e)
+                        sum[e >> 1] = fmaf(svg2__exp2(s[c][e] - m[c][e & 1]), l[c][e & 1], sum[e >> 1]);
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 1);
                     sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 2);
-                    if (t == 0) column[((it & 1) * 8 + warp) * SCORE_TILE + part * 16 + half * 8 + (lane >> 2)] = sum[half];
+                    if (t == 0)
+                        column[((it & 1) * 8 + warp) * SCORE_TILE + part * 16 + half * 8 + (lane >> 2)] = sum[half];
                 }
             }
         }
@@ -2379,13 +2394,15 @@ static __global__ void __launch_bounds__(256, 2) score_share(score_args a)
 /* One block = one query cluster: adds the units of a large one; zeros for an empty one. */
 static __global__ void __launch_bounds__(256) score_share_merge(score_args a, int shift)
 {
-    const int64_t bh = blockIdx.x / a.cq, cluster = blockIdx.x % a.cq;
+    const int64_t bh = (int)blockIdx.x / a.cq, cluster = (int)blockIdx.x % a.cq;
     const int32_t *offset = a.query_offset + bh * ((int64_t)a.query_blocks + 1);
     const int n = offset[cluster + 1] - offset[cluster];
-    const int64_t first = bh * a.units + first_unit(offset, cluster, shift), pieces = ((int64_t)n + (1 << shift) - 1) >> shift;
+    const int64_t first = bh * a.units + first_unit(offset, cluster, shift);
+    const int64_t pieces = ((int64_t)n + (1 << shift) - 1) >> shift;
     if (pieces == 1) return;
     for (int j = threadIdx.x; j < a.ck; j += 256) {
         double sum = 0.0;
+#pragma unroll 4
         for (int64_t i = 0; i < pieces; ++i) sum += (double)a.partial[(first + i) * a.ck + j];
         a.share[(bh * a.cq + cluster) * a.ck + j] = n ? (float)(sum / n) : 0.0f;
     }
@@ -2400,7 +2417,8 @@ static inline int score_dim(int dim)
 /* Per head (Cq + Ck) DP 2 bytes of packed centroids, and the larger of
      log mass   (Skv + 63 Ck) / 256 tiles x 2 Cq x 4 bytes
      share      (Sq + 255 Cq) / 256 units x Ck x 4 bytes
-   (tiles and units are of half the size for D > 128). 24 heads of 119,000 tokens, D = 128, 400 x 1000 clusters: 92 MB. */
+   (tiles and units are of half the size for D > 128). 24 heads of 119,000 tokens, D = 128, 400 x 1000 clusters:
+   92 MB. */
 static size_t score_layout(const svg2_score_desc *d, void *base, score_args *out = NULL)
 {
     arena a = {(char *)base, 0};
@@ -2423,22 +2441,26 @@ static size_t score_layout(const svg2_score_desc *d, void *base, score_args *out
     return a.used;
 }
 
-template <class T, int DP> static svg2_result run_score_typed(const svg2_backend *backend, const svg2_score_desc *d, score_args a, svg2_error *err)
+template <class T, int DP>
+static svg2_result run_score_typed(const svg2_backend *backend, const svg2_score_desc *d, score_args a, svg2_error *err)
 {
     typedef score_shape<DP> shape;
     const int64_t bh = (int64_t)d->batch * d->heads, bkv = (int64_t)d->batch * d->heads_kv;
     const int64_t queries = bh * a.query_tiles * shape::STEPS * WARP, keys = bkv * a.key_tiles * shape::STEPS * WARP;
-    const float sign = d->scale > 0.0f ? 1.0f : d->scale < 0.0f ? -1.0f : 0.0f; /* maxima of products need a factor > 0 */
+    /* maxima of products need a factor > 0 */
+    const float sign = d->scale > 0.0f ? 1.0f : d->scale < 0.0f ? -1.0f : 0.0f;
     a.factor = d->scale == 0.0f ? 1.0f : fabsf(d->scale) * 1.44269504f;
-    SVG2__RUN(launch(backend, err, "score_pack", score_pack<T>, dim3(grid_of((queries + 255) / 256)), 256, 0, d->query_centroid,
-                     (const float *)NULL, sign, a.cq, a.dim, a.query_tiles, (int)shape::STEPS, 0, a.query_pack, queries));
+    SVG2__RUN(launch(backend, err, "score_pack", score_pack<T>, dim3(grid_of((queries + 255) / 256)), 256, 0,
+                     d->query_centroid, (const float *)NULL, sign, a.cq, a.dim, a.query_tiles, (int)shape::STEPS, 0,
+                     a.query_pack, queries));
     SVG2__RUN(launch(backend, err, "score_log_mass", score_log_mass<T, DP>, dim3(grid_of(bh * a.tiles)), 128,
                      (size_t)shape::LOG_MASS_SMEM, a));
     SVG2__RUN(launch(backend, err, "score_merge", score_merge, dim3(grid_of(bh * a.ck)), 128, 0, a, (int)shape::UNITS));
     if (d->tokens == 0) return ok(err);
     a.factor = d->scale * 1.44269504f;
-    SVG2__RUN(launch(backend, err, "score_pack", score_pack<T>, dim3(grid_of((keys + 255) / 256)), 256, 0, d->key_centroid,
-                     d->key_mean, 1.0f, a.ck, a.dim, a.key_tiles, (int)shape::STEPS, 1, a.key_pack, keys));
+    SVG2__RUN(launch(backend, err, "score_pack", score_pack<T>, dim3(grid_of((keys + 255) / 256)), 256, 0,
+                     d->key_centroid, d->key_mean, 1.0f, a.ck, a.dim, a.key_tiles, (int)shape::STEPS, 1, a.key_pack,
+                     keys));
     SVG2__RUN(launch(backend, err, "score_share", score_share<T, DP>, dim3(grid_of(bh * a.units)), 256,
                      (size_t)shape::SHARE_SMEM, a));
     SVG2__RUN(launch(backend, err, "score_share_merge", score_share_merge, dim3(grid_of(bh * a.cq)), 256, 0, a,
@@ -2446,7 +2468,9 @@ template <class T, int DP> static svg2_result run_score_typed(const svg2_backend
     return ok(err);
 }
 
-template <class T> static svg2_result run_score_dim(const svg2_backend *backend, const svg2_score_desc *d, const score_args &a, svg2_error *err)
+template <class T>
+static svg2_result run_score_dim(const svg2_backend *backend, const svg2_score_desc *d, const score_args &a,
+                                 svg2_error *err)
 {
     switch (score_dim(d->head_dim)) {
     case 64: return run_score_typed<T, 64>(backend, d, a, err);
@@ -2487,23 +2511,24 @@ static svg2_result run_score(const svg2_backend *backend, const svg2_score_desc 
 } /* namespace svg2__cuda */
 
 /* ==== >>select =============================================================================
-   As on the CPU, with a phase per launch where a head's rows have to agree:
+   As on the CPU, with a launch for each phase in which the rows of a head have to agree:
 
-       select_logits      S [BH, Cq, Ck], f32
-       select_rows        a block per query cluster: mass, SVG2's rule, row budgets; score of what is for the taking
-     target error only:
-       select_values      |value mean|^2
-       select_loss        output of each query cluster, what skipping a block costs, sums of both
-     head budgets and target error only:
-       select_begin       budget of the head
-       select_count x 3   weights by a digit of the score's bits, in int64: exact in any order
-       select_digit x 3   the digit where the budget runs out
-       select_ties, _settle   weights on the threshold by row, and of all rows before
-       select_finish      map, and what was kept and lost by row
-     select_end, _border  statistics, dense heads, text, padding
+       select_logits          S [BH, Cq, Ck], f32
+       select_rows            a block per query cluster: mass, SVG2's rule, row budgets; scores of what is left
+     with a target error
+       select_values          |value mean|^2
+       select_loss            output of each query cluster, what skipping a block costs, sums of both
+     with a target error or a budget of the head
+       select_begin           that budget
+       select_count, _digit   three times: weights by a digit of the score's bits, in int64, so exact in any order; the
+                              digit where the budget runs out
+       select_ties, _settle   weight on the threshold by row; of all rows before
+       select_finish          map; what was kept and lost by row
+     always
+       select_end, _border    statistics; dense heads, text, padding
 
-   Sums of floats have a fixed order. The products are f32 on the CUDA cores: a decision hangs on the logits, and 2 Cq Ck D
-   flop are a thousandth of those of the attention that is decided about. */
+   Sums of floats have a fixed order. The products are f32 on the CUDA cores: a decision hangs on the logits, and
+   2 Cq Ck D flop are a thousandth of those of the attention that is decided about. */
 namespace svg2__cuda {
 
 enum {
@@ -2598,15 +2623,15 @@ struct select_row {
     uint8_t *map;
     int queries; /* tokens of the row's cluster */
 };
-SVG2__DEVICE select_row select_row_of(const select_args &a, int64_t row)
+SVG2__DEVICE select_row select_row_of(const select_args &a, int64_t bh, int64_t row)
 {
     select_row r;
-    r.bh = row / a.cq;
-    r.kv = kv_head(r.bh, a.heads, a.heads_kv);
-    r.at = row * a.ck;
-    r.query_offset = a.query_offset + r.bh * ((int64_t)a.qb + 1) + row % a.cq;
+    r.bh = bh;
+    r.kv = kv_head(bh, a.heads, a.heads_kv);
+    r.at = (bh * a.cq + row) * a.ck;
+    r.query_offset = a.query_offset + bh * ((int64_t)a.qb + 1) + row;
     r.key_offset = a.key_offset + r.kv * ((int64_t)a.kb + 1);
-    r.map = a.map + (r.bh * a.qb + row % a.cq) * a.kb;
+    r.map = a.map + (bh * a.qb + row) * a.kb;
     r.queries = r.query_offset[1] - r.query_offset[0];
     return r;
 }
@@ -2619,16 +2644,15 @@ SVG2__DEVICE float select_spread(float log_mass, int n)
     return x < 0.0f ? 0.0f : x;
 }
 
-/* ---- logits ----
-   One block = 64 query clusters x 128 key clusters, 4 x 8 of them a thread, 16 dimensions at a time through shared memory,
-   transposed, so that 3 loads of 16 bytes feed 32 multiply-adds. Limiter: FMA issue. */
+/* ---- logits ---- One block = 64 query clusters x 128 key clusters, 4 x 8 of them a thread, 16 dimensions at a time
+   through shared memory, transposed, so that 3 loads of 16 bytes feed 32 multiply-adds. Limiter: FMA issue. */
 static __global__ void __launch_bounds__(256) select_logits(select_args a, int row_tiles, int column_tiles)
 {
     enum { M = 64, N = 128, K = 16, LD_M = M + 4, LD_N = N + 4 };
     SVG2_DYN_SMEM(smem, 128);
     float *q = (float *)(void *)smem, *k = q + K * LD_M;
-    const int tile = (int)(blockIdx.x % ((int64_t)row_tiles * column_tiles));
-    const int64_t bh = blockIdx.x / ((int64_t)row_tiles * column_tiles), kv = kv_head(bh, a.heads, a.heads_kv);
+    const int tile = (int)blockIdx.x % (row_tiles * column_tiles);
+    const int64_t bh = (int)blockIdx.x / (row_tiles * column_tiles), kv = kv_head(bh, a.heads, a.heads_kv);
     const int row0 = tile / column_tiles * M, column0 = tile % column_tiles * N;
     const int y = threadIdx.x >> 4, x = threadIdx.x & 15;
     float s[4][8] = {{0.0f}};
@@ -2678,8 +2702,8 @@ SVG2__DEVICE uint64_t falling_key(float score, int j)
 SVG2__DEVICE int index_of(uint64_t key) { return (int)(uint32_t)key; }
 SVG2__DEVICE float score_of(uint64_t key) { return __uint_as_float(~(uint32_t)(key >> 32)); }
 
-/* Bitonic sort of n keys (a power of two), ascending, by the whole block. Pair p of a step belongs to thread p modulo the
-   block, so at distances of up to 32 a warp stays among its own 64 keys and needs no barrier of the block. */
+/* Bitonic sort of n keys (a power of two), ascending, by the whole block. Pair p of a step belongs to thread p modulo
+   the block, so at distances of up to 32 a warp stays among its own 64 keys and needs no barrier of the block. */
 SVG2__DEVICE void sort_keys(uint64_t *key, int n)
 {
     int last = 64;
@@ -2701,13 +2725,13 @@ SVG2__DEVICE void sort_keys(uint64_t *key, int n)
     __syncthreads(); /* the keys are sorted for everybody (and written, if there was one) */
 }
 
-/* One block = one query cluster (blocks of large rows take several, one after the other). Mass from the shares or from the
-   logits; SVG2's rule on the masses in falling order, its running sum in f32 and in that order, as on the CPU: by one warp,
-   whose lanes all add the same, up to where it ends; row budgets by the score. Row decisions are written to the map here; otherwise the map gets
-   what every row keeps, and score and mass go on.
-   Shared memory: 8 bytes a key, rounded up to a power of two, and 5 a key cluster: 13 KB at 1000, 52 KB at 4096; larger
-   rows sort in the workspace. Limiter: the 55 steps of the sort at 1000 clusters, 10 of them with a barrier; about 8
-   blocks an SM hide each other's. */
+/* One block = one query cluster (blocks of large rows take several, one after the other). Mass from the shares or from
+   the logits; SVG2's rule on the masses in falling order, its running sum in f32 and in that order, as on the CPU: by
+   one warp, whose lanes all add the same, up to where it ends; row budgets by the score. Row decisions are written to
+   the map here; otherwise the map gets what every row keeps, and score and mass go on. Shared memory: 8 bytes a key,
+   rounded up to a power of two, and 5 a key cluster: 13 KB at 1000, 52 KB at 4096; larger rows sort in the workspace.
+   Limiter: the 55 steps of the sort at 1000 clusters, 10 of them with a barrier; about 8 blocks an SM hide each
+   other's. */
 template <int IS_LARGE>
 static __global__ void __launch_bounds__(256) select_rows(select_args a, int64_t rows)
 {
@@ -2720,7 +2744,7 @@ static __global__ void __launch_bounds__(256) select_rows(select_args a, int64_t
     /* a floor, SVG2's rule itself and its area need the order; only the heaviest does not */
     const int need_area = a.is_literal || (!(a.density > 0.0f) && !a.need_loss), need_sort = need_area || a.floor > 0;
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-        const select_row r = select_row_of(a, row);
+        const select_row r = select_row_of(a, row / a.cq, row % a.cq);
         const float *log_mass = a.log_mass ? a.log_mass + r.at : NULL;
         const float *share = a.share && r.queries > 0 ? a.share + r.at : NULL; /* no rows to ask in an empty cluster */
         float *score = a.score + r.at, *loss = a.need_loss ? a.loss + r.at : NULL;
@@ -2752,7 +2776,8 @@ static __global__ void __launch_bounds__(256) select_rows(select_args a, int64_t
             sum += (double)x;
         }
         sum = block_sum(sum, scratch);
-        if (bad || !(sum > 0.0) || (a.top_p >= 1.0f && a.is_literal)) { /* NaN: keep what it touches; top_p = 1 means all */
+        /* NaN: keep what it touches; and top_p = 1 means all */
+        if (bad || !(sum > 0.0) || (a.top_p >= 1.0f && a.is_literal)) {
             for (int j = t; j < ck; j += 256) {
                 r.map[j] = 1;
                 score[j] = -1.0f;
@@ -2816,7 +2841,8 @@ static __global__ void __launch_bounds__(256) select_rows(select_args a, int64_t
             }
         if (!a.is_literal && a.is_row) {
             const int64_t budget =
-                (a.density > 0.0f ? (int64_t)((double)a.density * (double)keys + 0.5) : area) - block_sum(taken, scratch);
+                (a.density > 0.0f ? (int64_t)((double)a.density * (double)keys + 0.5) : area)
+                - block_sum(taken, scratch);
             int64_t before = 0; /* area of what was taken by the score */
             for (int j = ck + t; j < a.sort_size; j += 256) key[j] = ~(uint64_t)0;
             sort_keys(key, a.sort_size);
@@ -2840,13 +2866,13 @@ static __global__ void __launch_bounds__(256) select_rows(select_args a, int64_t
     }
 }
 
-/* ---- the loss ----
-   What skipping a block costs, per query row, from its share of the mass P, the variance of its logits (spread), its mean
-   value and the variance of its values, and the row's output.
+/* ---- the loss ---- What skipping a block costs, per query row, from its share of the mass P, the variance of its
+   logits (spread), its mean value and the variance of its values, and the row's output.
      no tail   the block's mean value is missing. Dropped blocks err together, as the rest is scaled up: amplitudes add.
      order 0   values that follow the key inside the block: first order. Blocks err independently: squares add.
      order 1   second order, of the values and of the weight: squares add. */
-SVG2__DEVICE float block_loss(int tail, float mass, float spread, float value_square, float value_var, float output_square)
+SVG2__DEVICE float block_loss(int tail, float mass, float spread, float value_square, float value_var,
+                              float output_square)
 {
     const float m2 = mass * mass;
     if (tail == SVG2_TAIL_NONE) return mass * sqrtf(value_square + output_square);
@@ -2866,18 +2892,18 @@ static __global__ void __launch_bounds__(256) select_values(select_args a, int64
     if ((threadIdx.x & 31) == 0) a.value_square[at] = sum;
 }
 
-/* One block = 32 query clusters: their outputs, mass [32, Ck] x value means [Ck, D], of which only the lengths are needed;
-   then the losses, in place of the masses. Warp w has rows 4w .. 4w + 3, lane l columns 4l .. 4l + 3 and 128 + the same;
-   32 key clusters at a time through shared memory (37 KB at D = 256). A zero mass is not skipped: a NaN among the values
-   must arrive. Limiter: FMA issue and loads from shared memory alike. */
+/* One block = 32 query clusters: their outputs, mass [32, Ck] x value means [Ck, D], of which only the lengths are
+   needed; then the losses, in place of the masses. Warp w has rows 4w .. 4w + 3, lane l columns 4l .. 4l + 3 and 128 +
+   the same; 32 key clusters at a time through shared memory (37 KB at D = 256). A zero mass is not skipped: a NaN among
+   the values must arrive. Limiter: FMA issue and loads from shared memory alike. */
 static __global__ void __launch_bounds__(256) select_loss(select_args a, int row_tiles)
 {
     enum { M = SELECT_LOSS_ROWS, K = SELECT_LOSS_KEYS, LD = M + 4 };
     SVG2_DYN_SMEM(smem, 128);
     float *mass = (float *)(void *)smem, *value = mass + K * LD; /* [K][LD], [K][DP] */
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, dp = a.dim <= 128 ? 128 : 256;
-    const int64_t bh = blockIdx.x / row_tiles, kv = kv_head(bh, a.heads, a.heads_kv);
-    const int row0 = (int)(blockIdx.x % row_tiles) * M;
+    const int64_t bh = (int)blockIdx.x / row_tiles, kv = kv_head(bh, a.heads, a.heads_kv);
+    const int row0 = (int)blockIdx.x % row_tiles * M;
     float s[4][8] = {{0.0f}};
     for (int j0 = 0; j0 < a.ck; j0 += K) {
         __syncthreads(); /* all are done with the last key clusters */
@@ -2916,28 +2942,28 @@ static __global__ void __launch_bounds__(256) select_loss(select_args a, int row
         for (int c = 0; c < 8; ++c) output_square += s[i][c] * s[i][c];
         output_square = warp_sum(output_square);
         if (row >= a.cq) break;
-        const select_row r = select_row_of(a, bh * a.cq + row);
+        const select_row r = select_row_of(a, bh, row);
         for (int j = lane; j < a.ck; j += 32) {
             const int n = keys_of(r, j);
             float loss = 0.0f;
             if (n)
                 loss = (float)r.queries
-                       * block_loss(a.tail, a.loss[r.at + j], select_spread(a.log_mass[r.at + j], n), a.value_square[kv * a.ck + j],
-                                    a.value_var[kv * a.ck + j], output_square);
+                       * block_loss(a.tail, a.loss[r.at + j], select_spread(a.log_mass[r.at + j], n),
+                                    a.value_square[kv * a.ck + j], a.value_var[kv * a.ck + j], output_square);
             a.loss[r.at + j] = loss;
             if (a.score[r.at + j] >= 0.0f) all += (double)loss;
         }
         all = warp_sum(all);
         if (lane == 0) {
             a.row_all[bh * a.cq + row] = all;
-            a.row_signal[bh * a.cq + row] = (double)r.queries * (a.tail == SVG2_TAIL_NONE ? sqrt((double)output_square) : (double)output_square);
+            a.row_signal[bh * a.cq + row] =
+                (double)r.queries * (a.tail == SVG2_TAIL_NONE ? sqrt((double)output_square) : (double)output_square);
         }
     }
 }
 
-/* ---- the threshold of a head ----
-   Blocks are taken by falling score (ties in index order) until their weights reach the budget. The weight of a block is
-   its area, or its loss in fixed point, so that sums are exact in any order. */
+/* ---- the threshold of a head ---- Blocks are taken by falling score (ties in index order) until their weights reach
+   the budget. The weight of a block is its area, or its loss in fixed point, so that sums are exact in any order. */
 SVG2__DEVICE int64_t select_weight(const select_args &a, const select_row &r, int j, double unit)
 {
     if (a.need_loss) {
@@ -2952,7 +2978,8 @@ static __global__ void __launch_bounds__(256) select_begin(select_args a)
 {
     SVG2_DYN_SMEM(smem, 128);
     const int64_t bh = blockIdx.x, kv = kv_head(bh, a.heads, a.heads_kv);
-    const int32_t *query_offset = a.query_offset + bh * ((int64_t)a.qb + 1), *key_offset = a.key_offset + kv * ((int64_t)a.kb + 1);
+    const int32_t *query_offset = a.query_offset + bh * ((int64_t)a.qb + 1);
+    const int32_t *key_offset = a.key_offset + kv * ((int64_t)a.kb + 1);
     double signal = 0.0, all = 0.0;
     int64_t budget = 0;
     for (int row = threadIdx.x; row < a.cq; row += 256) {
@@ -2977,7 +3004,8 @@ static __global__ void __launch_bounds__(256) select_begin(select_args a)
         if (!(all <= 1.0e300 && signal <= 1.0e300)) s.is_dense = 1; /* NaN or Inf in v: nothing can be estimated */
         else if (all > 0.0) s.unit = 1152921504606846976.0 / all, s.is_open = all > s.allowed; /* 2^60: fixed point */
     } else {
-        if (a.density > 0.0f) budget += (int64_t)((double)a.density * (double)((int64_t)query_offset[a.cq] * key_offset[a.ck]) + 0.5);
+        const int64_t video_pairs = (int64_t)query_offset[a.cq] * key_offset[a.ck];
+        if (a.density > 0.0f) budget += (int64_t)((double)a.density * (double)video_pairs + 0.5);
         s.left = budget;
         s.is_open = budget > 0;
     }
@@ -2988,26 +3016,28 @@ static __global__ void __launch_bounds__(256) select_begin(select_args a)
 SVG2__DEVICE int digit_shift(int pass) { return pass == 0 ? 21 : pass == 1 ? 10 : 0; }
 SVG2__DEVICE int digit_bins(int pass) { return pass == 2 ? 1024 : 2048; }
 
-/* One block = 16 rows of one head: the weights of the scores that have the digits found so far, by their next digit. Lanes
-   of one digit would take turns at its counter: where a whole warp has one (all scores equal), it adds up first. */
+/* One block = 16 rows of one head: the weights of the scores that have the digits found so far, by their next digit.
+   Lanes of one digit would take turns at its counter: where a whole warp has one (all scores equal), it adds up first.
+   */
 static __global__ void __launch_bounds__(256) select_count(select_args a, int pass, int row_tiles)
 {
     SVG2_DYN_SMEM(smem, 128);
     unsigned long long *count = (unsigned long long *)(void *)smem;
-    const int64_t bh = blockIdx.x / row_tiles;
-    const int row0 = (int)(blockIdx.x % row_tiles) * SELECT_COUNT_ROWS, lane = threadIdx.x & 31, bins = digit_bins(pass);
+    const int64_t bh = (int)blockIdx.x / row_tiles;
+    const int row0 = (int)blockIdx.x % row_tiles * SELECT_COUNT_ROWS, lane = threadIdx.x & 31, bins = digit_bins(pass);
     const select_state state = a.state[bh];
     const uint32_t above = pass == 0 ? 0u : pass == 1 ? ~0u << 21 : ~0u << 10;
     if (!state.is_open) return;
     for (int i = threadIdx.x; i < bins; i += 256) count[i] = 0;
     if (!SVG2__FAULT(42)) __syncthreads(); /* all counters are 0 */
     for (int row = row0; row < min(row0 + SELECT_COUNT_ROWS, a.cq); ++row) {
-        const select_row r = select_row_of(a, bh * a.cq + row);
+        const select_row r = select_row_of(a, bh, row);
         for (int j0 = threadIdx.x & ~31; j0 < a.ck; j0 += 256) {
             const int j = j0 + lane;
             const float score = j < a.ck ? a.score[r.at + j] : -1.0f;
             const uint32_t bits = __float_as_uint(score + 0.0f); /* -0 becomes 0 */
-            const int is_in = !(score < 0.0f) && (bits & above) == state.prefix, digit = (int)(bits >> digit_shift(pass)) & (bins - 1);
+            const int is_in = !(score < 0.0f) && (bits & above) == state.prefix;
+            const int digit = (int)(bits >> digit_shift(pass)) & (bins - 1);
             const unsigned in = __ballot_sync(0xffffffffu, is_in);
             if (in == 0) continue;
             int64_t weight = is_in ? select_weight(a, r, j, state.unit) : 0;
@@ -3037,12 +3067,14 @@ static __global__ void __launch_bounds__(256) select_digit(select_args a, int pa
     if (!state.is_open) return;
     for (int i = 0; i < each; ++i) sum += (int64_t)histogram[high - i];
     before = block_scan(sum, &total, smem); /* its barriers: all have read the state */
-    if (pass == 0 && a.need_loss) state.left = (int64_t)(((double)total - state.allowed * state.unit) * (1.0 + 1e-12)) + 1;
+    if (pass == 0 && a.need_loss)
+        state.left = (int64_t)(((double)total - state.allowed * state.unit) * (1.0 + 1e-12)) + 1;
     if (state.left <= 0) {
         if (threadIdx.x == 0) a.state[bh].is_open = 0;
     } else if ((before < state.left && state.left <= before + sum) || (threadIdx.x == 255 && total < state.left)) {
         int digit = high;
-        while (digit > high - each + 1 && before + (int64_t)histogram[digit] < state.left) before += (int64_t)histogram[digit--];
+        while (digit > high - each + 1 && before + (int64_t)histogram[digit] < state.left)
+            before += (int64_t)histogram[digit--];
         state.left -= before;
         state.prefix |= (uint32_t)digit << digit_shift(pass);
         a.state[bh] = state;
@@ -3056,7 +3088,7 @@ static __global__ void __launch_bounds__(256) select_ties(select_args a, int64_t
 {
     const int64_t row = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5);
     if (row >= rows) return;
-    const select_row r = select_row_of(a, row);
+    const select_row r = select_row_of(a, row / a.cq, row % a.cq);
     const select_state state = a.state[r.bh];
     int64_t sum = 0;
     if (!state.is_open) return;
@@ -3089,7 +3121,7 @@ static __global__ void __launch_bounds__(256) select_finish(select_args a, int64
     const int64_t row = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5);
     if (row >= rows) return;
     const int lane = threadIdx.x & 31;
-    const select_row r = select_row_of(a, row);
+    const select_row r = select_row_of(a, row / a.cq, row % a.cq);
     const select_state state = a.state[r.bh];
     int64_t left = state.is_open ? state.left - a.row_tie[row] : 0, kept = 0;
     double lost = 0.0;
@@ -3120,7 +3152,8 @@ static __global__ void __launch_bounds__(256) select_end(select_args a)
 {
     SVG2_DYN_SMEM(smem, 128);
     const int64_t bh = blockIdx.x, kv = kv_head(bh, a.heads, a.heads_kv);
-    const int32_t *query_offset = a.query_offset + bh * ((int64_t)a.qb + 1), *key_offset = a.key_offset + kv * ((int64_t)a.kb + 1);
+    const int32_t *query_offset = a.query_offset + bh * ((int64_t)a.qb + 1);
+    const int32_t *key_offset = a.key_offset + kv * ((int64_t)a.kb + 1);
     const int64_t video_pairs = (int64_t)query_offset[a.cq] * key_offset[a.ck];
     int64_t pairs = 0, total = video_pairs;
     double lost = 0.0, signal;
@@ -3136,12 +3169,14 @@ static __global__ void __launch_bounds__(256) select_end(select_args a)
     lost = block_sum(lost, smem);
     empty = block_sum(empty, smem);
     if (threadIdx.x) return;
-    is_dense = a.need_loss && (a.state[bh].is_dense || (double)pairs > (double)a.dense_above * (double)video_pairs); /* sparse would not pay */
+    is_dense = a.need_loss /* where sparse would not pay */
+               && (a.state[bh].is_dense || (double)pairs > (double)a.dense_above * (double)video_pairs);
     signal = a.need_loss ? a.state[bh].signal : 0.0;
     if (a.need_loss) a.state[bh].is_dense = is_dense;
     if (is_dense) pairs = video_pairs;
     if (a.has_text) {
-        const int64_t text_q = query_offset[a.cq + 1] - query_offset[a.cq], text_k = key_offset[a.ck + 1] - key_offset[a.ck];
+        const int64_t text_q = query_offset[a.cq + 1] - query_offset[a.cq];
+        const int64_t text_k = key_offset[a.ck + 1] - key_offset[a.ck];
         const int64_t more = text_q * key_offset[a.ck] + text_k * query_offset[a.cq] + text_q * text_k;
         pairs += more;
         total += more;
@@ -3158,7 +3193,8 @@ static __global__ void __launch_bounds__(256) select_end(select_args a)
     s->empty_clusters = empty;
 }
 
-/* One warp = one row of the map: text sees and is seen by all that is valid, padding by nobody; heads that became dense. */
+/* One warp = one row of the map: text sees and is seen by all that is valid, padding by nobody; heads that became
+   dense. */
 static __global__ void __launch_bounds__(256) select_border(select_args a, int64_t rows)
 {
     const int64_t at = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5);
@@ -3207,7 +3243,8 @@ static size_t select_layout(const svg2_select_desc *d, void *base, select_args *
 static svg2_result run_select(const svg2_backend *backend, const svg2_select_desc *d, void *workspace, svg2_error *err)
 {
     const svg2_layout f32 = SVG2_ZERO;
-    const int64_t bh = (int64_t)d->batch * d->heads, bkv = (int64_t)d->batch * d->heads_kv, rows = bh * d->query_clusters;
+    const int64_t bh = (int64_t)d->batch * d->heads, bkv = (int64_t)d->batch * d->heads_kv;
+    const int64_t rows = bh * d->query_clusters;
     const unsigned heads = grid_of(bh), warps = grid_of((rows + 7) / 8);
     const size_t scratch = 64;
     select_args a;
@@ -3249,16 +3286,18 @@ static svg2_result run_select(const svg2_backend *backend, const svg2_select_des
     SVG2__RUN(launch(backend, err, "select_logits", select_logits, dim3(grid_of(bh * row_tiles * column_tiles)), 256,
                      (size_t)16 * (68 + 132) * 4, a, row_tiles, column_tiles));
     if (a.ck > SELECT_SORTED)
-        SVG2__RUN(launch(backend, err, "select_rows", select_rows<1>, dim3(grid_of(a.blocks < rows ? a.blocks : rows)), 256,
-                         (size_t)80, a, rows));
+        SVG2__RUN(launch(backend, err, "select_rows", select_rows<1>, dim3(grid_of(a.blocks < rows ? a.blocks : rows)),
+                         256, (size_t)80, a, rows));
     else
         SVG2__RUN(launch(backend, err, "select_rows", select_rows<0>, dim3(grid_of(rows)), 256,
                          (size_t)(80 + a.sort_size * 8 + a.ck * 5), a, rows));
     if (a.need_loss) {
         const int loss_tiles = (a.cq + SELECT_LOSS_ROWS - 1) / SELECT_LOSS_ROWS;
         const size_t bytes = (size_t)SELECT_LOSS_KEYS * (SELECT_LOSS_ROWS + 4 + (a.dim <= 128 ? 128 : 256)) * 4;
-        SVG2__RUN(launch(backend, err, "select_values", select_values, dim3(grid_of((bkv * a.ck + 7) / 8)), 256, 0, a, bkv * a.ck));
-        SVG2__RUN(launch(backend, err, "select_loss", select_loss, dim3(grid_of(bh * loss_tiles)), 256, bytes, a, loss_tiles));
+        SVG2__RUN(launch(backend, err, "select_values", select_values, dim3(grid_of((bkv * a.ck + 7) / 8)), 256, 0, a,
+                         bkv * a.ck));
+        SVG2__RUN(launch(backend, err, "select_loss", select_loss, dim3(grid_of(bh * loss_tiles)), 256, bytes, a,
+                         loss_tiles));
     }
     if (!a.is_row) {
         const int count_tiles = (a.cq + SELECT_COUNT_ROWS - 1) / SELECT_COUNT_ROWS;
@@ -3274,7 +3313,8 @@ static svg2_result run_select(const svg2_backend *backend, const svg2_select_des
     }
     SVG2__RUN(launch(backend, err, "select_end", select_end, dim3(heads), 256, scratch, a));
     if (a.need_loss || a.has_text || a.has_padding)
-        SVG2__RUN(launch(backend, err, "select_border", select_border, dim3(grid_of((bh * a.qb + 7) / 8)), 256, 0, a, bh * a.qb));
+        SVG2__RUN(launch(backend, err, "select_border", select_border, dim3(grid_of((bh * a.qb + 7) / 8)), 256, 0, a,
+                         bh * a.qb));
     return ok(err);
 }
 
