@@ -65,6 +65,10 @@ $B/emu/svg2_cuda$(fault).o: svg2_cuda.cu | $B/emu
 	$(CXX) $(EMU_FLAGS) $(EMU_DEFS) $(FLAGS_$(config)) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h -c $< -o $@
 $B/emu/cuda_emu.o: tests/emu/cuda_emu.cc | $B/emu
 	$(CXX) $(EMU_FLAGS) $(filter-out -fsanitize=thread,$(FLAGS_$(config))) -O2 -c $< -o $@
+$B/emu/test_emu.o: tests/emu/test_emu.cc | $B/emu
+	$(CXX) $(EMU_FLAGS) $(FLAGS_$(config)) -include tests/emu/cuda_emu.h -c $< -o $@
+$B/emu/test_emu: $B/emu/test_emu.o $B/emu/cuda_emu.o
+	$(CXX) $(FLAGS_$(config)) $^ $(LDFLAGS) -o $@
 $B/emu/device.o: tests/device.cc | $B/emu
 	$(CXX) $(EMU_FLAGS) $(filter-out -fsanitize=thread,$(FLAGS_$(config))) -c $< -o $@
 $B/tests/test_cuda_%: $B/tests/test_cuda_%.o $B/tests/impl.o $B/emu/svg2_cuda.o $B/emu/cuda_emu.o $B/emu/device.o

@@ -55,6 +55,10 @@ WEAK void AnnotateIgnoreWritesBegin(const char *, int);
 WEAK void AnnotateIgnoreWritesEnd(const char *, int);
 WEAK void __tsan_read_range_pc(void *, unsigned long, void *);
 WEAK void __tsan_write_range_pc(void *, unsigned long, void *);
+
+/* At its end a process with several contexts would sleep for a second, lest a thread has yet something to show. */
+const char *__tsan_default_options(void);
+const char *__tsan_default_options(void) { return "atexit_sleep_ms=0"; }
 }
 
 uint3 threadIdx, blockIdx;
@@ -101,6 +105,7 @@ enum {
     MAX_WARPS = MAX_THREADS / 32,
     STACK = 256 << 10,
     PAGE = 4096,
+    GUARD = 64 << 10,                  /* of addresses that fault, on both sides of a stack; frames are smaller */
     WINDOW = 1024,                     /* shared addresses begin here, as on a GPU with reserved shared memory */
     SMEM_ROOM = (228 << 10) + 2 * PAGE /* the most that any device has, and room to choose the alignment */
 };
@@ -648,8 +653,12 @@ static void end_thread()
     Fiber *f = cur;
     for (const CpOp &op : f->cp.items)
         if (!op.tracked) fail("ended with cp.async of line %d not waited for", op.line);
+    const unsigned me = 1u << f->lane;
+    if (f->w->full.here) fail("exits, but %s at line %d waits for it", f->w->full.what, f->w->full.line);
+    for (const Collective &c : f->w->part)
+        if (c.here && (c.mask & me)) fail("exits, but %s at line %d waits for it", c.what, c.line);
     f->alive = false;
-    f->w->alive &= ~(1u << f->lane);
+    f->w->alive &= ~me;
     --live;
 }
 
@@ -663,11 +672,11 @@ static void fiber_main()
     }
 }
 
-static char *map_pages(size_t bytes) /* between two pages that fault */
+static char *map_pages(size_t bytes) /* between two stretches that fault */
 {
-    char *p = (char *)mmap(nullptr, bytes + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED || mprotect(p + PAGE, bytes, PROT_READ | PROT_WRITE)) fail("no memory for stacks");
-    return p + PAGE;
+    char *p = (char *)mmap(nullptr, bytes + 2 * GUARD, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED || mprotect(p + GUARD, bytes, PROT_READ | PROT_WRITE)) fail("no memory for stacks");
+    return p + GUARD;
 }
 
 static std::unique_ptr<Fiber> new_fiber(int i)
@@ -1656,6 +1665,8 @@ static void begin_bulk(Transfer &t, size_t align)
     if (t.map && t.map->swizzle && t.smem % (128u << t.map->swizzle))
         fail("bulk copy at line %d: shared address %u is not where the swizzle's pattern begins (%u bytes)", t.line,
              t.smem, 128u << t.map->swizzle);
+    if (t.map && t.map->swizzle && t.map->box[0] * t.map->element != 16 << t.map->swizzle)
+        fail("bulk copy at line %d: a box narrower than its swizzle is not emulated", t.line);
     Fiber *const f = cur;
     t.owner = f->linear;
     t.pc = kernel_pc;
@@ -2156,7 +2167,7 @@ static void on_fault(int, siginfo_t *info, void *)
     char *const p = (char *)info->si_addr;
     if (is_device(p))
         fail("%s at %p, in device memory that is not allocated", cur ? "fault" : "the host's fault", (void *)p);
-    if (cur && p >= cur->stack - PAGE && p < cur->stack) fail("stack overflow: a thread has %d bytes", STACK);
+    if (cur && p >= cur->stack - GUARD && p < cur->stack) fail("stack overflow: a thread has %d bytes", STACK);
     if (smem_align && p >= smem_base - SMEM_ROOM && p < smem_base + SMEM_ROOM)
         fail("fault near shared memory of %zu bytes, at offset %td", smem_size, p - smem_base);
     fail("fault at %p", (void *)p);
