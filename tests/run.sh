@@ -24,6 +24,12 @@ if ! tests/deps.sh has cjson/cJSON.h; then
     tools=tool
     echo "skipped: build/wan cannot read a model without cJSON (Debian: libcjson-dev), nor can its test"
 fi
+# the kernels of svg2_cuda.cu, executed on this machine's processor
+cuda="cuda_attention cuda_select cuda_kmeans cuda_score cuda_backend cuda_tail cuda_mass cuda_permute cuda_graph"
+if ! echo '#include <cuda_runtime.h>' | ${CXX:-g++} -E -x c++ -I"${CUDA:-/usr/local/cuda}/include" - >/dev/null 2>&1; then
+    cuda=
+    echo "skipped: no headers of the CUDA Toolkit (looked in ${CUDA:-/usr/local/cuda}): the tests of svg2_cuda.cu"
+fi
 list=$logs/list
 : >"$list"
 build() { # config, targets: compiler output is shown only when there is any
@@ -42,7 +48,7 @@ targets() { config=$1; shift; for t in "$@"; do echo "$(dir "$config")/tests/tes
 echo "building (gcc warnings are errors of this test)"
 # shellcheck disable=SC2046,SC2086
 {
-    build release all $(targets release $base $tools)
+    build release all $(targets release $base $tools $cuda)
     if [ "${1:-}" != quick ]; then
         build asan build/asan/svg2 build/asan/wan $(targets asan $base $tools) build/asan/tests/fuzz_desc build/asan/tests/fuzz_file
         build tsan $(targets tsan parallel)
@@ -55,7 +61,8 @@ if [ "${1:-}" != quick ]; then
     add tsan parallel
     add asan select
 fi
-add release wan attention pipeline
+# shellcheck disable=SC2086
+add release $cuda wan attention pipeline
 if [ "${1:-}" != quick ]; then
     add scalar attention pipeline kmeans select mass score dtype dispatch
     add asan mass score permute base dtype dispatch schedule stats clip file
