@@ -79,29 +79,40 @@ build/ops/ops.inc: svg2_cuda.cu
 $B/tests/test_cuda_ops: tests/gpu/ops.cu build/ops/ops.inc $B/emu/cuda_emu.o | $B/tests
 	$(CXX) $(EMU_FLAGS) -Ibuild/ops $(FLAGS_$(config)) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h $< \
 		-x none $B/emu/cuda_emu.o -lpthread -lm -o $@
-# the same tests on a GPU: make arch=sm_90 gpu (bench/gpu.sh does it, and runs them). small=1: sizes for compute-sanitizer.
+# The same tests on a GPU, and the benchmark: make gpu arch=sm_90. bench/gpu.sh does it and runs them. small_test_*: sizes for
+# compute-sanitizer.
 NVCC ?= $(or $(wildcard $(CUDA)/bin/nvcc),nvcc)
 arch ?= native
 G := build/gpu
-GPU_TESTS := kmeans permute score select tail attention backend graph
-GPU_NVCC = $(NVCC) -std=c++17 -O3 -lineinfo -arch=$(arch) -I. -Ibuild/ops -Xcompiler -Wall
+GPU_TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_cuda_*.c))
+GPU_SPLIT = $(shell $(NVCC) --help 2>/dev/null | grep -q -e --split-compile && echo --split-compile=0)
+GPU_NVCC = $(NVCC) -std=c++17 -O3 -lineinfo -arch=$(arch) -I. -Ibuild/ops -Xcompiler -Wall,-fPIC
 GPU_LITE := $(if $(lite),yes,$(shell CC="$(CC)" tests/deps.sh has cmocka.h || echo yes))
-GPU_C = $(CC) -std=c99 -ffp-contract=off -O2 $(if $(GPU_LITE),-Itests/gpu/lite) -isystem $(CUDA)/include -pthread
-$G/%.o: tests/%.c svg2.h tests/test.h tests/device.h
-	@mkdir -p $G && $(GPU_C) -c $< -o $@
-$G/small_%.o: tests/%.c svg2.h tests/test.h tests/device.h
-	@mkdir -p $G && $(GPU_C) -DTEST_SMALL -c $< -o $@
-$G/svg2_cuda.o: svg2_cuda.cu svg2.h
-	@mkdir -p $G && $(GPU_NVCC) -c $< -o $@
-$G/device.o: tests/device.cc tests/device.h
-	@mkdir -p $G && $(GPU_NVCC) -x cu -c $< -o $@
-$(GPU_TESTS:%=$G/test_cuda_%) $(GPU_TESTS:%=$G/small_test_cuda_%): $G/%: $G/%.o $G/impl.o $G/svg2_cuda.o $G/device.o
+GPU_C = $(CC) -std=c99 -ffp-contract=off -O2 -fPIC $(if $(GPU_LITE),-Itests/gpu/lite) -isystem $(CUDA)/include -pthread
+$G:
+	@mkdir -p $@
+$G/%.o: tests/%.c svg2.h tests/test.h tests/device.h | $G
+	$(GPU_C) -c $< -o $@
+$G/small_%.o: tests/%.c svg2.h tests/test.h tests/device.h | $G
+	$(GPU_C) -DTEST_SMALL -c $< -o $@
+$G/svg2_cuda.o: svg2_cuda.cu svg2.h | $G
+	$(GPU_NVCC) $(GPU_SPLIT) -c $< -o $@
+$G/device.o: tests/device.cc tests/device.h | $G
+	$(GPU_NVCC) -x cu -c $< -o $@
+$(GPU_TESTS:%=$G/%) $(GPU_TESTS:%=$G/small_%): $G/%: $G/%.o $G/impl.o $G/svg2_cuda.o $G/device.o
 	$(NVCC) -arch=$(arch) $^ $(if $(GPU_LITE),,-lcmocka) -lpthread -lm -o $@
-$G/test_cuda_ops: tests/gpu/ops.cu build/ops/ops.inc
-	@mkdir -p $G && $(GPU_NVCC) $< -o $@
+$G/test_cuda_ops: tests/gpu/ops.cu build/ops/ops.inc | $G
+	$(GPU_NVCC) $< -o $@
+$G/probe: tests/gpu/probe.cu | $G
+	$(NVCC) $< -o $@
 $G/bench: bench/bench_cuda.cu bench/synth.h $G/svg2_cuda.o $G/impl.o
-	$(GPU_NVCC) -Xcompiler -Wno-unused-function $< $G/svg2_cuda.o $G/impl.o -ldl -lm -o $@
-gpu: $G/test_cuda_ops $(GPU_TESTS:%=$G/test_cuda_%) $(GPU_TESTS:%=$G/small_test_cuda_%) $G/bench
+	$(GPU_NVCC) -Xcompiler -Wno-unused-function '-DSVG2_BENCH_COMMIT="$(shell git rev-parse --short HEAD 2>/dev/null)"' $< \
+		$G/svg2_cuda.o $G/impl.o -ldl -lm -o $@
+$G/shim_cuda.o: bench/compare/shim_cuda.c svg2.h | $G
+	$(GPU_C) -c $< -o $@
+$G/libsvg2.so: $G/shim_cuda.o $G/svg2_cuda.o $G/impl.o
+	$(NVCC) -arch=$(arch) -shared -Xlinker -Bsymbolic $^ -lm -o $@
+gpu: $G/test_cuda_ops $(GPU_TESTS:%=$G/%) $(GPU_TESTS:%=$G/small_%) $G/bench $G/libsvg2.so
 # a test with a planted fault: make fault=12 build/tests/fault12_kmeans
 $B/tests/fault$(fault)_%: $B/tests/test_cuda_%.o $B/tests/impl.o $B/emu/svg2_cuda$(fault).o $B/emu/cuda_emu.o $B/emu/device.o
 	$(CXX) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lpthread -lm -o $@
@@ -133,6 +144,7 @@ help:
 	@echo "make test       all tests: the programs of tests/, sanitizers, header hygiene, a short fuzz run"
 	@echo "make bench      speed beside the machine's own FMA peak        args='--quick'"
 	@echo "make compare    speed beside PyTorch and scikit-learn, if there"
+	@echo "make gpu        tests and benchmark of svg2_cuda.cu, by nvcc   arch=sm_90; bench/gpu.sh builds and runs them"
 	@echo "make fuzz       libFuzzer (clang) over descriptors and files   seconds=300"
 	@echo "make clean      removes build/ and out/"
 	@echo "config=release|debug|asan|tsan|scalar   CC=clang   CFLAGS=... LDFLAGS=..."
