@@ -382,7 +382,7 @@ enum {
     KM_PIECE = 128,      /* sorted rows summed in f32 by one group of lanes                                   */
     KM_SEED_ROUNDS = 32, /* of D^2 sampling                                                                   */
     KM_RUNS = 512,       /* pieces into which drawing cuts the samples                                        */
-    KM_RESEED_BLOCKS = 32 /* thread blocks of a head that look for points for its empty clusters             */
+    KM_RESEED_BLOCKS = 8 /* thread blocks of a head that look for points for its empty clusters              */
 };
 
 struct kmeans_memory {
@@ -586,9 +586,9 @@ static __global__ void __launch_bounds__(256)
     }
 }
 
-/* Block = head: adds up the chunks. 8 KB of shared memory, latency of a few dependent loads. centre: the one centroid
+/* Block = head: adds up the chunks. 4 KB of shared memory, latency of a few dependent loads. centre: the one centroid
    where there is a single cluster, else NULL; it is what rounding the mean leaves. */
-static __global__ void __launch_bounds__(1024)
+static __global__ void __launch_bounds__(512)
     kmeans_start(const double *partial, int32_t dim, int32_t count, int64_t chunks, int64_t heads, float *mean, float *centre,
                  int32_t *moved)
 {
@@ -596,7 +596,7 @@ static __global__ void __launch_bounds__(1024)
     double *sums = (double *)(void *)kmeans_smem;
     const int64_t head = item_index();
     if (head >= heads) return;
-    const int tid = (int)threadIdx.x, groups = 1024 / dim, group = tid / dim, e = tid % dim;
+    const int tid = (int)threadIdx.x, groups = 512 / dim, group = tid / dim, e = tid % dim;
     double total = 0.0;
     if (group < groups)
         for (int64_t chunk = group; chunk < chunks; chunk += groups) total += partial[(head * chunks + chunk) * dim + e];
@@ -1215,7 +1215,7 @@ struct kmeans_reseed_args {
     int32_t        heads, dim, clusters;
 };
 
-/* Block = (head, every 32nd pair), 8 warps: a warp looks at every 8th row of the donor. The farthest row wins, the first of
+/* Block = (head, every 8th pair), 8 warps: a warp looks at every 8th row of the donor. The farthest row wins, the first of
    equals. */
 static __global__ void __launch_bounds__(256) kmeans_reseed(const __grid_constant__ kmeans_reseed_args p)
 {
@@ -1359,7 +1359,7 @@ static svg2_result run_kmeans(const svg2_backend *backend, const svg2_kmeans_des
                                          : kmeans_sum<__nv_bfloat16>,
                      grid_items(s.heads * s.chunks), 256, 256 * 8 * sizeof(float), x, d->heads, dim, s.count, s.chunks,
                      s.heads * s.chunks, m.partial));
-    SVG2__RUN(launch(backend, err, "kmeans_start", kmeans_start, grid_items(s.heads), 1024, 1024 * sizeof(double), m.partial,
+    SVG2__RUN(launch(backend, err, "kmeans_start", kmeans_start, grid_items(s.heads), 512, 512 * sizeof(double), m.partial,
                      dim, s.count, s.chunks, s.heads, d->mean, is_single ? m.centre : NULL,
                      is_single ? NULL : m.moved + s.heads));
     if (is_single) {
@@ -2616,7 +2616,8 @@ SVG2__DEVICE int64_t block_scan(int64_t x, int64_t *total, void *scratch)
     return before;
 }
 
-/* Where a row of the map and the offsets of its two sides lie. */
+/* Where a row of the map and the offsets of its two sides lie. There are less than 2^31 rows: each takes 48 bytes of
+   workspace. */
 struct select_row {
     int64_t bh, kv, at; /* at: first element of the row in [BH, Cq, Ck] */
     const int32_t *query_offset, *key_offset;
@@ -2733,7 +2734,7 @@ SVG2__DEVICE void sort_keys(uint64_t *key, int n)
    Limiter: the 55 steps of the sort at 1000 clusters, 10 of them with a barrier; about 8 blocks an SM hide each
    other's. */
 template <int IS_LARGE>
-static __global__ void __launch_bounds__(256) select_rows(select_args a, int64_t rows)
+static __global__ void __launch_bounds__(256, 3) select_rows(select_args a, int64_t rows)
 {
     SVG2_DYN_SMEM(smem, 128);
     void *scratch = smem; /* 64 bytes */
@@ -2744,7 +2745,7 @@ static __global__ void __launch_bounds__(256) select_rows(select_args a, int64_t
     /* a floor, SVG2's rule itself and its area need the order; only the heaviest does not */
     const int need_area = a.is_literal || (!(a.density > 0.0f) && !a.need_loss), need_sort = need_area || a.floor > 0;
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-        const select_row r = select_row_of(a, row / a.cq, row % a.cq);
+        const select_row r = select_row_of(a, (int)row / a.cq, (int)row % a.cq);
         const float *log_mass = a.log_mass ? a.log_mass + r.at : NULL;
         const float *share = a.share && r.queries > 0 ? a.share + r.at : NULL; /* no rows to ask in an empty cluster */
         float *score = a.score + r.at, *loss = a.need_loss ? a.loss + r.at : NULL;
@@ -3019,7 +3020,7 @@ SVG2__DEVICE int digit_bins(int pass) { return pass == 2 ? 1024 : 2048; }
 /* One block = 16 rows of one head: the weights of the scores that have the digits found so far, by their next digit.
    Lanes of one digit would take turns at its counter: where a whole warp has one (all scores equal), it adds up first.
    */
-static __global__ void __launch_bounds__(256) select_count(select_args a, int pass, int row_tiles)
+static __global__ void __launch_bounds__(256, 5) select_count(select_args a, int pass, int row_tiles)
 {
     SVG2_DYN_SMEM(smem, 128);
     unsigned long long *count = (unsigned long long *)(void *)smem;
@@ -3084,11 +3085,11 @@ static __global__ void __launch_bounds__(256) select_digit(select_args a, int pa
 }
 
 /* One warp = one row: the weights on the threshold. */
-static __global__ void __launch_bounds__(256) select_ties(select_args a, int64_t rows)
+static __global__ void __launch_bounds__(256, 6) select_ties(select_args a, int64_t rows)
 {
     const int64_t row = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5);
     if (row >= rows) return;
-    const select_row r = select_row_of(a, row / a.cq, row % a.cq);
+    const select_row r = select_row_of(a, (int)row / a.cq, (int)row % a.cq);
     const select_state state = a.state[r.bh];
     int64_t sum = 0;
     if (!state.is_open) return;
@@ -3121,7 +3122,7 @@ static __global__ void __launch_bounds__(256) select_finish(select_args a, int64
     const int64_t row = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5);
     if (row >= rows) return;
     const int lane = threadIdx.x & 31;
-    const select_row r = select_row_of(a, row / a.cq, row % a.cq);
+    const select_row r = select_row_of(a, (int)row / a.cq, (int)row % a.cq);
     const select_state state = a.state[r.bh];
     int64_t left = state.is_open ? state.left - a.row_tie[row] : 0, kept = 0;
     double lost = 0.0;
@@ -3199,8 +3200,8 @@ static __global__ void __launch_bounds__(256) select_border(select_args a, int64
 {
     const int64_t at = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5);
     if (at >= rows) return;
-    const int64_t bh = at / a.qb;
-    const int row = (int)(at % a.qb), lane = threadIdx.x & 31;
+    const int64_t bh = (int)at / a.qb;
+    const int row = (int)at % a.qb, lane = threadIdx.x & 31;
     const int is_text = a.has_text && row == a.cq, is_padding = a.has_padding && row == a.qb - 1;
     uint8_t *line = a.map + at * a.kb;
     if (is_text || is_padding || (a.need_loss && a.state[bh].is_dense))
@@ -4275,6 +4276,12 @@ template <int DP> struct attention_smem {
     };
 };
 
+/* Two blocks a multiprocessor, which have 228 KB (9.0, 10.0) or 164 KB (8.0), less 1 KB a block; one block where they have 100 KB. */
+static_assert(2 * (attention_smem<128>::RING + 4 * attention_smem<128>::TILE + 1024) <= 228 * 1024, "head_dim 128, 4 stages");
+static_assert(2 * (attention_smem<128>::RING + 2 * attention_smem<128>::TILE + 1024) <= 164 * 1024, "head_dim 128, 2 stages");
+static_assert(2 * (attention_smem<256>::RING + 4 * attention_smem<256>::TILE + 1024) <= 228 * 1024, "head_dim 256, 4 stages");
+static_assert(attention_smem<128>::RING + 3 * attention_smem<128>::TILE + 1024 <= 100 * 1024, "head_dim 128, 3 stages");
+
 static size_t attention_smem_bytes(int32_t padded, int32_t stages)
 {
     switch (padded) {
@@ -4705,7 +4712,7 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
                                     s[i][n][e] = fmaf(s[i][n][e], a.scale2, bias[8 * n + e % 2] + more);
                         }
                 }
-                if (keys < KEYS) { /* the last tile */
+                if (keys < KEYS && !SVG2__FAULT(62)) { /* the last tile */
                     const int left = keys - 2 * (svg2__fresh((int)threadIdx.x) % 4);
 #pragma unroll
                     for (i = 0; i < MT; ++i)

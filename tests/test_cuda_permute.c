@@ -69,8 +69,8 @@ static void permute_as_the_cpu(void **state)
     (void)state;
     for (int i = 0; i < COUNT(cases); ++i) {
         sides c = cases[i];
-        if (TEST_SLOW_BUILD && (c.tokens > 1000 || c.clusters > 70000)) continue;
-        check_case(c, 1 + i % 2, 1 + i % 3, i % FILLS);
+        if (TEST_SLOW_BUILD && (c.tokens > 1000 || c.clusters > 70000 || i % 4 != 2)) continue;
+        check_case(c, TEST_SLOW_BUILD ? 1 : 1 + i % 2, 1 + i % 3, i % FILLS);
         if (!TEST_SLOW_BUILD) check_case(c, 1, 2, (i + 3) % FILLS);
     }
 }
@@ -93,9 +93,10 @@ static void permute_schedules(void **state)
     sides small = {333, 40, 300, 20, 320, 13}, wide = {100, 2500, 0, 0, 0, 0};
     for (int i = 0; i < 4; ++i)
         for (int j = 0; j < 3; ++j) {
+            if (TEST_SLOW_BUILD && j != i % 3) continue;
             device_schedule(threads[i], copies[j], (unsigned)(3 * i + j));
             check_case(small, 1, 2, GIANT);
-            if (j == 0) check_case(wide, 1, 2, EVEN);
+            if (j == 0 && !(TEST_SLOW_BUILD && i)) check_case(wide, 1, 2, EVEN);
         }
     device_schedule("rr", "late", 1);
 }
