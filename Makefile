@@ -79,6 +79,18 @@ build/ops/ops.inc: svg2_cuda.cu
 $B/tests/test_cuda_ops: tests/gpu/ops.cu build/ops/ops.inc $B/emu/cuda_emu.o | $B/tests
 	$(CXX) $(EMU_FLAGS) -Ibuild/ops $(FLAGS_$(config)) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h $< \
 		-x none $B/emu/cuda_emu.o -lpthread -lm -o $@
+# the tools with the CUDA backend, on the emulation: for tests/test_tool_cuda.sh
+TOOL_OF_svg2 := examples/svg2.c
+TOOL_OF_wan := examples/wan/wan.c
+$B/emu/tool_svg2.o $B/emu/tool_wan.o: $B/emu/tool_%.o: build/.deps | $B/emu
+	$(CC) $(FLAGS) $(OPENMP) -DSVG2_TOOL_CUDA -I. -c $(TOOL_OF_$*) $$(CC="$(CC)" tests/deps.sh wan-flags) -o $@
+$B/emu/tool_svg2.o: examples/svg2.c
+$B/emu/tool_wan.o: examples/wan/wan.c
+$B/emu/tool_device.o: examples/device.cu examples/device.h | $B/emu
+	$(CXX) $(EMU_FLAGS) $(FLAGS_$(config)) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h -c $< -o $@
+$B/tests/svg2_cuda $B/tests/wan_cuda: $B/tests/%_cuda: $B/emu/tool_%.o $B/emu/tool_device.o $B/emu/svg2_cuda.o $B/emu/cuda_emu.o
+	$(CXX) $(FLAGS_$(config)) $(OPENMP) $^ $$(CC="$(CC)" tests/deps.sh wan-flags | grep -o -e '-l[a-z]*') $(LDFLAGS) -lpthread -lm -o $@
+
 # The same tests on a GPU, and the benchmark: make gpu arch=sm_90. bench/gpu.sh does it and runs them. small_test_*: sizes for
 # compute-sanitizer.
 NVCC ?= $(or $(wildcard $(CUDA)/bin/nvcc),nvcc)
@@ -112,6 +124,16 @@ $G/shim_cuda.o: bench/compare/shim_cuda.c svg2.h | $G
 	$(GPU_C) -c $< -o $@
 $G/libsvg2.so: $G/shim_cuda.o $G/svg2_cuda.o $G/impl.o
 	$(NVCC) -arch=$(arch) -shared -Xlinker -Bsymbolic $^ -lm -o $@
+# the tools with the CUDA backend: make cuda arch=sm_90
+$G/tool_svg2.o $G/tool_wan.o: $G/tool_%.o: build/.deps | $G
+	$(CC) $(FLAGS) $(OPENMP) -DSVG2_TOOL_CUDA -I. -c $(TOOL_OF_$*) $$(CC="$(CC)" tests/deps.sh wan-flags) -o $@
+$G/tool_svg2.o: examples/svg2.c
+$G/tool_wan.o: examples/wan/wan.c
+$G/tool_device.o: examples/device.cu examples/device.h | $G
+	$(GPU_NVCC) -c $< -o $@
+$G/svg2 $G/wan: $G/%: $G/tool_%.o $G/tool_device.o $G/svg2_cuda.o
+	$(NVCC) -arch=$(arch) -Xcompiler -fopenmp $^ $$(CC="$(CC)" tests/deps.sh wan-flags | grep -o -e '-l[a-z]*') -lpthread -lm -o $@
+cuda: $G/svg2 $G/wan
 gpu: $G/test_cuda_ops $(GPU_TESTS:%=$G/%) $(GPU_TESTS:%=$G/small_%) $G/bench $G/libsvg2.so
 # a test with a planted fault: make fault=12 build/tests/fault12_kmeans
 $B/tests/fault$(fault)_%: $B/tests/test_cuda_%.o $B/tests/impl.o $B/emu/svg2_cuda$(fault).o $B/emu/cuda_emu.o $B/emu/device.o
@@ -144,11 +166,12 @@ help:
 	@echo "make test       all tests: the programs of tests/, sanitizers, header hygiene, a short fuzz run"
 	@echo "make bench      speed beside the machine's own FMA peak        args='--quick'"
 	@echo "make compare    speed beside PyTorch and scikit-learn, if there"
+	@echo "make cuda       build/gpu/svg2, build/gpu/wan: the tools with --backend cuda, by nvcc   arch=sm_90"
 	@echo "make gpu        tests and benchmark of svg2_cuda.cu, by nvcc   arch=sm_90; bench/gpu.sh builds and runs them"
 	@echo "make fuzz       libFuzzer (clang) over descriptors and files   seconds=300"
 	@echo "make clean      removes build/ and out/"
 	@echo "config=release|debug|asan|tsan|scalar   CC=clang   CFLAGS=... LDFLAGS=..."
 
-.PHONY: all programs gpu test fuzz demo pareto bench compare clean help
+.PHONY: all programs cuda gpu test fuzz demo pareto bench compare clean help
 .SECONDARY:
--include $(wildcard $B/*.d $B/tests/*.d $B/emu/*.d)
+-include $(wildcard $B/*.d $B/tests/*.d $B/emu/*.d $G/*.d)

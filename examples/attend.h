@@ -1,20 +1,26 @@
 /* attend.h - MIT licence - the attend command of examples/svg2.c, which includes it: one attention call on files
 
    >>arguments  options to svg2_desc      >>inputs  tensors      >>timing  seconds per stage
-   >>check      dense and the oracle      >>dump    what the call planned      >>report  table, JSON, picture */
+   >>check      dense and the oracle      >>dump    what the call planned      >>report  table, JSON, picture
+
+   With -DSVG2_TOOL_CUDA the call can run on a GPU: tensors, state and workspace then have twins there, and everything that
+   looks at results looks at the host's copies. */
+#ifdef SVG2_TOOL_CUDA
+#  include "device.h"
+#endif
 
 /* ==== >>arguments ======================================================================== */
 /* -1 = not given: in svg2_desc 0 is the default, so that the user's own 0 has to become the desc's word for zero. */
 typedef struct attend_arguments {
     const char *q, *k, *v, *out, *report, *dump, *picture, *preset;
     int         method, backend, simd, layout, tail, route, budget; /* indices of choices */
-    int         is_check, keep_empty;
+    int         is_check, keep_empty, is_cuda;
     int32_t     threads, repeat;
     int32_t     query_clusters, key_clusters, init_iterations, step_iterations;
     int32_t     frames, frame_tokens, text_first, text_last, text_valid;
     double      top_p, min_keep, density, target_error, dense_above, scale;
     uint64_t    seed;
-    const char *method_name, *backend_name;
+    const char *method_name, *backend_name, *device_name;
 } attend_arguments;
 
 #define ATTEND_OPTIONS 40
@@ -62,7 +68,7 @@ static size_t attend_options(attend_arguments *a, tool_option *options)
         {TOOL_HEADING, "", "", NULL, 0, 0, 0, "how"},
         {TOOL_INT, "repeat", "N", &a->repeat, 1, 100000, 0, "denoising steps on the same input, to see the warm start (1)"},
         {TOOL_FLAG, "check", "", &a->is_check, 0, 0, 0, "also dense attention and the exact oracle: errors, recall"},
-        {TOOL_TEXT, "backend", "cpu", &a->backend_name, 0, 0, 0, "(cpu)"},
+        {TOOL_TEXT, "backend", "cpu|cuda", &a->backend_name, 0, 0, 0, "(cpu); cuda: svg2_cuda.cu, in a build that has it"},
         {TOOL_CHOICE, "simd", "scalar|avx2|avx512|avx512bf16", &a->simd, 0, 0, 0, "(the best there is)"},
         {TOOL_INT, "threads", "N", &a->threads, 1, 1024, 0, "(number of CPUs)"},
     };
@@ -87,11 +93,10 @@ static void attend_check_arguments(attend_arguments *a)
     if (!a->q || !a->k || !a->v) tool_fail(TOOL_USAGE, "attend needs --q, --k and --v");
     a->method = a->method_name ? tool_parse_choice("svg2|dense", a->method_name) : 0;
     if (a->method < 0) tool_fail(TOOL_USAGE, "--method: unknown method '%s'; known are svg2, dense", a->method_name);
-    if (a->backend_name && !strcmp(a->backend_name, "cuda"))
-        tool_fail(TOOL_USAGE, "--backend: this build has no CUDA backend");
-    if (a->backend_name && strcmp(a->backend_name, "cpu") != 0) {
-        tool_fail(TOOL_USAGE, "--backend: unknown backend '%s'; known is cpu", a->backend_name);
-    }
+    a->is_cuda = a->backend_name && !strcmp(a->backend_name, "cuda");
+    if (a->backend_name && !a->is_cuda && strcmp(a->backend_name, "cpu") != 0)
+        tool_fail(TOOL_USAGE, "--backend: unknown backend '%s'; known are cpu, cuda", a->backend_name);
+    if (a->is_cuda && a->simd >= 0) tool_fail(TOOL_USAGE, "--simd is of the CPU, --backend cuda is not");
     if (a->text_first >= 0 && a->text_last >= 0) tool_fail(TOOL_USAGE, "--text-first and --text-last exclude each other");
     if (a->text_valid >= 0 && a->text_first < 0 && a->text_last < 0) {
         tool_fail(TOOL_USAGE, "--text-valid needs --text-first or --text-last");
@@ -107,6 +112,14 @@ static void attend_check_arguments(attend_arguments *a)
 #ifdef SVG2_TOOL_NO_CJSON
     if (a->report) tool_fail(TOOL_USAGE, "--report: this build has no cJSON");
 #endif
+    if (a->is_cuda) {
+#ifdef SVG2_TOOL_CUDA
+        const char *failure = device_check(&a->device_name);
+        if (failure) tool_fail(TOOL_FAILURE, "--backend cuda: %s", failure);
+#else
+        tool_fail(TOOL_USAGE, "--backend: this build has no CUDA backend (make cuda builds one that has)");
+#endif
+    }
 }
 
 /* ==== >>inputs =========================================================================== */
@@ -294,7 +307,17 @@ static struct stage_timing {
     svg2_backend inner;
     double       seconds[SVG2_STAGE_COUNT];
     const char  *prefix; /* "step 1/3", for the progress line */
+    int          is_cuda;
 } stage_timing;
+
+/* A stage on the GPU is over when the GPU says so. */
+static void stage_wait(void)
+{
+#ifdef SVG2_TOOL_CUDA
+    const char *failure = stage_timing.is_cuda ? device_wait() : NULL;
+    if (failure) tool_fail(TOOL_FAILURE, "CUDA: %s", failure);
+#endif
+}
 
 #define TIMED_STAGE(stage, name)                                                                                          \
     static svg2_result timed_##name(const svg2_backend *backend, const svg2_##name##_desc *desc, void *workspace,         \
@@ -305,6 +328,7 @@ static struct stage_timing {
         (void)backend;                                                                                                    \
         snprintf(progress.label, sizeof progress.label, "%s  %s", stage_timing.prefix, #name);                            \
         result = stage_timing.inner.name(&stage_timing.inner, desc, workspace, err);                                      \
+        stage_wait();                                                                                                     \
         stage_timing.seconds[stage] += now() - start;                                                                     \
         return result;                                                                                                    \
     }
@@ -318,7 +342,8 @@ TIMED_STAGE(SVG2_STAGE_ATTENTION, attention)
 TIMED_STAGE(SVG2_STAGE_MASS, mass)
 #undef TIMED_STAGE
 
-static svg2_backend attend_backend(const attend_arguments *a)
+/* host: the CPU's, not timed */
+static svg2_backend attend_backend(const attend_arguments *a, svg2_backend *host)
 {
     static const svg2_simd choices[4] = {SVG2_SIMD_SCALAR, SVG2_SIMD_AVX2, SVG2_SIMD_AVX512, SVG2_SIMD_AVX512BF16};
     svg2_parallel          parallel = start_threads(a->threads);
@@ -326,7 +351,12 @@ static svg2_backend attend_backend(const attend_arguments *a)
 
     if (a->simd >= 0 && backend.simd != choices[a->simd])
         tool_fail(TOOL_FAILURE, "--simd: this machine or build lacks it");
+    if (host) *host = backend;
+#ifdef SVG2_TOOL_CUDA
+    if (a->is_cuda) backend = svg2_cuda_backend(NULL);
+#endif
     stage_timing.inner = backend;
+    stage_timing.is_cuda = a->is_cuda;
     stage_timing.prefix = "";
     backend.kmeans = timed_kmeans;
     backend.permute = timed_permute;
@@ -349,7 +379,7 @@ static const char *simd_name(svg2_simd simd)
 
 /* Everything that the last step left, and what --check found. */
 typedef struct attend_result {
-    svg2_backend     backend;
+    svg2_backend     backend, host; /* host computes what the result is checked against */
     svg2_desc        desc; /* resolved */
     svg2_plan        plan;
     svg2_head_stats *stats;  /* [B*H]     */
@@ -402,14 +432,14 @@ static void attend_check(attend_result *r, const void *q, const void *k, const v
 
     dense.method = SVG2_METHOD_DENSE;
     dense.out = attend_layout_as(&r->desc.out, SVG2_F32);
-    bytes = svg2_workspace_bytes(&r->backend, &dense);
+    bytes = svg2_workspace_bytes(&r->host, &dense);
     workspace = tool_allocate(bytes, 1);
     stage_timing.prefix = "check: dense";
     start = now();
-    if (svg2_attend(&r->backend, &dense, NULL, 0, q, k, v, reference, lse, NULL, workspace, bytes, &err) != SVG2_OK) {
+    if (svg2_attend(&r->host, &dense, NULL, 0, q, k, v, reference, lse, NULL, workspace, bytes, &err) != SVG2_OK) {
         attend_fail(&err);
     }
-    r->dense_seconds = now() - start;
+    if (!stage_timing.is_cuda) r->dense_seconds = now() - start;
     free(workspace);
     if (r->desc.out.dtype == SVG2_F32) output = (float *)r->out;
     else {
@@ -454,10 +484,10 @@ static void attend_check(attend_result *r, const void *q, const void *k, const v
         mass.valid_key_blocks = r->plan.key_blocks - (has_padding(&r->desc) ? 1 : 0); /* padding is the last block */
         mass.mass = r->mass;
         mass.recall = recall;
-        bytes = svg2_stage_workspace_bytes(&r->backend, SVG2_STAGE_MASS, &mass);
+        bytes = svg2_stage_workspace_bytes(&r->host, SVG2_STAGE_MASS, &mass);
         workspace = tool_allocate(bytes, 1);
         stage_timing.prefix = "check: oracle";
-        if (svg2_block_mass(&r->backend, &mass, workspace, bytes, &err) != SVG2_OK) attend_fail(&err);
+        if (svg2_block_mass(&r->host, &mass, workspace, bytes, &err) != SVG2_OK) attend_fail(&err);
         free(workspace);
         for (head = 0; head < heads; ++head) { /* rows that attend to nothing have no recall */
             size_t first = (size_t)head * (size_t)r->desc.tokens, used = 0;
@@ -620,8 +650,9 @@ static void attend_print(const attend_result *r, const attend_arguments *a)
         dense_heads += r->stats[head].is_dense != 0;
         empty += r->stats[head].empty_clusters;
     }
-    printf("call      %s, %s, %s, %d thread%s\n", r->desc.method == SVG2_METHOD_DENSE ? "dense" : "svg2", r->backend.name,
-           simd_name(r->backend.simd), a->threads, a->threads == 1 ? "" : "s");
+    printf("call      %s, %s, ", r->desc.method == SVG2_METHOD_DENSE ? "dense" : "svg2", r->backend.name);
+    if (a->is_cuda) printf("%s\n", a->device_name);
+    else printf("%s, %d thread%s\n", simd_name(r->backend.simd), a->threads, a->threads == 1 ? "" : "s");
     printf("shape     q [%d, %d, %d, %d] %s", r->desc.batch, r->desc.heads, r->desc.tokens, r->desc.head_dim,
            dtype_name(r->desc.q.dtype));
     if (r->desc.heads_kv != r->desc.heads || r->desc.tokens_kv != r->desc.tokens) {
@@ -679,8 +710,12 @@ static void attend_write_report(FILE *file, const attend_result *r, const attend
 
     cJSON_AddStringToObject(root, "method", r->desc.method == SVG2_METHOD_DENSE ? "dense" : "svg2");
     cJSON_AddStringToObject(root, "backend", r->backend.name);
-    cJSON_AddStringToObject(root, "simd", simd_name(r->backend.simd));
-    cJSON_AddNumberToObject(root, "threads", a->threads);
+    if (a->is_cuda) {
+        cJSON_AddStringToObject(root, "device", a->device_name);
+    } else {
+        cJSON_AddStringToObject(root, "simd", simd_name(r->backend.simd));
+        cJSON_AddNumberToObject(root, "threads", a->threads);
+    }
     report_shape(root, "shape", r->desc.batch, r->desc.heads, r->desc.tokens, r->desc.head_dim);
     report_shape(root, "shape_kv", r->desc.batch, r->desc.heads_kv, r->desc.tokens_kv, r->desc.head_dim);
     cJSON_AddStringToObject(root, "dtype", dtype_name(r->desc.q.dtype));
@@ -801,6 +836,87 @@ static void attend_write_picture(FILE *file, const attend_result *r, const atten
 #endif
 
 /* ==== the command ======================================================================== */
+/* Where the call works: the host's memory, or its twin on the GPU. */
+typedef struct attend_memory {
+    const void      *q, *k, *v;
+    void            *out, *workspace, *state;
+    float           *lse;
+    svg2_head_stats *stats;
+} attend_memory;
+
+#ifdef SVG2_TOOL_CUDA
+static void attend_expect(const char *failure)
+{
+    if (failure) tool_fail(TOOL_FAILURE, "CUDA: %s", failure);
+}
+
+static void *attend_twin(const void *host, size_t bytes) /* host NULL: contents do not matter */
+{
+    void *twin = NULL;
+    attend_expect(device_allocate(&twin, bytes));
+    if (host) attend_expect(device_put(twin, host, bytes));
+    return twin;
+}
+
+static size_t attend_out_bytes(const attend_result *r)
+{
+    return (size_t)r->desc.batch * (size_t)r->desc.heads * (size_t)r->desc.tokens * (size_t)r->desc.head_dim * dtype_bytes(r->desc.out.dtype);
+}
+
+static attend_memory attend_to_device(const attend_result *r, const attend_tensor *q, const attend_tensor *k, const attend_tensor *v)
+{
+    size_t        heads = (size_t)r->desc.batch * (size_t)r->desc.heads;
+    attend_memory m;
+    m.q = attend_twin(q->data, q->input.tensor->bytes);
+    m.k = attend_twin(k->data, k->input.tensor->bytes);
+    m.v = attend_twin(v->data, v->input.tensor->bytes);
+    m.out = attend_twin(NULL, attend_out_bytes(r));
+    m.lse = (float *)attend_twin(NULL, heads * (size_t)r->desc.tokens * sizeof(float));
+    m.stats = (svg2_head_stats *)attend_twin(NULL, heads * sizeof *r->stats);
+    m.workspace = attend_twin(NULL, r->workspace_bytes);
+    m.state = r->state_bytes ? attend_twin(NULL, r->state_bytes) : NULL;
+    return m;
+}
+
+/* Results go to the host, the plan in the workspace, too. */
+static void attend_from_device(const attend_result *r, const attend_memory *m, void *workspace)
+{
+    size_t heads = (size_t)r->desc.batch * (size_t)r->desc.heads;
+    attend_expect(device_get(r->out, m->out, attend_out_bytes(r)));
+    attend_expect(device_get(r->lse, m->lse, heads * (size_t)r->desc.tokens * sizeof(float)));
+    attend_expect(device_get(r->stats, m->stats, heads * sizeof *r->stats));
+    attend_expect(device_get(workspace, m->workspace, r->workspace_bytes));
+}
+
+/* Dense attention on the GPU, for its time: the second of two calls. */
+static void attend_time_dense(attend_result *r, const attend_memory *m)
+{
+    svg2_desc  dense = r->desc;
+    svg2_error err;
+    size_t     bytes;
+    void      *workspace;
+    int        i;
+    dense.method = SVG2_METHOD_DENSE;
+    bytes = svg2_workspace_bytes(&r->backend, &dense);
+    workspace = attend_twin(NULL, bytes);
+    for (i = 0; i < 2; ++i) {
+        double start = now();
+        if (svg2_attend(&r->backend, &dense, NULL, 0, m->q, m->k, m->v, m->out, NULL, NULL, workspace, bytes, &err) != SVG2_OK) {
+            attend_fail(&err);
+        }
+        r->dense_seconds = now() - start;
+    }
+    device_free(workspace);
+}
+
+static void attend_free_device(attend_memory *m)
+{
+    void *all[] = {(void *)(uintptr_t)m->q, (void *)(uintptr_t)m->k, (void *)(uintptr_t)m->v, m->out, m->lse, m->stats, m->workspace, m->state};
+    size_t i;
+    for (i = 0; i < sizeof all / sizeof *all; ++i) device_free(all[i]);
+}
+#endif
+
 static void attend_run(attend_result *r, const attend_arguments *a, const attend_tensor *q, const attend_tensor *k,
                        const attend_tensor *v, void *workspace, void *state_memory)
 {
@@ -809,22 +925,35 @@ static void attend_run(attend_result *r, const attend_arguments *a, const attend
     int32_t    step, heads = r->desc.batch * r->desc.heads, head;
     int64_t    pairs = 0, pairs_total = 0;
     char       prefix[48];
+    attend_memory m;
 
-    if (svg2_state_init(&state, &r->desc, state_memory, r->state_bytes, &err) != SVG2_OK) attend_fail(&err);
+    m.q = q->data, m.k = k->data, m.v = v->data, m.out = r->out, m.lse = r->lse, m.stats = r->stats;
+    m.workspace = workspace, m.state = state_memory;
+#ifdef SVG2_TOOL_CUDA
+    if (a->is_cuda) m = attend_to_device(r, q, k, v);
+#endif
+    if (svg2_state_init(&state, &r->desc, m.state, r->state_bytes, &err) != SVG2_OK) attend_fail(&err);
     for (step = 0; step < a->repeat; ++step) {
         double start = now();
         memset(stage_timing.seconds, 0, sizeof stage_timing.seconds);
         if (a->repeat > 1) snprintf(prefix, sizeof prefix, "step %d/%d", step + 1, a->repeat);
         else snprintf(prefix, sizeof prefix, "attend");
         stage_timing.prefix = prefix;
-        if (svg2_attend(&r->backend, &r->desc, &state, step, q->data, k->data, v->data, r->out, r->lse, r->stats,
-                        workspace, r->workspace_bytes, &err) != SVG2_OK) {
+        if (svg2_attend(&r->backend, &r->desc, &state, step, m.q, m.k, m.v, m.out, m.lse, m.stats, m.workspace,
+                        r->workspace_bytes, &err) != SVG2_OK) {
             attend_fail(&err);
         }
         r->step_seconds[step] = now() - start;
     }
     stage_timing.prefix = "";
     memcpy(r->stage_seconds, stage_timing.seconds, sizeof r->stage_seconds);
+#ifdef SVG2_TOOL_CUDA
+    if (a->is_cuda) {
+        attend_from_device(r, &m, workspace);
+        if (a->is_check) attend_time_dense(r, &m);
+        attend_free_device(&m);
+    }
+#endif
     r->plan = svg2_plan_view(&r->backend, &r->desc, a->repeat - 1, workspace);
     for (head = 0; head < heads; ++head) {
         pairs += r->stats[head].pairs;
@@ -881,7 +1010,7 @@ static int command_attend(int argc, char **argv, int is_help)
     attend_refuse_non_finite(&k, "k");
     attend_refuse_non_finite(&v, "v");
 
-    r.backend = attend_backend(&a);
+    r.backend = attend_backend(&a, &r.host);
     r.workspace_bytes = svg2_workspace_bytes(&r.backend, &r.desc);
     r.state_bytes = r.desc.method == SVG2_METHOD_DENSE ? 0 : svg2_state_bytes(&r.desc);
     rows = (size_t)r.desc.batch * (size_t)r.desc.heads * (size_t)r.desc.tokens;
