@@ -58,7 +58,8 @@ CUDA ?= $(or $(patsubst %/bin/nvcc,%,$(shell command -v nvcc)),/usr/local/cuda)
 CXX := $(if $(filter default,$(origin CXX)),g++,$(CXX))
 EMU_WARNINGS := -Wall -Wextra -Wshadow -Wno-unknown-pragmas -Wno-psabi
 EMU_FLAGS := -std=c++17 -DSVG2_EMULATED $(EMU_WARNINGS) -ffp-contract=off -MMD -MP -I. -isystem $(CUDA)/include
-EMU_DEFS := $(if $(fault),-DSVG2_FAULT=$(fault))
+# a deliberate fault is chosen when a program runs: SVG2_FAULT=12 build/tests/test_cuda_kmeans (tests/emu/faults.sh)
+EMU_DEFS := -DSVG2_FAULT=$(or $(fault),cuemu::planted_fault)
 $B/emu:
 	@mkdir -p $@
 $B/emu/svg2_cuda$(fault).o: svg2_cuda.cu | $B/emu

@@ -2250,13 +2250,13 @@ static __global__ void __launch_bounds__(256, 2) score_share(score_args a)
     if (u.count == 0) return; /* every warp has found the same */
     const int is_busy = warp * 8 * C < u.count, tiles = (a.ck + SCORE_TILE - 1) / SCORE_TILE;
     const char *pack = (const char *)(a.key_pack + kv * a.key_tiles * STEPS * 32);
-    const float *log_mass = a.log_mass + (bh * a.cq + u.cluster) * a.ck;
+    const int64_t at = (bh * a.cq + u.cluster) * a.ck; /* of log_mass and share */
     const uint32_t stage = svg2__smem(smem);
 
     /* log mass of a tile's clusters, in base 2; thread j asks for key j of it */
     const auto bias_of = [&](int tile) {
         const int j = tile * SCORE_TILE + (int)threadIdx.x;
-        return threadIdx.x < SCORE_TILE && j < a.ck ? log_mass[j] * 1.44269504f : -INFINITY;
+        return threadIdx.x < SCORE_TILE && j < a.ck ? a.log_mass[at + j] * 1.44269504f : -INFINITY;
     };
     const auto fetch = [&](int it) { /* tile it of both passes; one group a tile, empty behind the last */
         if (it < 2 * tiles) {
@@ -2278,11 +2278,11 @@ static __global__ void __launch_bounds__(256, 2) score_share(score_args a)
     for (int c = 0; c < C; ++c) {
         /* columns behind the last row repeat it and get no weight */
         const int row = min(warp * 8 * C + c * 8 + (lane >> 2), u.count - 1);
-        const int64_t at = row_at(a.q, bh / a.heads, bh % a.heads, order[row]);
+        const int64_t token = row_at(a.q, (int)bh / a.heads, (int)bh % a.heads, order[row]);
 #pragma unroll
         for (int s = 0; s < STEPS / 2; ++s) {
             float x[8] = {0};
-            if (is_busy && 32 * s + 8 * t < a.dim) load8(x, a.q, at, 32 * s + 8 * t);
+            if (is_busy && 32 * s + 8 * t < a.dim) load8(x, a.q, token, 32 * s + 8 * t);
             b[c][2 * s][0] = pack2(x[0], x[1], T());
             b[c][2 * s][1] = pack2(x[2], x[3], T());
             b[c][2 * s + 1][0] = pack2(x[4], x[5], T());
@@ -2291,15 +2291,13 @@ static __global__ void __launch_bounds__(256, 2) score_share(score_args a)
         m[c][0] = m[c][1] = -3.0e38f; /* not -Inf: x - m must be -Inf, not NaN, for the x = -Inf of an empty cluster */
         l[c][0] = l[c][1] = 0.0f;
     }
-    /* share, or this unit's part of it */
-    const int is_whole = u.size == u.count;
-    float *out = is_whole ? a.share + (bh * a.cq + u.cluster) * a.ck : a.partial + (bh * a.units + unit) * a.ck;
-    const auto store = [&](int it) { /* the tile of pass 2 before this one */
+    const auto store = [&](int it) { /* tile it, of pass 2: the share, or this unit's part of it */
         const int j = (it - tiles) * SCORE_TILE + (int)threadIdx.x;
         float sum = 0.0f;
         if (threadIdx.x >= SCORE_TILE || j >= a.ck) return;
         for (int w = 0; w < 8; ++w) sum += column[((it & 1) * 8 + w) * SCORE_TILE + threadIdx.x];
-        out[j] = is_whole ? sum / (float)u.size : sum;
+        if (u.size == u.count) a.share[at + j] = sum / (float)u.size;
+        else a.partial[(int64_t)blockIdx.x * a.ck + j] = sum;
     };
 
     for (int it = 0; it < 2 * tiles; ++it) {
@@ -3982,11 +3980,12 @@ static inline int64_t kv_head_host(int64_t bh, int32_t heads, int32_t heads_kv)
 }
 
 /* ---- packing ----
-   One block of threads: 64 rows of K, of V, of the virtual keys or of their values, of one kv head. A row comes from
-   order[row] (a gather of whole rows: 256 bytes and more, full sectors) or from where it is, gets zeros up to the padded
-   head_dim, and goes out as T, 16 bytes a lane. T rows are copied bit for bit; others are rounded, after removal of the
-   mean where one is given. Bound by DRAM: 2 to 8 chunks of 16 bytes (f32: 32) are asked for per thread before the first
-   one is used, about 32 KB an SM at the 8 blocks that fit. No shared memory; 40 registers. */
+   One block of threads: 64 rows of K, of V, of the virtual keys or of their values, of one kv head.
+   A row comes from order[row] (a gather of whole rows: 256 bytes and more, full sectors) or from where it is, gets
+   zeros up to the padded head_dim, and goes out as T, 16 bytes a lane. T rows are copied bit for bit; others are
+   rounded, after removal of the mean where one is given. Bound by DRAM: 2 to 8 chunks of 16 bytes (f32: 32) are asked
+   for per thread before the first one is used, 48 KB under way in a multiprocessor at head_dim 128. No shared memory;
+   46 to 112 registers. */
 struct pack_job {
     tensor         from;
     const int32_t *order; /* [kv heads, tokens], NULL = identity */
@@ -4029,7 +4028,8 @@ template <class T> SVG2__DEVICE uint4 pack8(const float (&x)[8])
     return v;
 }
 
-template <class T, int DP> static __global__ void __launch_bounds__(PACK_THREADS) attention_pack(const __grid_constant__ pack_args a)
+template <class T, int DP>
+static __global__ void __launch_bounds__(PACK_THREADS) attention_pack(const __grid_constant__ pack_args a)
 {
     enum { CHUNKS = DP / 8, PER_THREAD = PACK_ROWS * CHUNKS / PACK_THREADS };
     static_assert(PER_THREAD * PACK_THREADS == PACK_ROWS * CHUNKS, "every thread has the same number of chunks");
@@ -4054,7 +4054,8 @@ template <class T, int DP> static __global__ void __launch_bounds__(PACK_THREADS
     if (job.from.dtype == dtype_of(T()) && job.from.is_vector) {
 #pragma unroll
         for (i = 0; i < PER_THREAD; ++i)
-            v[i] = at[i] < 0 ? make_uint4(0, 0, 0, 0) : *(const uint4 *)(const void *)((const uint16_t *)job.from.data + at[i]);
+            v[i] = at[i] < 0 ? make_uint4(0, 0, 0, 0)
+                             : *(const uint4 *)(const void *)((const uint16_t *)job.from.data + at[i]);
     } else if (job.from.dtype == dtype_of(T())) {
         for (i = 0; i < PER_THREAD; ++i) {
             uint16_t h[8] = {0, 0, 0, 0, 0, 0, 0, 0};
@@ -4068,7 +4069,8 @@ template <class T, int DP> static __global__ void __launch_bounds__(PACK_THREADS
         if (is_f32) { /* all loads before the first use */
 #pragma unroll
             for (i = 0; i < PER_THREAD; ++i) {
-                const float4 *p = (const float4 *)(const void *)((const float *)job.from.data + (at[i] < 0 ? 0 : at[i]));
+                const float4 *p =
+                    (const float4 *)(const void *)((const float *)job.from.data + (at[i] < 0 ? 0 : at[i]));
                 x0[i] = at[i] < 0 ? make_float4(0, 0, 0, 0) : p[0];
                 x1[i] = at[i] < 0 ? make_float4(0, 0, 0, 0) : p[1];
             }
@@ -4108,7 +4110,8 @@ struct plan_args {
     int32_t *cost;           /* [heads, query_blocks]: keys that the block sees; NULL = all alike */
     attention_item *item;    /* [heads, most]                                                      */
     int32_t *first_item;     /* [heads, query_blocks], unless NULL: items of a block are neighbours */
-    int32_t heads, heads_kv, tokens, query_blocks, key_blocks, tail_query_blocks, tail_key_blocks, rows, most, head_begin;
+    int32_t heads, heads_kv, tokens, query_blocks, key_blocks, tail_query_blocks, tail_key_blocks, rows, most,
+        head_begin;
     int64_t blocks; /* blocks: heads of the call * query_blocks */
 };
 
@@ -4133,8 +4136,8 @@ static __global__ void __launch_bounds__(COUNT_THREADS) attention_count(const __
     if (lane == 0) a.cost[at] = n;
 }
 
-/* Sum of x over the threads before this one, and over all of them. scan: one value a warp; it may be used again after the
-   next barrier. */
+/* Sum of x over the threads before this one, and over all of them. scan: one value a warp; it may be used again after
+   the next barrier. */
 template <int THREADS, class T> SVG2__DEVICE T scan_threads(T x, T *scan, T &total)
 {
     const int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
@@ -4153,15 +4156,15 @@ template <int THREADS, class T> SVG2__DEVICE T scan_threads(T x, T *scan, T &tot
     return before + sum - x;
 }
 
-/* One block of threads: the items of one head. Up to 1024 query blocks are sorted by falling cost (ties to the lower one) by
-   counting, for each, those that go before it: 1024 reads a thread, broadcast; 10 us at most, once a call and head, beside
-   milliseconds of attention. Items of one head follow each other, so that its keys and values stay in L2.
-   13 KB of shared memory; latency-bound. */
+/* One block of threads: the items of one head. Up to 1024 query blocks are sorted by falling cost (ties to the lower
+   one) by counting, for each, those that go before it: 1024 reads a thread, broadcast; 10 us at most, once a call and
+   head, beside milliseconds of attention. Items of one head follow each other, so that its keys and values stay in
+   L2. 12 KB of shared memory, 32 registers; latency-bound. */
 static __global__ void __launch_bounds__(PLAN_THREADS) attention_plan(const __grid_constant__ plan_args a)
 {
     SVG2_DYN_SMEM(attention_shared, 128);
-    int32_t *cost = (int32_t *)(void *)attention_shared, *block = cost + PLAN_BLOCKS, *items = block + PLAN_BLOCKS; /* items: +1 */
-    int32_t *scan = items + PLAN_BLOCKS + 4;
+    int32_t *cost = (int32_t *)(void *)attention_shared, *block = cost + PLAN_BLOCKS, *items = block + PLAN_BLOCKS;
+    int32_t *scan = items + PLAN_BLOCKS;
     const int tid = (int)threadIdx.x;
     const int64_t head = blockIdx.x, bh = a.head_begin + head;
     const int32_t *offset = a.query_offset ? a.query_offset + bh * ((int64_t)a.query_blocks + 1) : NULL;
@@ -4189,7 +4192,8 @@ static __global__ void __launch_bounds__(PLAN_THREADS) attention_plan(const __gr
             own[k] = i < n ? items[i] : 0;
             sum += own[k];
         }
-        sum = scan_threads<PLAN_THREADS>(sum, scan, total); /* its barrier also stands between the reads above and the writes below */
+        /* the scan's barrier also stands between the reads above and the writes below */
+        sum = scan_threads<PLAN_THREADS>(sum, scan, total);
         for (k = 0; k < PLAN_BLOCKS / PLAN_THREADS; ++k) {
             i = tid * (PLAN_BLOCKS / PLAN_THREADS) + k;
             if (i < n) {
@@ -4248,39 +4252,48 @@ struct attention_args {
     float scale2, sign;       /* |scale| * log2(e), not 0; the queries are multiplied by sign            */
 };
 
-/* Shared memory of a block, as byte offsets; the ring of tiles stands last. Of a list: 1 run = up to 4 neighbouring blocks. */
+/* Shared memory of a block, as byte offsets; the ring of tiles stands last. Of a list: 1 run = up to 4 neighbouring
+   blocks. */
 template <int DP> struct attention_smem {
     enum {
         ROWS = DP > 128 ? 64 : 128, /* of an item */
         KEYS = DP > 128 ? 32 : 64,  /* of a tile  */
         TILE = KEYS * DP * 2,
-        SCAN = 0,                                  /* u64 [4]                   */
-        INFO = 32,                                 /* i32 [SLOTS]  keys of a tile */
-        ITEM = 48,                                 /* attention_item            */
-        SOURCE = 64,                               /* key_source                */
-        STREAM = 128,                              /* tile_rows [2]             */
-        LIST = 176,                                /* key_list                  */
-        RUN_START = 192,                           /* i32 [LIST_BLOCKS]  row      */
-        RUN_FIRST = RUN_START + 4 * LIST_BLOCKS,   /* i32 [LIST_BLOCKS + 4]  its number among the item's keys */
-        HINT = RUN_FIRST + 4 * (LIST_BLOCKS + 4),  /* i32 [KEYS]                  */
-        ROW = HINT + 4 * KEYS,                     /* i32 [SLOTS][KEYS]           */
-        BIAS = ROW + 4 * SLOTS * KEYS,             /* f32 [SLOTS][KEYS]           */
-        TOKEN = BIAS + 4 * SLOTS * KEYS,           /* i32 [ROWS]                  */
-        SHIFT = TOKEN + 4 * ROWS,                  /* f32 [ROWS]                  */
-        EXACT = SHIFT + 4 * ROWS,                  /* f32 [2][ROWS]               */
+        SCAN = 0,                                     /* u64 [4] */
+        INFO = 32,                                    /* i32 [SLOTS], keys of a tile */
+        ITEM = 48,                                    /* attention_item */
+        SOURCE = 64,                                  /* key_source */
+        STREAM = 128,                                 /* tile_rows [2] */
+        LIST = 176,                                   /* key_list */
+        RUN_START = 192,                              /* i32 [LIST_BLOCKS], row */
+        RUN_FIRST = RUN_START + 4 * LIST_BLOCKS,      /* i32 [LIST_BLOCKS + 4], its number among the item's keys */
+        HINT = RUN_FIRST + 4 * (LIST_BLOCKS + 4),     /* i32 [KEYS] */
+        ROW = HINT + 4 * KEYS,                        /* i32 [SLOTS][KEYS] */
+        BIAS = ROW + 4 * SLOTS * KEYS,                /* f32 [SLOTS][KEYS] */
+        TOKEN = BIAS + 4 * SLOTS * KEYS,              /* i32 [ROWS] */
+        SHIFT = TOKEN + 4 * ROWS,                     /* f32 [ROWS] */
+        EXACT = SHIFT + 4 * ROWS,                     /* f32 [2][ROWS] */
         STATE = (EXACT + 8 * ROWS + 127) / 128 * 128, /* f32x4 [ROWS / 64][threads]: m, m, l, l */
         QUERY = STATE + 16 * ATTENTION_THREADS * (ROWS / 64), /* [ROWS] rows of QUERY_ROW bytes */
-        QUERY_ROW = DP * 2 + 16,                   /* 16 bytes further into the banks from row to row: unlike with tile_at, the
-                                                      matrices of a row lie at constant distances, which saves 3 registers */
-        RING = QUERY + ROWS * QUERY_ROW            /* tiles [stages][KEYS][DP]    */
+        /* 16 bytes further into the banks from row to row; the matrices of a row then lie at constant distances, unlike
+           with tile_at, which saves 3 registers */
+        QUERY_ROW = DP * 2 + 16,
+        RING = QUERY + ROWS * QUERY_ROW               /* tiles [stages][KEYS][DP] */
     };
 };
 
-/* Two blocks a multiprocessor, which have 228 KB (9.0, 10.0) or 164 KB (8.0), less 1 KB a block; one block where they have 100 KB. */
-static_assert(2 * (attention_smem<128>::RING + 4 * attention_smem<128>::TILE + 1024) <= 228 * 1024, "head_dim 128, 4 stages");
-static_assert(2 * (attention_smem<128>::RING + 2 * attention_smem<128>::TILE + 1024) <= 164 * 1024, "head_dim 128, 2 stages");
-static_assert(2 * (attention_smem<256>::RING + 4 * attention_smem<256>::TILE + 1024) <= 228 * 1024, "head_dim 256, 4 stages");
+/* Two blocks a multiprocessor, which have 228 KB (9.0, 10.0) or 164 KB (8.0), less 1 KB a block; one block where they
+   have 100 KB. */
+static_assert(2 * (attention_smem<128>::RING + 4 * attention_smem<128>::TILE + 1024) <= 228 * 1024,
+              "head_dim 128, 4 stages");
+static_assert(2 * (attention_smem<128>::RING + 2 * attention_smem<128>::TILE + 1024) <= 164 * 1024,
+              "head_dim 128, 2 stages");
+static_assert(2 * (attention_smem<256>::RING + 4 * attention_smem<256>::TILE + 1024) <= 228 * 1024,
+              "head_dim 256, 4 stages");
 static_assert(attention_smem<128>::RING + 3 * attention_smem<128>::TILE + 1024 <= 100 * 1024, "head_dim 128, 3 stages");
+static_assert(attention_smem<64>::RING % 128 == 0 && attention_smem<96>::RING % 128 == 0
+                  && attention_smem<128>::RING % 128 == 0 && attention_smem<256>::RING % 128 == 0,
+              "a tile begins at bank 0");
 
 static size_t attention_smem_bytes(int32_t padded, int32_t stages)
 {
@@ -4291,6 +4304,9 @@ static size_t attention_smem_bytes(int32_t padded, int32_t stages)
     default: return (size_t)attention_smem<256>::RING + (size_t)(stages * attention_smem<256>::TILE);
     }
 }
+
+/* An array of a layout in shared memory. */
+template <class X> SVG2__DEVICE X *shared_at(unsigned char *smem, int offset) { return (X *)(void *)(smem + offset); }
 
 /* Where the keys of an item come from. */
 struct key_source {
@@ -4331,10 +4347,10 @@ struct key_list {
 template <int DP> SVG2__DEVICE void next_list(const key_source &s, unsigned char *smem)
 {
     typedef attention_smem<DP> L;
-    int32_t *run_start = (int32_t *)(void *)(smem + L::RUN_START), *run_first = (int32_t *)(void *)(smem + L::RUN_FIRST);
-    key_list *list = (key_list *)(void *)(smem + L::LIST);
+    int32_t *run_start = shared_at<int32_t>(smem, L::RUN_START), *run_first = shared_at<int32_t>(smem, L::RUN_FIRST);
+    key_list *list = shared_at<key_list>(smem, L::LIST);
     unsigned long long own = 0, total; /* runs << 32 | keys */
-    const key_list old = *list; /* read before the scan's barrier, which parts it, and searches of the old list, from the new one */
+    const key_list old = *list; /* the scan's barrier parts this, and searches of the old list, from the new one */
     const int tid = (int)threadIdx.x, begin = old.next_block + tid * (LIST_BLOCKS / ATTENTION_THREADS);
     int i, first, after = -1;
     for (i = begin; i < begin + LIST_BLOCKS / ATTENTION_THREADS && i < s.blocks; ++i) {
@@ -4343,7 +4359,8 @@ template <int DP> SVG2__DEVICE void next_list(const key_source &s, unsigned char
         own += (unsigned long long)rows + (first == after ? 0 : 1ull << 32);
         after = first + rows;
     }
-    const unsigned long long before = scan_threads<ATTENTION_THREADS>(own, (unsigned long long *)(void *)(smem + L::SCAN), total);
+    const unsigned long long before =
+        scan_threads<ATTENTION_THREADS>(own, shared_at<unsigned long long>(smem, L::SCAN), total);
     int run = (int)(before >> 32) - 1, key = old.end + (int)(before & 0xffffffffu);
     after = -1;
     for (i = begin; i < begin + LIST_BLOCKS / ATTENTION_THREADS && i < s.blocks; ++i) {
@@ -4357,7 +4374,7 @@ template <int DP> SVG2__DEVICE void next_list(const key_source &s, unsigned char
         key += rows;
         after = first + rows;
     }
-    if (tid < L::KEYS) ((int32_t *)(void *)(smem + L::HINT))[tid] = 0;
+    if (tid < L::KEYS) shared_at<int32_t>(smem, L::HINT)[tid] = 0;
     if (tid == 0) {
         list->end = run_first[total >> 32] = old.end + (int)(total & 0xffffffffu);
         list->next_block = old.next_block + LIST_BLOCKS;
@@ -4371,10 +4388,10 @@ template <int DP> SVG2__DEVICE void find_rows(const key_source &s, unsigned char
 {
     typedef attention_smem<DP> L;
     const int tid = svg2__fresh((int)threadIdx.x), slot = tile & (SLOTS - 1), key = tile * L::KEYS + tid;
-    const key_list *list = (const key_list *)(const void *)(smem + L::LIST);
-    const int32_t *run_start = (const int32_t *)(const void *)(smem + L::RUN_START);
-    const int32_t *run_first = (const int32_t *)(const void *)(smem + L::RUN_FIRST);
-    int32_t *hint = (int32_t *)(void *)(smem + L::HINT) + tid; /* the run of the last key that this thread looked for */
+    const key_list *list = shared_at<key_list>(smem, L::LIST);
+    const int32_t *run_start = shared_at<int32_t>(smem, L::RUN_START);
+    const int32_t *run_first = shared_at<int32_t>(smem, L::RUN_FIRST);
+    int32_t *hint = shared_at<int32_t>(smem, L::HINT) + tid; /* the run of the last key that this thread looked for */
     int filled = 0, row = -1;
     for (;;) {
         const int end = min(list->end - tile * L::KEYS, (int)L::KEYS);
@@ -4397,18 +4414,19 @@ template <int DP> SVG2__DEVICE void find_rows(const key_source &s, unsigned char
         next_list<DP>(s, smem);
     }
     if (tid < L::KEYS) {
-        ((int32_t *)(void *)(smem + L::ROW))[slot * L::KEYS + tid] = row;
+        shared_at<int32_t>(smem, L::ROW)[slot * L::KEYS + tid] = row;
         if (s.is_tail)
-            ((float *)(void *)(smem + L::BIAS))[slot * L::KEYS + tid] =
+            shared_at<float>(smem, L::BIAS)[slot * L::KEYS + tid] =
                 row < 0 ? 0.0f
                 : s.log_mass ? s.log_mass[row] * 1.44269504f : log2f((float)(s.offset[row + 1] - s.offset[row]));
     }
-    if (tid == 0) ((int32_t *)(void *)(smem + L::INFO))[slot] = filled;
+    if (tid == 0) shared_at<int32_t>(smem, L::INFO)[slot] = filled;
 }
 
 /* Copies of the rows of a tile into the ring, 16 bytes each. 8 lanes (4 where rows are no multiple of 128 bytes) take a
    row, so that a thread needs few row numbers and a request of a warp is 4 full lines. */
-template <class T, int DP> SVG2__DEVICE void load_tile(const T *rows, int64_t stride, int chunks, const int32_t *row, uint32_t tile)
+template <class T, int DP>
+SVG2__DEVICE void load_tile(const T *rows, int64_t stride, int chunks, const int32_t *row, uint32_t tile)
 {
     enum { LANES = DP % 64 == 0 ? 8 : 4, STEP = ATTENTION_THREADS / LANES };
     const int tid = svg2__fresh((int)threadIdx.x), c = tid % LANES;
@@ -4424,16 +4442,16 @@ template <class T, int DP> SVG2__DEVICE void load_tile(const T *rows, int64_t st
     }
 }
 
-/* Asks for number `half` of the tiles K0 V0 K1 V1 ..., if there is one, into that place of the ring; one group of copies either
-   way. What is needed once a tile stands in shared memory, not in registers. */
+/* Asks for number `half` of the tiles K0 V0 K1 V1 ..., if there is one, into that place of the ring; one group of
+   copies either way. What is needed once a tile stands in shared memory, not in registers. */
 template <class T, int DP> SVG2__DEVICE void load_half(int half, int place, unsigned char *smem, uint32_t ring)
 {
     typedef attention_smem<DP> L;
     const int slot = half / 2 % SLOTS;
-    if (((const int32_t *)(const void *)(smem + L::INFO))[slot] > 0) {
-        const tile_rows from = ((const tile_rows *)(const void *)(smem + L::STREAM))[half % 2];
-        load_tile<T, DP>((const T *)from.data, from.stride, from.chunks, (const int32_t *)(const void *)(smem + L::ROW) + slot * L::KEYS,
-                         ring + (uint32_t)(place * L::TILE));
+    if (shared_at<int32_t>(smem, L::INFO)[slot] > 0) {
+        const tile_rows from = shared_at<tile_rows>(smem, L::STREAM)[half % 2];
+        load_tile<T, DP>((const T *)from.data, from.stride, from.chunks,
+                         shared_at<int32_t>(smem, L::ROW) + slot * L::KEYS, ring + (uint32_t)(place * L::TILE));
     }
     svg2__cp_async_commit();
 }
@@ -4445,8 +4463,8 @@ template <class T> SVG2__DEVICE const T *operand_head(const operand &o, int32_t 
 
 /* Rows of the item into the query tile; rows behind the last one, and dimensions behind head_dim, are 0. */
 template <class T, int DP, int ROWS>
-SVG2__DEVICE void load_queries(const tensor &q, const int32_t *order, int64_t batch, int64_t head, int first, int count, int dim,
-                               float sign, unsigned char *tile)
+SVG2__DEVICE void load_queries(const tensor &q, const int32_t *order, int64_t batch, int64_t head, int first, int count,
+                               int dim, float sign, unsigned char *tile)
 {
     const bool is_copy = q.dtype == dtype_of(T()) && q.is_vector && sign > 0.0f;
     if (is_copy) {
@@ -4455,7 +4473,8 @@ SVG2__DEVICE void load_queries(const tensor &q, const int32_t *order, int64_t ba
             const int r = i / (DP / 8), c = i % (DP / 8);
             const bool is_there = r < count && c * 8 < dim;
             const int64_t at = is_there ? row_at(q, batch, head, order ? order[first + r] : first + r) + c * 8 : 0;
-            svg2__cp_async16(svg2__smem(tile + r * attention_smem<DP>::QUERY_ROW + c * 16), (const T *)q.data + at, is_there ? 16 : 0);
+            svg2__cp_async16(svg2__smem(tile + r * attention_smem<DP>::QUERY_ROW + c * 16), (const T *)q.data + at,
+                             is_there ? 16 : 0);
         }
         return;
     }
@@ -4463,15 +4482,17 @@ SVG2__DEVICE void load_queries(const tensor &q, const int32_t *order, int64_t ba
     for (int i = (int)threadIdx.x; i < ROWS * (DP / 8); i += ATTENTION_THREADS) {
         const int r = i / (DP / 8), c = i % (DP / 8);
         float x[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-        if (r < count && c * 8 < dim) load8(x, q, row_at(q, batch, head, order ? order[first + r] : first + r) + c * 8, 0);
+        if (r < count && c * 8 < dim)
+            load8(x, q, row_at(q, batch, head, order ? order[first + r] : first + r) + c * 8, 0);
         for (int n = 0; n < 8; ++n) x[n] *= sign;
         *(uint4 *)(void *)(tile + r * attention_smem<DP>::QUERY_ROW + c * 16) = pack8<T>(x);
     }
 }
 
-/* scale * log2(e) * q.key_mean of one row: what its logits lack where the keys lack their mean. Of the rounded query where
-   the product with the keys has it, too. */
-template <class T> SVG2__DEVICE float mean_logit(const tensor &q, int64_t row, int dim, const float *mean, bool is_rounded)
+/* q.key_mean of one row: what its logits lack where the keys lack their mean. Of the rounded query where the product
+   with the keys has it, too. */
+template <class T>
+SVG2__DEVICE float mean_logit(const tensor &q, int64_t row, int dim, const float *mean, bool is_rounded)
 {
     float sum = 0.0f, x[8];
 #pragma unroll 1
@@ -4482,9 +4503,9 @@ template <class T> SVG2__DEVICE float mean_logit(const tensor &q, int64_t row, i
     return sum;
 }
 
-/* Chunk 2*e + (the lane's 0 or 1) of the row that a lane addresses, given the address of the lane's chunk 0 or 1: what
-   tile_at gives, as an exclusive or of a constant. It is made from an address that changes from tile to tile, so that it takes
-   one instruction where it is used and not a register all the time. */
+/* Chunk 2*e + (the lane's 0 or 1) of the row that a lane addresses, given the address of the lane's chunk 0 or 1:
+   what tile_at gives, as an exclusive or of a constant. It is made from an address that changes from tile to tile, so
+   that it takes one instruction where it is used and not a register all the time. */
 template <int DP> SVG2__DEVICE uint32_t tile_step(uint32_t lane_chunk, int e)
 {
     if (DP % 64 == 0) return (lane_chunk ^ (uint32_t)((e & 3) << 5)) + (uint32_t)(e / 4 * 128);
@@ -4492,12 +4513,15 @@ template <int DP> SVG2__DEVICE uint32_t tile_step(uint32_t lane_chunk, int e)
 }
 
 /* s (16*MT rows of the warp x KEYS) = Q K^T; q, k: tiles in shared memory */
-template <class T, int DP, int MT, int KEYS> SVG2__DEVICE void logits(float (&s)[MT][KEYS / 8][4], uint32_t q, uint32_t k)
+template <class T, int DP, int MT, int KEYS>
+SVG2__DEVICE void logits(float (&s)[MT][KEYS / 8][4], uint32_t q, uint32_t k)
 {
     enum { ROW = attention_smem<DP>::QUERY_ROW };
     const int tid = svg2__fresh((int)threadIdx.x), lane = tid % WARP;
-    q += (uint32_t)((tid / WARP * 16 * MT + lane % 16) * ROW + lane / 16 * 16); /* rows 0-7, 8-15, their next 8 dimensions */
-    k += tile_at<DP>(lane % 8 + lane / 16 * 8, lane / 8 % 2); /* keys 0-7, their next 8 dimensions, both of keys 8-15 */
+    /* The four matrices: rows 0-7, rows 8-15, both of the next 8 dimensions; keys 0-7, their next 8 dimensions, both
+       of keys 8-15. */
+    q += (uint32_t)((tid / WARP * 16 * MT + lane % 16) * ROW + lane / 16 * 16);
+    k += tile_at<DP>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
     for (int m = 0; m < MT; ++m)
 #pragma unroll
@@ -4598,15 +4622,16 @@ SVG2__DEVICE item_head head_of(const attention_args &a, const attention_item &it
 template <class T, int DP> SVG2__DEVICE void begin_phase(const attention_args &a, unsigned char *smem, bool is_tail)
 {
     typedef attention_smem<DP> L;
-    const attention_item item = *(const attention_item *)(const void *)(smem + L::ITEM);
+    const attention_item item = *shared_at<attention_item>(smem, L::ITEM);
     const item_head x = head_of(a, item);
     const operand &key = is_tail ? a.virtual_key : a.key, &value = is_tail ? a.virtual_value : a.value;
-    key_source *source = (key_source *)(void *)(smem + L::SOURCE);
-    tile_rows *stream = (tile_rows *)(void *)(smem + L::STREAM);
-    key_list *list = (key_list *)(void *)(smem + L::LIST);
+    key_source *source = shared_at<key_source>(smem, L::SOURCE);
+    tile_rows *stream = shared_at<tile_rows>(smem, L::STREAM);
+    key_list *list = shared_at<key_list>(smem, L::LIST);
     source->map = a.map ? a.map + (x.bh * a.query_blocks + item.block) * a.key_blocks : NULL;
     source->offset = a.key_offset ? a.key_offset + x.kv * ((int64_t)a.key_blocks + 1) : NULL;
-    source->log_mass = a.log_mass && is_tail ? a.log_mass + (x.bh * a.tail_query_blocks + item.block) * a.tail_key_blocks : NULL;
+    source->log_mass =
+        a.log_mass && is_tail ? a.log_mass + (x.bh * a.tail_query_blocks + item.block) * a.tail_key_blocks : NULL;
     source->blocks = is_tail ? a.tail_key_blocks : a.map ? a.key_blocks : 1;
     source->last = a.key_blocks;
     source->tokens = a.tokens_kv;
@@ -4625,17 +4650,18 @@ template <class T, int DP, int ROWS> SVG2__DEVICE void begin_rows(const attentio
 {
     typedef attention_smem<DP> L;
     const int tid = (int)threadIdx.x;
-    const attention_item item = *(const attention_item *)(const void *)(smem + L::ITEM);
+    const attention_item item = *shared_at<attention_item>(smem, L::ITEM);
     const item_head x = head_of(a, item);
     const int32_t *order = a.query_order ? a.query_order + x.bh * a.tokens : NULL;
     load_queries<T, DP, ROWS>(a.q, order, x.batch, x.head, item.first, item.count, a.dim, a.sign, smem + L::QUERY);
     svg2__cp_async_commit();
     if (tid < item.count) {
         const int token = order ? order[item.first + tid] : item.first + tid;
-        ((int32_t *)(void *)(smem + L::TOKEN))[tid] = token;
+        shared_at<int32_t>(smem, L::TOKEN)[tid] = token;
         if (a.key_mean && (a.is_relative ? a.lse != NULL : item.block < a.tail_query_blocks))
-            ((float *)(void *)(smem + L::SHIFT))[tid] =
-                a.sign * a.scale2 * mean_logit<T>(a.q, row_at(a.q, x.batch, x.head, token), a.dim, a.key_mean + x.kv * a.dim, !a.is_relative);
+            shared_at<float>(smem, L::SHIFT)[tid] = a.sign * a.scale2 *
+                                                    mean_logit<T>(a.q, row_at(a.q, x.batch, x.head, token), a.dim,
+                                                                  a.key_mean + x.kv * a.dim, !a.is_relative);
     }
 }
 
@@ -4644,17 +4670,17 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
 {
     typedef attention_smem<DP> L;
     enum { KEYS = L::KEYS, ROWS = 64 * MT };
-    const int32_t *info = (const int32_t *)(const void *)(smem + L::INFO);
-    const attention_item &item = *(const attention_item *)(const void *)(smem + L::ITEM);
-    const float *shift = (const float *)(const void *)(smem + L::SHIFT);
-    float *exact = (float *)(void *)(smem + L::EXACT);
+    const int32_t *info = shared_at<int32_t>(smem, L::INFO);
+    const attention_item &item = *shared_at<attention_item>(smem, L::ITEM);
+    const float *shift = shared_at<float>(smem, L::SHIFT);
+    float *exact = shared_at<float>(smem, L::EXACT);
     const uint32_t ring = svg2__smem(smem + L::RING);
     const int stages = a.stages, ahead = stages > 2 ? 2 : 1;
-    const key_source &source = *(const key_source *)(const void *)(smem + L::SOURCE);
+    const key_source &source = *shared_at<key_source>(smem, L::SOURCE);
     bool had_tail;
-    /* Running maximum m and this lane's part of the sum l, of rows g and g + 8: the registers are taken by o and s, and they are
-       touched once a tile. */
-    float4 *const state = (float4 *)(void *)(smem + L::STATE);
+    /* Running maximum m and this lane's part of the sum l, of rows g and g + 8: the registers are taken by o and s,
+       and they are touched once a tile. */
+    float4 *const state = shared_at<float4>(smem, L::STATE);
     float o[MT][DP / 8][4];
     int i, h, n, e;
 
@@ -4670,8 +4696,8 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
     /* First the exact keys, then the virtual ones.
 
        A tile of keys is two half steps: A computes P from its K, B adds P V. Tiles K0 V0 K1 V1 ... go round a ring of
-       `stages` places; half step j loads tile j + stages - 1 into the place that half step j - 1 has just left. Row numbers of
-       tile i + ahead are found in A of tile i. */
+       `stages` places; half step j loads tile j + stages - 1 into the place that half step j - 1 has just left. Row
+       numbers of tile i + ahead are found in A of tile i. */
 #pragma unroll 1
     for (;;) {
         __syncthreads(); /* source, stream and list are there */
@@ -4689,8 +4715,8 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
             if (keys == 0) break;
             const float factor = source.is_tail ? 1.0f : a.scale2;
             uint32_t p[KEYS / 16][MT][4];
-            if (!SVG2__FAULT(66)) wait_for_tile(stages); /* the copies of this thread into K (and at first Q) have landed */
-            if (!SVG2__FAULT(67)) __syncthreads(); /* so have those of all others; and nobody reads V of the tile before */
+            if (!SVG2__FAULT(66)) wait_for_tile(stages); /* this thread's copies into K (and at first Q) have landed */
+            if (!SVG2__FAULT(67)) __syncthreads(); /* those of all others, too; nobody reads V of the tile before */
             load_half<T, DP>(2 * tile + stages - 1, now == 0 ? stages - 1 : now - 1, smem, ring);
             /* Warps behind the last row only load and wait. */
             if ((int)threadIdx.x / WARP * 16 * MT < item.count) {
@@ -4698,7 +4724,7 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
                 logits<T, DP, MT, KEYS>(s, svg2__smem(smem + L::QUERY), ring + (uint32_t)(now * L::TILE));
                 if (source.is_tail) {
                     const int t = svg2__fresh((int)threadIdx.x), quad = t % 4;
-                    const float *bias = (const float *)(const void *)(smem + L::BIAS) + (tile & (SLOTS - 1)) * KEYS + 2 * quad;
+                    const float *bias = shared_at<float>(smem, L::BIAS) + (tile & (SLOTS - 1)) * KEYS + 2 * quad;
 #pragma unroll
                     for (i = 0; i < MT; ++i)
 #pragma unroll
@@ -4732,10 +4758,12 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
                     for (h = 0; h < 2; ++h) {
                         top[h] = -INFINITY;
 #pragma unroll
-                        for (n = 0; n < KEYS / 8; ++n) top[h] = fmaxf(top[h], fmaxf(s[i][n][2 * h], s[i][n][2 * h + 1]));
+                        for (n = 0; n < KEYS / 8; ++n)
+                            top[h] = fmaxf(top[h], fmaxf(s[i][n][2 * h], s[i][n][2 * h + 1]));
                         top[h] = fmaxf(m[h], quad_max(top[h]) * factor);
                         after[h] = top[h];
-                        if (top[h] == -INFINITY) top[h] = 0.0f; /* nothing but -Inf so far: keep exp2 away from Inf - Inf */
+                        if (top[h] == -INFINITY)
+                            top[h] = 0.0f; /* nothing but -Inf so far: keep exp2 away from Inf - Inf */
                         alpha[h] = svg2__exp2(m[h] - top[h]);
                     }
                     /* after the first tiles a maximum seldom rises */
@@ -4766,8 +4794,8 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
             }
             now = now + 1 == stages ? 0 : now + 1;
 
-            if (!SVG2__FAULT(68)) wait_for_tile(stages); /* the copies of this thread into V have landed */
-            if (!SVG2__FAULT(69)) __syncthreads(); /* so have those of all others, the row numbers are there; nobody reads K */
+            if (!SVG2__FAULT(68)) wait_for_tile(stages); /* this thread's copies into V have landed */
+            if (!SVG2__FAULT(69)) __syncthreads(); /* those of all others, too; row numbers are there; nobody reads K */
             load_half<T, DP>(2 * tile + stages, now == 0 ? stages - 1 : now - 1, smem, ring);
             if ((int)threadIdx.x / WARP * 16 * MT < item.count) {
                 const uint32_t v = value_lane<DP>(ring + (uint32_t)(now * L::TILE));
@@ -4784,14 +4812,16 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
                 const int t = svg2__fresh((int)threadIdx.x), r = t / WARP * 16 * MT + 16 * i + t % WARP / 4;
                 const float4 x = state[i * ATTENTION_THREADS + t];
                 const float sum[2] = {quad_sum(x.z), quad_sum(x.w)};
-                if (t % 4 == 0) exact[r] = sum[0], exact[L::ROWS + r] = x.x, exact[r + 8] = sum[1], exact[L::ROWS + r + 8] = x.y;
+                if (t % 4 == 0)
+                    exact[r] = sum[0], exact[L::ROWS + r] = x.x, exact[r + 8] = sum[1], exact[L::ROWS + r + 8] = x.y;
             }
         }
-        if (!SVG2__FAULT(73)) __syncthreads(); /* source, stream and list of the exact keys are not read any more */
+        if (!SVG2__FAULT(73)) __syncthreads(); /* nobody reads source, stream and list of the exact keys any more */
         if (threadIdx.x == 0) begin_phase<T, DP>(a, smem, true);
     }
     svg2__cp_async_wait<0>(); /* where there was no tile, the queries may still be under way */
-    const int t = svg2__fresh((int)threadIdx.x), lane = t % WARP, quad = lane % 4, first_row = t / WARP * 16 * MT + lane / 4;
+    const int t = svg2__fresh((int)threadIdx.x), lane = t % WARP, quad = lane % 4,
+              first_row = t / WARP * 16 * MT + lane / 4;
 
     /* out = o / l, and with a first order out += (tail's part of l) * scale * A^T q */
     float m[MT][2], l[MT][2], inverse[MT][2], weight[MT][2];
@@ -4814,7 +4844,8 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
 #pragma unroll
             for (h = 0; h < 2; ++h) {
                 const int r = first_row + 16 * i + 8 * h;
-                const float part = exact[r] == 0.0f ? 0.0f : exact[r] * svg2__exp2(exact[L::ROWS + r] - m[i][h]) * inverse[i][h];
+                const float part =
+                    exact[r] == 0.0f ? 0.0f : exact[r] * svg2__exp2(exact[L::ROWS + r] - m[i][h]) * inverse[i][h];
                 weight[i][h] = fmaxf(1.0f - part, 0.0f) * a.scale2 * 0.693147181f;
 #pragma unroll
                 for (n = 0; n < DP / 8; ++n) {
@@ -4823,7 +4854,8 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
                 }
                 inverse[i][h] = 1.0f;
             }
-        /* The matrix in strips of KEYS rows (of the key's dimensions); bf16 whatever T is: its range holds any covariance. */
+        /* The matrix in strips of KEYS rows (of the key's dimensions); bf16 whatever T is: its range holds any
+           covariance. */
 #pragma unroll 1
         for (int strip = 0; strip < DP; strip += KEYS) {
             if (!SVG2__FAULT(70)) __syncthreads(); /* nobody reads this place of the ring any more */
@@ -4835,7 +4867,8 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
                     const float *p = matrix + (int64_t)(strip + r) * a.dim + c * 8;
                     if (a.is_matrix_vector) {
                         const float4 x0 = *(const float4 *)(const void *)p, x1 = *(const float4 *)(const void *)(p + 4);
-                        x[0] = x0.x, x[1] = x0.y, x[2] = x0.z, x[3] = x0.w, x[4] = x1.x, x[5] = x1.y, x[6] = x1.z, x[7] = x1.w;
+                        x[0] = x0.x, x[1] = x0.y, x[2] = x0.z, x[3] = x0.w, x[4] = x1.x, x[5] = x1.y, x[6] = x1.z,
+                        x[7] = x1.w;
                     } else {
                         for (n = 0; n < 8; ++n) x[n] = p[n];
                     }
@@ -4865,8 +4898,9 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
     }
 
     const item_head x = head_of(a, item);
-    const int32_t *token = (const int32_t *)(const void *)(smem + L::TOKEN);
-    /* f32: 8 bytes a lane are whole sectors of 32 a quad. 16-bit: the quad trades registers so that a lane has 8 columns. */
+    const int32_t *token = shared_at<int32_t>(smem, L::TOKEN);
+    /* f32: 8 bytes a lane are whole sectors of 32 a quad. 16-bit: the quad trades registers so that a lane has 8
+       columns. */
 #pragma unroll
     for (i = 0; i < MT; ++i)
 #pragma unroll
@@ -4891,7 +4925,8 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
                     uint32_t word[4];
 #pragma unroll
                     for (e = 0; e < 4; ++e) {
-                        const float lo = o[i][n + e][2 * h] * inverse[i][h], hi = o[i][n + e][2 * h + 1] * inverse[i][h];
+                        const float lo = o[i][n + e][2 * h] * inverse[i][h],
+                                    hi = o[i][n + e][2 * h + 1] * inverse[i][h];
                         word[e] = a.out.dtype == SVG2_F16 ? pack2(lo, hi, __half()) : pack2(lo, hi, __nv_bfloat16());
                     }
                     quad_transpose(word);
@@ -4910,13 +4945,51 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
         }
 }
 
+/* One block of 128 threads: one item, that is up to 128 rows of one query block (64 where head_dim > 128) against all
+   keys that the query block sees, FlashAttention-2's way:
+
+       keys of the selected blocks, one after the other            virtual keys of the others (tail)
+       K0 V0 | K1 V1 | K2 V2 | ...                  | Kn Vn 0 0 |  C0 W0 | ... | Cm Wm 0 |      A (order 1)
+       64 keys (32 where head_dim > 128), across the borders of blocks; only the last one is masked
+
+       Q  128 x D in shared memory, read by ldmatrix at every tile         warp w: rows 32w .. 32w+31, or 16 of 64
+       S  = Q K^T                       32 x 64 a warp, f32 registers      mma m16n8k16
+       P  = exp2(scale2 S - m), T       its C fragment is the A fragment of the next product
+       O += P V                         32 x D a warp, f32 registers
+       m, l in shared memory: a float4 per thread and tile of 16 rows, touched once a key tile
+
+   No padding of key blocks and no list of tokens: a list of the runs of selected blocks (512 blocks at a time, made
+   by a scan) stands in shared memory, and the 64 row numbers of a tile are looked up in it one to two tiles ahead. V
+   rows behind the last key are zeros, not what lies there: 0 * NaN is NaN. K and V tiles go round a ring of 2, 3 or 4
+   places, filled by cp.async; which of the three is the host's choice (attention_stages) and changes no bit of the
+   result.
+
+   head_dim   shared memory, bytes         registers     blocks and stages a multiprocessor
+   up to        2 / 3 / 4 stages           8.0 / 9.0     8.0: 164 KB   8.6, 8.9, 12.0: 100 KB   9.0, 10.0: 228 KB
+       64     47,616 / 55,808 / 64,000     @64@      2 of 4        2 of 2                   2 of 4
+       96     64,000 / 76,288 / 88,576     @96@      2 of 3        1 of 4                   2 of 4
+      128     80,384 / 96,768 / 113,152    @128@      2 of 2        1 of 3                   2 of 4
+      256     75,136 / 91,520 / 107,904    @256@      2 of 2        1 of 3                   2 of 4
+
+   Limiter, by counting at head_dim 128 (a tile of 64 keys, 128 rows): 1,024 products m16n8k16 take the tensor cores of
+   an 8.0 2,048 cycles, those of an 8.6, 8.9 or 12.0 twice to four times as many; 320 ldmatrix.x4 and the copies move
+   192 KB through shared memory, 1,536 cycles; 8,192 exp2 take 512. So the tensor cores limit there, while on 9.0, where
+   they need half the cycles, shared memory does: wgmma, which reads its operands once for the 64 rows of four warps,
+   would be the remedy. 32 rows a warp, not 16 (8 warps), halve the reads of K and V. The two blocks of a multiprocessor
+   cover each other's softmax.
+
+   Executed beyond what is useful: rows in steps of 32 a warp (a warp without rows only loads), 5.4 % with 400 query
+   blocks in 118,800 tokens, where items of 128 rows alone would be 21 %; half a tile of keys an item, 0.3 % of the
+   11,880 keys of 10 % density. The tail then adds a virtual key for each of 900 blocks, 7.6 %, and the matrix as much
+   as one tile, 0.5 %. */
 template <class T, int DP>
-static __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_forward(const __grid_constant__ attention_args a)
+static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
+    attention_forward(const __grid_constant__ attention_args a)
 {
     SVG2_DYN_SMEM(attention_shared, 128);
     const attention_item item = a.item[blockIdx.x];
     if (item.count == 0) return; /* the whole block */
-    if (threadIdx.x == 0) *(attention_item *)(void *)(attention_shared + attention_smem<DP>::ITEM) = item;
+    if (threadIdx.x == 0) *shared_at<attention_item>(attention_shared, attention_smem<DP>::ITEM) = item;
     __syncthreads(); /* the item is there */
     if (DP <= 128 && item.count > 64) attend_rows<T, DP, DP <= 128 ? 2 : 1>(a, attention_shared);
     else attend_rows<T, DP, 1>(a, attention_shared);
@@ -4925,21 +4998,24 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_forward
 /* ---- merging ----
    One warp a row; the weights in f64, as on the CPU. Bound by DRAM: 12 bytes an element. */
 template <int VECTOR>
-static __global__ void __launch_bounds__(MERGE_THREADS) attention_merge(const float *out_a, const float *lse_a, const float *out_b,
-                                                                       const float *lse_b, float *out, float *lse, int64_t rows, int32_t dim)
+static __global__ void __launch_bounds__(MERGE_THREADS)
+    attention_merge(const float *out_a, const float *lse_a, const float *out_b, const float *lse_b, float *out,
+                    float *lse, int64_t rows, int32_t dim)
 {
     const int lane = (int)threadIdx.x % WARP;
     const int64_t warps = (int64_t)gridDim.x * (MERGE_THREADS / WARP);
     for (int64_t r = (int64_t)blockIdx.x * (MERGE_THREADS / WARP) + threadIdx.x / WARP; r < rows; r += warps) {
         const float a = lse_a[r], b = lse_b[r], top = a > b ? a : b;
         /* weights relative to the larger side; an empty side weighs 0 even when both are empty (-Inf - -Inf is NaN) */
-        const double wa = a == -INFINITY ? 0.0 : exp((double)a - (double)top), wb = b == -INFINITY ? 0.0 : exp((double)b - (double)top);
+        const double wa = a == -INFINITY ? 0.0 : exp((double)a - (double)top),
+                     wb = b == -INFINITY ? 0.0 : exp((double)b - (double)top);
         const double sum = wa + wb, fa = sum == 0.0 ? 0.0 : wa / sum, fb = sum == 0.0 ? 0.0 : wb / sum;
         const float joined = sum == 0.0 ? -INFINITY : (float)((double)top + log(sum));
         for (int e = lane * VECTOR; e < dim; e += WARP * VECTOR) {
             float x[VECTOR], y[VECTOR];
             if (VECTOR == 4) {
-                const float4 p = *(const float4 *)(const void *)(out_a + r * dim + e), q = *(const float4 *)(const void *)(out_b + r * dim + e);
+                const float4 p = *(const float4 *)(const void *)(out_a + r * dim + e),
+                             q = *(const float4 *)(const void *)(out_b + r * dim + e);
                 memcpy(x, &p, 16);
                 memcpy(y, &q, 16);
             } else {
@@ -4977,15 +5053,18 @@ static size_t attention_carve(const svg2_attention_desc *d, bool is_mass, void *
     a.base = (char *)base;
     a.used = 0;
     memset(&w, 0, sizeof w);
-    const int64_t heads = d->head_count ? d->head_count : (int64_t)d->batch * d->heads, kv_all = (int64_t)d->batch * d->heads_kv;
+    const int64_t heads = d->head_count ? d->head_count : (int64_t)d->batch * d->heads,
+                  kv_all = (int64_t)d->batch * d->heads_kv;
     w.query_blocks = d->query_blocks ? d->query_blocks : 1;
     w.key_blocks = d->key_blocks ? d->key_blocks : 1;
     w.padded = padded_dim(d->head_dim);
     w.rows = item_rows(w.padded);
     const int64_t kv_count = heads < kv_all ? heads : kv_all; /* that these heads can need */
     const int64_t most = (int64_t)d->tokens / w.rows + w.query_blocks;
-    const size_t items = count_of(heads, most), packs = count_of(kv_count, ((int64_t)d->tokens_kv + PACK_ROWS - 1) / PACK_ROWS);
-    if (items > 0x7fffffff || packs > 0x3fffffff || count_of(heads, w.query_blocks) > 0x7fffffff) return SIZE_MAX; /* grids */
+    const size_t items = count_of(heads, most),
+                 packs = count_of(kv_count, ((int64_t)d->tokens_kv + PACK_ROWS - 1) / PACK_ROWS);
+    if (items > 0x7fffffff || packs > 0x3fffffff || count_of(heads, w.query_blocks) > 0x7fffffff)
+        return SIZE_MAX; /* grids */
     w.heads = (int32_t)heads;
     w.kv_count = (int32_t)kv_count;
     w.most = (int32_t)most;
@@ -5002,9 +5081,9 @@ static size_t attention_carve(const svg2_attention_desc *d, bool is_mass, void *
     return a.used;
 }
 
-/* 2 * (kv heads of the call) * tokens_kv * padded head_dim * 2 bytes for K and V, the same with tail_key_blocks for the virtual
-   keys, 16 bytes for each of heads * (tokens / 128 + query_blocks) items. HunyuanVideo, 118,800 x 128, 400 x 1,000 blocks: 4 heads
-   (a group of the order-1 tail) 245 MB, all 24 heads 1,473 MB. */
+/* 2 * (kv heads of the call) * tokens_kv * padded head_dim * 2 bytes for K and V, the same with tail_key_blocks for
+   the virtual keys, 16 bytes for each of heads * (tokens / 128 + query_blocks) items. HunyuanVideo, 118,800 x 128,
+   400 x 1,000 blocks: 4 heads (a group of the order-1 tail) 245 MB, all 24 heads 1,473 MB. */
 static size_t attention_layout(const svg2_attention_desc *d, void *base)
 {
     return attention_carve(d, false, base, NULL);
@@ -5015,9 +5094,10 @@ static bool is_half(const svg2_attention_desc *d, bool is_mass)
     return d->k_layout.dtype == SVG2_F16 && (is_mass || d->v_layout.dtype == SVG2_F16);
 }
 
-/* The operand of a tensor: the tensor itself where it is in order, of type T and aligned; else a job that makes a copy. */
-static operand pack_or_use(pack_args *p, int64_t *blocks, tensor t, bool is_plain, const int32_t *order, const float *mean, void *to,
-                           int32_t tokens, int32_t kv_count, int32_t padded)
+/* The operand of a tensor: the tensor itself where it is in order, of type T and aligned; else a job that makes a
+   copy. */
+static operand pack_or_use(pack_args *p, int64_t *blocks, tensor t, bool is_plain, const int32_t *order,
+                           const float *mean, void *to, int32_t tokens, int32_t kv_count, int32_t padded)
 {
     operand o;
     if (is_plain) {
@@ -5065,7 +5145,8 @@ static void attention_prepare(attention_call *c, const svg2_attention_desc *d, b
     memset(c, 0, sizeof *c);
     (void)attention_carve(d, is_mass, workspace, w);
     const int64_t kv_begin = kv_head_host(d->head_begin, d->heads, d->heads_kv);
-    const int32_t kv_count = (int32_t)(kv_head_host((int64_t)d->head_begin + w->heads - 1, d->heads, d->heads_kv) - kv_begin + 1);
+    const int32_t kv_count =
+        (int32_t)(kv_head_host((int64_t)d->head_begin + w->heads - 1, d->heads, d->heads_kv) - kv_begin + 1);
     const tensor k = tensor_of(d->k, d->k_layout, d->heads_kv, d->tokens_kv, d->head_dim);
     const bool has_tail = !is_mass && d->tail_query_blocks > 0 && d->tail_key_blocks > 0;
     const float scale2 = fabsf(d->scale) * 1.44269504f;
@@ -5078,17 +5159,19 @@ static void attention_prepare(attention_call *c, const svg2_attention_desc *d, b
                          a->is_relative ? d->key_mean : NULL, w->key, d->tokens_kv, kv_count, w->padded);
     if (!is_mass) {
         const tensor v = tensor_of(d->v, d->v_layout, d->heads_kv, d->tokens_kv, d->head_dim);
-        a->value = pack_or_use(&c->pack, &c->pack_blocks, v, !d->key_order && v.is_vector && v.dtype == type, d->key_order, NULL,
-                               w->value, d->tokens_kv, kv_count, w->padded);
+        a->value = pack_or_use(&c->pack, &c->pack_blocks, v, !d->key_order && v.is_vector && v.dtype == type,
+                               d->key_order, NULL, w->value, d->tokens_kv, kv_count, w->padded);
         a->out = tensor_of(d->out, d->out_layout, d->heads, d->tokens, d->head_dim);
     }
     if (has_tail) {
         svg2_layout f32;
         memset(&f32, 0, sizeof f32);
         f32.dtype = SVG2_F32;
-        a->virtual_key = pack_or_use(&c->pack, &c->pack_blocks, tensor_of(d->key_centroid, f32, d->heads_kv, d->tail_key_blocks, d->head_dim),
+        a->virtual_key = pack_or_use(&c->pack, &c->pack_blocks,
+                                     tensor_of(d->key_centroid, f32, d->heads_kv, d->tail_key_blocks, d->head_dim),
                                      false, NULL, d->key_mean, w->virtual_key, d->tail_key_blocks, kv_count, w->padded);
-        a->virtual_value = pack_or_use(&c->pack, &c->pack_blocks, tensor_of(d->value_mean, f32, d->heads_kv, d->tail_key_blocks, d->head_dim),
+        a->virtual_value = pack_or_use(&c->pack, &c->pack_blocks,
+                                       tensor_of(d->value_mean, f32, d->heads_kv, d->tail_key_blocks, d->head_dim),
                                        false, NULL, NULL, w->virtual_value, d->tail_key_blocks, kv_count, w->padded);
         a->tail_query_blocks = d->tail_query_blocks;
         a->tail_key_blocks = d->tail_key_blocks;
@@ -5111,15 +5194,16 @@ static void attention_prepare(attention_call *c, const svg2_attention_desc *d, b
     a->query_blocks = w->query_blocks;
     a->key_blocks = w->key_blocks;
     a->head_begin = d->head_begin;
-    /* exp2 takes logits by a factor that is positive (the maximum of a row is taken before it) and finite; 0 becomes so small that
-       it makes no difference */
+    /* exp2 takes logits by a factor that is positive (the maximum of a row is taken before it) and finite; 0 becomes
+       so small that it makes no difference */
     a->scale2 = scale2 < 1.2e-38f ? 1.2e-38f : scale2 > 3.4e38f ? 3.4e38f : scale2;
     a->sign = d->scale < 0.0f ? -1.0f : 1.0f;
 
     p->query_offset = d->query_offset;
     p->key_offset = d->key_offset;
     p->map = d->map;
-    p->cost = !is_mass && d->map && d->key_offset && w->query_blocks > 1 && w->query_blocks <= PLAN_BLOCKS ? w->cost : NULL;
+    p->cost =
+        !is_mass && d->map && d->key_offset && w->query_blocks > 1 && w->query_blocks <= PLAN_BLOCKS ? w->cost : NULL;
     p->item = w->item;
     p->first_item = w->first_item;
     p->heads = d->heads;
@@ -5136,14 +5220,17 @@ static void attention_prepare(attention_call *c, const svg2_attention_desc *d, b
 }
 
 /* Packs and plans. */
-template <class T, int DP> static svg2_result attention_launch_first(const svg2_backend *backend, const attention_call *c, svg2_error *err)
+template <class T, int DP>
+static svg2_result attention_launch_first(const svg2_backend *backend, const attention_call *c, svg2_error *err)
 {
-    SVG2__RUN(launch(backend, err, "attention_pack", attention_pack<T, DP>, dim3(grid_of(c->pack_blocks)), PACK_THREADS, 0, c->pack));
+    SVG2__RUN(launch(backend, err, "attention_pack", attention_pack<T, DP>, dim3(grid_of(c->pack_blocks)), PACK_THREADS,
+                     0, c->pack));
     if (c->plan.cost)
         SVG2__RUN(launch(backend, err, "attention_count", attention_count,
-                         dim3(grid_of((c->plan.blocks + COUNT_THREADS / WARP - 1) / (COUNT_THREADS / WARP))), COUNT_THREADS, 0, c->plan));
+                         dim3(grid_of((c->plan.blocks + COUNT_THREADS / WARP - 1) / (COUNT_THREADS / WARP))),
+                         COUNT_THREADS, 0, c->plan));
     return launch(backend, err, "attention_plan", attention_plan, dim3(grid_of(c->memory.heads)), PLAN_THREADS,
-                  (3 * PLAN_BLOCKS + 4 + PLAN_THREADS / WARP) * sizeof(int32_t), c->plan);
+                  (3 * PLAN_BLOCKS + PLAN_THREADS / WARP) * sizeof(int32_t), c->plan);
 }
 
 /* As many stages as fit without taking a block from the multiprocessor: registers allow 2. */
@@ -5161,14 +5248,17 @@ static svg2_result attention_stages(int32_t padded, int32_t *stages, svg2_error 
     return set_error(err, SVG2_ERR_BACKEND, "device", "has too little shared memory", cudaSuccess);
 }
 
-template <class T, int DP> static svg2_result attention_launch(const svg2_backend *backend, const attention_call *c, svg2_error *err)
+template <class T, int DP>
+static svg2_result attention_launch(const svg2_backend *backend, const attention_call *c, svg2_error *err)
 {
     SVG2__RUN((attention_launch_first<T, DP>(backend, c, err)));
     return launch(backend, err, "attention_forward", attention_forward<T, DP>,
-                  dim3(grid_of((int64_t)c->memory.heads * c->memory.most)), ATTENTION_THREADS, attention_smem_bytes(DP, c->args.stages), c->args);
+                  dim3(grid_of((int64_t)c->memory.heads * c->memory.most)), ATTENTION_THREADS,
+                  attention_smem_bytes(DP, c->args.stages), c->args);
 }
 
-template <class T> static svg2_result attention_launch_dim(const svg2_backend *backend, const attention_call *c, svg2_error *err)
+template <class T>
+static svg2_result attention_launch_dim(const svg2_backend *backend, const attention_call *c, svg2_error *err)
 {
     switch (c->memory.padded) {
     case 64: return attention_launch<T, 64>(backend, c, err);
@@ -5178,19 +5268,22 @@ template <class T> static svg2_result attention_launch_dim(const svg2_backend *b
     }
 }
 
-static svg2_result run_attention(const svg2_backend *backend, const svg2_attention_desc *d, void *workspace, svg2_error *err)
+static svg2_result run_attention(const svg2_backend *backend, const svg2_attention_desc *d, void *workspace,
+                                 svg2_error *err)
 {
     attention_call c;
     attention_prepare(&c, d, false, workspace);
     SVG2__RUN(attention_stages(c.memory.padded, &c.args.stages, err));
-    SVG2__RUN(is_half(d, false) ? attention_launch_dim<__half>(backend, &c, err) : attention_launch_dim<__nv_bfloat16>(backend, &c, err));
+    SVG2__RUN(is_half(d, false) ? attention_launch_dim<__half>(backend, &c, err)
+                                : attention_launch_dim<__nv_bfloat16>(backend, &c, err));
     return ok(err);
 }
 
 } /* namespace svg2__cuda */
 
-extern "C" svg2_result svg2_cuda_merge(void *stream, const float *out_a, const float *lse_a, const float *out_b, const float *lse_b,
-                                       float *out, float *lse, int64_t rows, int32_t dim, svg2_error *err)
+extern "C" svg2_result svg2_cuda_merge(void *stream, const float *out_a, const float *lse_a, const float *out_b,
+                                       const float *lse_b, float *out, float *lse, int64_t rows, int32_t dim,
+                                       svg2_error *err)
 {
     using namespace svg2__cuda;
     const svg2_backend backend = svg2_cuda_backend(stream);
@@ -5202,8 +5295,8 @@ extern "C" svg2_result svg2_cuda_merge(void *stream, const float *out_a, const f
     if (dim < 1) return set_error(err, SVG2_ERR_RANGE, "dim", "must be at least 1", cudaSuccess);
     const bool is_vector = dim % 4 == 0 && ((uintptr_t)out_a | (uintptr_t)out_b | (uintptr_t)out) % 16 == 0;
     const int64_t blocks = (rows + MERGE_THREADS / WARP - 1) / (MERGE_THREADS / WARP);
-    SVG2__RUN(launch(&backend, err, "attention_merge", is_vector ? attention_merge<4> : attention_merge<1>, dim3(grid_of(blocks)),
-                     MERGE_THREADS, 0, out_a, lse_a, out_b, lse_b, out, lse, rows, dim));
+    SVG2__RUN(launch(&backend, err, "attention_merge", is_vector ? attention_merge<4> : attention_merge<1>,
+                     dim3(grid_of(blocks)), MERGE_THREADS, 0, out_a, lse_a, out_b, lse_b, out, lse, rows, dim));
     return ok(err);
 }
 
@@ -5239,7 +5332,9 @@ template <int DP> struct mass_smem {
 };
 
 /* Rows, key blocks and map of a tile's keys. */
-template <int DP> SVG2__DEVICE void mass_rows(const mass_args &m, const attention_item &item, const item_head &x, unsigned char *smem, int end, int tile)
+template <int DP>
+SVG2__DEVICE void mass_rows(const mass_args &m, const attention_item &item, const item_head &x, unsigned char *smem,
+                            int end, int tile)
 {
     typedef mass_smem<DP> L;
     const attention_args &a = m.attention;
@@ -5261,23 +5356,26 @@ template <int DP> SVG2__DEVICE void mass_rows(const mass_args &m, const attentio
         }
         keep = !a.map || a.map[(x.bh * a.query_blocks + item.block) * a.key_blocks + block] ? 1.0f : 0.0f;
     }
-    ((int32_t *)(void *)(smem + L::ROW))[at] = row;
-    ((int32_t *)(void *)(smem + L::BLOCK))[at] = block;
-    ((float *)(void *)(smem + L::KEEP))[at] = keep;
+    shared_at<int32_t>(smem, L::ROW)[at] = row;
+    shared_at<int32_t>(smem, L::BLOCK)[at] = block;
+    shared_at<float>(smem, L::KEEP)[at] = keep;
 }
 
-template <class T, int DP, int MT> SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, unsigned char *smem)
+template <class T, int DP, int MT>
+SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, unsigned char *smem)
 {
     typedef mass_smem<DP> L;
     enum { KEYS = L::KEYS };
     const attention_args &a = m.attention;
     const item_head x = head_of(a, item);
-    const int tid = (int)threadIdx.x, lane = tid % WARP, warp = tid / WARP, quad = lane % 4, first_row = warp * 16 * MT + lane / 4;
+    const int tid = (int)threadIdx.x, lane = tid % WARP, warp = tid / WARP, quad = lane % 4,
+              first_row = warp * 16 * MT + lane / 4;
     const int32_t *order = a.query_order ? a.query_order + x.bh * a.tokens : NULL;
     const int end = a.key_offset ? a.key_offset[x.kv * ((int64_t)a.key_blocks + 1) + m.valid_key_blocks] : a.tokens_kv;
     const int tiles = (end + KEYS - 1) / KEYS;
-    int32_t *token = (int32_t *)(void *)(smem + L::TOKEN);
-    float *lse = (float *)(void *)(smem + L::LSE), *column = (float *)(void *)(smem + L::COLUMN), *total = (float *)(void *)(smem + L::TOTAL);
+    int32_t *token = shared_at<int32_t>(smem, L::TOKEN);
+    float *lse = shared_at<float>(smem, L::LSE), *column = shared_at<float>(smem, L::COLUMN),
+          *total = shared_at<float>(smem, L::TOTAL);
     float *partial = m.partial ? m.partial + (int64_t)blockIdx.x * a.key_blocks : NULL;
     const T *keys = operand_head<T>(a.key, (int32_t)x.kv, a.heads_kv);
     const uint32_t query = svg2__smem(smem + L::QUERY), ring = svg2__smem(smem + L::RING);
@@ -5293,7 +5391,9 @@ template <class T, int DP, int MT> SVG2__DEVICE void mass_of_item(const mass_arg
             const float whole = a.lse[x.bh * a.tokens + token[tid]];
             float shift = 0.0f;
             if (a.is_relative)
-                shift = a.sign * a.scale2 * mean_logit<T>(a.q, row_at(a.q, x.batch, x.head, token[tid]), a.dim, a.key_mean + x.kv * a.dim, false);
+                shift = a.sign * a.scale2 *
+                        mean_logit<T>(a.q, row_at(a.q, x.batch, x.head, token[tid]), a.dim, a.key_mean + x.kv * a.dim,
+                                      false);
             if (whole != -INFINITY) y = fmaf(whole, 1.44269504f, -shift);
         }
         lse[tid] = y;
@@ -5307,18 +5407,20 @@ template <class T, int DP, int MT> SVG2__DEVICE void mass_of_item(const mass_arg
     for (int tile = -2; tile < tiles; ++tile) {
         const int slot = tile & (SLOTS - 1);
         mass_rows<DP>(m, item, x, smem, end, tile + 2);
-        if (tile >= 0 && !SVG2__FAULT(80)) svg2__cp_async_wait<1>(); /* this thread's copies of the tile (and of the queries) have landed */
-        if (!SVG2__FAULT(81)) __syncthreads(); /* those of all others, too; row numbers are there; nobody reads the tile before */
+        if (tile >= 0 && !SVG2__FAULT(80)) svg2__cp_async_wait<1>(); /* this thread's copies of the tile have landed */
+        if (!SVG2__FAULT(81)) __syncthreads(); /* those of all others, too; row numbers are there; nobody reads the tile
+                                                  before */
         if (tile + 2 < tiles)
-            load_tile<T, DP>(keys, a.key.stride_token, a.key.chunks, (const int32_t *)(const void *)(smem + L::ROW) + ((tile + 2) & (SLOTS - 1)) * KEYS,
+            load_tile<T, DP>(keys, a.key.stride_token, a.key.chunks,
+                             shared_at<int32_t>(smem, L::ROW) + ((tile + 2) & (SLOTS - 1)) * KEYS,
                              ring + (uint32_t)((tile + 2) % MASS_STAGES * L::TILE));
         svg2__cp_async_commit();
         if (tile < 0) continue;
 
         float s[MT][KEYS / 8][4];
         logits<T, DP, MT, KEYS>(s, query, ring + (uint32_t)(tile % MASS_STAGES * L::TILE));
-        const float *keep = (const float *)(const void *)(smem + L::KEEP) + slot * KEYS;
-        const int32_t *block = (const int32_t *)(const void *)(smem + L::BLOCK) + slot * KEYS;
+        const float *keep = shared_at<float>(smem, L::KEEP) + slot * KEYS;
+        const int32_t *block = shared_at<int32_t>(smem, L::BLOCK) + slot * KEYS;
 #pragma unroll
         for (i = 0; i < MT; ++i)
 #pragma unroll
@@ -5330,7 +5432,8 @@ template <class T, int DP, int MT> SVG2__DEVICE void mass_of_item(const mass_arg
                     for (e = 2 * h; e < 2 * h + 2; ++e) {
                         const int c = 8 * n + 2 * quad + e % 2;
                         /* rows that are not there count nothing, whatever their logits (0 * NaN) */
-                        const float p = y == INFINITY || tile * KEYS + c >= end ? 0.0f : svg2__exp2(fmaf(s[i][n][e], a.scale2, -y));
+                        const float p =
+                            y == INFINITY || tile * KEYS + c >= end ? 0.0f : svg2__exp2(fmaf(s[i][n][e], a.scale2, -y));
                         s[i][n][e] = p;
                         row_mass[i][h] = fmaf(keep[c], p, row_mass[i][h]);
                     }
@@ -5347,9 +5450,11 @@ template <class T, int DP, int MT> SVG2__DEVICE void mass_of_item(const mass_arg
                 if (lane < 4) column[warp * KEYS + 8 * n + 2 * quad + e] = sum;
             }
         if (!SVG2__FAULT(82)) __syncthreads(); /* the sums of all warps are there */
-        if (tid < KEYS) total[tid] = (column[tid] + column[KEYS + tid]) + (column[2 * KEYS + tid] + column[3 * KEYS + tid]);
+        if (tid < KEYS)
+            total[tid] = (column[tid] + column[KEYS + tid]) + (column[2 * KEYS + tid] + column[3 * KEYS + tid]);
         if (!SVG2__FAULT(83)) __syncthreads(); /* the totals are there */
-        if (tid < KEYS && block[tid] >= 0 && (tid == 0 || block[tid] != block[tid - 1])) { /* the first key of a block in this tile */
+        /* the first key of a block in this tile */
+        if (tid < KEYS && block[tid] >= 0 && (tid == 0 || block[tid] != block[tid - 1])) {
             float sum = 0.0f;
             for (n = tid; n < KEYS && block[n] == block[tid]; ++n) sum += total[n];
             partial[block[tid]] += sum; /* of this block of threads alone; the barriers stand between two tiles */
@@ -5367,11 +5472,13 @@ template <class T, int DP, int MT> SVG2__DEVICE void mass_of_item(const mass_arg
         }
 }
 
-/* One item a block of threads, as attention_forward, against the keys of all valid blocks, which stand one after the other in the
-   packed order: no lists. P = exp2(logits - LSE) in f32; its columns are summed over the rows of a warp by shuffles, over the
-   warps in shared memory, over the keys of a block by the thread of the block's first key: always in the same order. Bound by the
-   tensor cores and by exp2 in equal parts; 88 KB of shared memory (head_dim 128). */
-template <class T, int DP> static __global__ void __launch_bounds__(ATTENTION_THREADS) mass_items(const __grid_constant__ mass_args m)
+/* One item a block of threads, as attention_forward, against the keys of all valid blocks, which stand one after the
+   other in the packed order: no lists. P = exp2(logits - LSE) in f32; its columns are summed over the rows of a warp
+   by shuffles, over the warps in shared memory, over the keys of a block by the thread of the block's first key:
+   always in the same order. Bound by the tensor cores and by exp2 in equal parts; 88 KB of shared memory (head_dim
+   128). */
+template <class T, int DP>
+static __global__ void __launch_bounds__(ATTENTION_THREADS) mass_items(const __grid_constant__ mass_args m)
 {
     SVG2_DYN_SMEM(attention_shared, 128);
     const attention_item item = m.attention.item[blockIdx.x];
@@ -5381,7 +5488,8 @@ template <class T, int DP> static __global__ void __launch_bounds__(ATTENTION_TH
 }
 
 /* One block of threads: a query block; its items are added in order. */
-static __global__ void __launch_bounds__(MASS_THREADS) mass_sum(const __grid_constant__ plan_args p, const float *partial, float *mass)
+static __global__ void __launch_bounds__(MASS_THREADS)
+    mass_sum(const __grid_constant__ plan_args p, const float *partial, float *mass)
 {
     const int64_t at = blockIdx.x, head = at / p.query_blocks, bh = p.head_begin + head;
     const int block = (int)(at % p.query_blocks);
@@ -5403,15 +5511,18 @@ static size_t mass_layout(const svg2_mass_desc *d, void *base)
 }
 
 template <class T, int DP>
-static svg2_result mass_launch(const svg2_backend *backend, const attention_call *c, const mass_args *m, svg2_error *err)
+static svg2_result mass_launch(const svg2_backend *backend, const attention_call *c, const mass_args *m,
+                               svg2_error *err)
 {
     SVG2__RUN((attention_launch_first<T, DP>(backend, c, err)));
-    return launch(backend, err, "mass_items", mass_items<T, DP>, dim3(grid_of((int64_t)c->memory.heads * c->memory.most)), ATTENTION_THREADS,
-                  mass_smem<DP>::BYTES, *m);
+    return launch(backend, err, "mass_items", mass_items<T, DP>,
+                  dim3(grid_of((int64_t)c->memory.heads * c->memory.most)), ATTENTION_THREADS, mass_smem<DP>::BYTES,
+                  *m);
 }
 
 template <class T>
-static svg2_result mass_launch_dim(const svg2_backend *backend, const attention_call *c, const mass_args *m, svg2_error *err)
+static svg2_result mass_launch_dim(const svg2_backend *backend, const attention_call *c, const mass_args *m,
+                                   svg2_error *err)
 {
     switch (c->memory.padded) {
     case 64: return mass_launch<T, 64>(backend, c, m, err);
@@ -5430,9 +5541,11 @@ static svg2_result run_mass(const svg2_backend *backend, const svg2_mass_desc *d
     m.valid_key_blocks = d->valid_key_blocks ? d->valid_key_blocks : c.memory.key_blocks;
     m.partial = d->mass ? c.memory.partial : NULL;
     m.recall = d->recall;
-    SVG2__RUN(is_half(&d->attention, true) ? mass_launch_dim<__half>(backend, &c, &m, err) : mass_launch_dim<__nv_bfloat16>(backend, &c, &m, err));
+    SVG2__RUN(is_half(&d->attention, true) ? mass_launch_dim<__half>(backend, &c, &m, err)
+                                           : mass_launch_dim<__nv_bfloat16>(backend, &c, &m, err));
     if (d->mass)
-        SVG2__RUN(launch(backend, err, "mass_sum", mass_sum, dim3(grid_of(c.plan.blocks)), MASS_THREADS, 0, c.plan, (const float *)m.partial, d->mass));
+        SVG2__RUN(launch(backend, err, "mass_sum", mass_sum, dim3(grid_of(c.plan.blocks)), MASS_THREADS, 0, c.plan,
+                         (const float *)m.partial, d->mass));
     return ok(err);
 }
 

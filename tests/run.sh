@@ -25,10 +25,11 @@ if ! tests/deps.sh has cjson/cJSON.h; then
     echo "skipped: build/wan cannot read a model without cJSON (Debian: libcjson-dev), nor can its test"
 fi
 # the kernels of svg2_cuda.cu, executed on this machine's processor
-cuda="cuda_attention cuda_select cuda_kmeans cuda_score cuda_backend cuda_tail cuda_mass cuda_permute cuda_graph"
+cuda=$(for f in tests/test_cuda_*.c; do f=${f#tests/test_}; echo "${f%.c}"; done)
+emu=emu/test_emu
 if ! echo '#include <cuda_runtime.h>' | ${CXX:-g++} -E -x c++ -I"${CUDA:-/usr/local/cuda}/include" - >/dev/null 2>&1; then
-    cuda=
-    echo "skipped: no headers of the CUDA Toolkit (looked in ${CUDA:-/usr/local/cuda}): the tests of svg2_cuda.cu"
+    cuda=; emu=
+    echo "skipped: no headers of the CUDA Toolkit (looked in ${CUDA:-/usr/local/cuda}): svg2_cuda.cu is not tested"
 fi
 list=$logs/list
 : >"$list"
@@ -48,18 +49,25 @@ targets() { config=$1; shift; for t in "$@"; do echo "$(dir "$config")/tests/tes
 echo "building (gcc warnings are errors of this test)"
 # shellcheck disable=SC2046,SC2086
 {
-    build release all $(targets release $base $tools $cuda)
+    build release all $(targets release $base $tools $cuda) ${emu:+build/$emu}
     if [ "${1:-}" != quick ]; then
-        build asan build/asan/svg2 build/asan/wan $(targets asan $base $tools) build/asan/tests/fuzz_desc build/asan/tests/fuzz_file
-        build tsan $(targets tsan parallel)
+        build asan build/asan/svg2 build/asan/wan $(targets asan $base $tools $cuda) ${emu:+build/asan/$emu} \
+            build/asan/tests/fuzz_desc build/asan/tests/fuzz_file
+        build tsan $(targets tsan parallel $cuda) ${emu:+build/tsan/$emu}
         build scalar $(targets scalar dtype dispatch kmeans attention mass score select pipeline)
     fi
 }
 # the long ones first
 if [ "${1:-}" != quick ]; then
-    add asan wan pipeline attention parallel kmeans
+    echo "nvcc tests/nvcc.sh" >>"$list"
+    # shellcheck disable=SC2086
+    {
+        add tsan $cuda
+        add asan wan pipeline attention parallel $cuda kmeans
+    }
     add tsan parallel
     add asan select
+    for config in ${emu:+release asan tsan}; do echo "$config-emu $(dir "$config")/$emu" >>"$list"; done
 fi
 # shellcheck disable=SC2086
 add release $cuda wan attention pipeline
@@ -81,7 +89,7 @@ name=$1; shift
 log=build/test-logs/$name.log
 begin=$(date +%s)
 ASAN_OPTIONS=detect_stack_use_after_return=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
-    timeout 420 "$@" >"$log" 2>&1 </dev/null
+    timeout 1500 "$@" >"$log" 2>&1 </dev/null
 code=$?
 passed=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test.*/\1/p; s/^\([0-9]*\) passed, .*/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
 failed=$(sed -n 's/^\[  FAILED  \] \([0-9]*\) test.*/\1/p; s/^[0-9]* passed, \([0-9]*\) failed.*/\1/p' "$log" | awk '{n += $1} END {print n + 0}')
@@ -99,6 +107,10 @@ exit 0
 ONE
 echo "running ($(($(date +%s) - started)) s for the builds)"
 xargs -P "$jobs" -L 1 sh "$logs/one.sh" <"$list"
+if [ -n "$emu" ] && [ "${1:-}" != quick ]; then # two at a time by itself
+    sh "$logs/one.sh" faults tests/emu/faults.sh
+    echo "faults tests/emu/faults.sh" >>"$list"
+fi
 
 if [ -f "$logs/broken" ]; then
     echo "  FAILED  build: errors or warnings with config $(sort -u "$logs/broken" | tr '\n' ' ')"

@@ -48,6 +48,13 @@
 #endif
 
 #define FN static __attribute__((unused))
+
+/* TEST_ONLY in the environment: only tests of these names (with * and ?) are run. */
+static __attribute__((constructor)) void test_only(void)
+{
+    const char *pattern = getenv("TEST_ONLY");
+    if (pattern && *pattern) cmocka_set_test_filter(pattern);
+}
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
 /* ==== >>memory =========================================================================== */

@@ -1,9 +1,9 @@
 /* cuda_emu.cc - the engine behind cuda_emu.h
 
    Every CUDA thread is a fiber. One block runs at a time, on the thread that launched it; fibers change only where a
-   kernel synchronises, and which goes next is the policy's choice (configure). Built plain, or with ASan, or plain beside
-   kernels built with -fsanitize=thread: the hooks of >>races then give each CUDA thread a vector clock of its own, so
-   that a missing barrier is a reported race whatever the schedule was. The engine itself is never built with
+   kernel synchronises, and which goes next is the policy's choice (configure). Built plain, or with ASan, or plain
+   beside kernels built with -fsanitize=thread: the hooks of >>races then give each CUDA thread a vector clock of its
+   own, so that a missing barrier is a reported race whatever the schedule was. The engine itself is never built with
    -fsanitize=thread.
 
    >>sanitizers   their entry points, weak
@@ -330,6 +330,13 @@ static uint64_t rnd()
 
 static bool one_in(unsigned n) { return rnd() % n == 0; }
 
+static int number_from_environment(const char *name)
+{
+    const char *text = getenv(name);
+    return text ? atoi(text) : 0;
+}
+const int planted_fault = number_from_environment("SVG2_FAULT");
+
 void configure(const char *sched, const char *async, uint64_t seed)
 {
     const std::string s = sched, a = async;
@@ -354,6 +361,16 @@ void configure(const char *sched, const char *async, uint64_t seed)
     cfg.seed = seed * 0x9e3779b97f4a7c15ull + 1;
     if (!cfg.seed) cfg.seed = 1;
 }
+
+/* "random mixed 3" in the environment: how a program begins */
+[[maybe_unused]] static const bool is_configured = [] {
+    char sched[16], async[16];
+    unsigned seed = 1;
+    const char *text = getenv("EMU_SCHEDULE");
+    const bool is_there = text && sscanf(text, "%15s %15s %u", sched, async, &seed) >= 2;
+    if (is_there) configure(sched, async, seed);
+    return is_there;
+}();
 
 void device(int cc)
 {

@@ -1,8 +1,8 @@
 /* test_emu.cc - tests of the emulation itself
 
-   What the engine computes is compared with the layouts of the PTX ISA, written here as that document writes them, on small
-   integers, so that every comparison is of bits. What the engine must report is run in a process of its own, which has to end
-   with that report; correct code has to be silent, in the race checker above all.
+   What the engine computes is compared with the layouts of the PTX ISA, written here as that document writes them, on
+   small integers, so that every comparison is of bits. What the engine must report is run in a process of its own,
+   which has to end with that report; correct code has to be silent, in the race checker above all.
 
      test_emu             everything
      test_emu NAME        only tests and reports of this name
@@ -244,7 +244,7 @@ static void ldmatrix_kernel(uint32_t *out, int num, bool trans)
     SMEM(smem, 16);
     uint16_t *words = (uint16_t *)(void *)smem;
     const int lane = (int)threadIdx.x;
-    /* matrix m, row r, column c holds 64 m + 8 r + c; rows are scattered: row 8 m + r lies at 16-byte unit (5 (8 m + r)) % 32 */
+    /* Element (r, c) of matrix m is 64 m + 8 r + c. Rows are scattered: 8 m + r lies at 16-byte unit 5 (8 m + r) % 32. */
     for (int i = lane; i < 256; i += 32) words[(5 * (i / 8)) % 32 * 8 + i % 8] = (uint16_t)i;
     __syncwarp();
     uint32_t r[4] = {~0u, ~0u, ~0u, ~0u};
@@ -312,7 +312,7 @@ static void stmatrix()
 }
 
 /* ==== >>wgmma ================================================================================================ */
-/* Where an operand's elements lie, said of the tile as rows of 16-byte chunks, the chunks of a row permuted by its number. */
+/* Where an operand's elements lie: the tile as rows of 16-byte chunks, the chunks of a row permuted by its number. */
 enum Swizzle { NONE, S32, S64, S128 };
 static int chunks_of(Swizzle s) { return s == NONE ? 1 : s == S32 ? 2 : s == S64 ? 4 : 8; }
 static int permuted(Swizzle s, int row, int chunk)
@@ -699,7 +699,7 @@ static void tensor_map_rules()
     CHECK(!refused([](Tensor &t) { t.swizzle = NONE, t.box[0] = 128; }));
 }
 
-/* Two groups of stores: a wait that leaves one makes the older one's bytes arrive; a wait for reads lets the source go. */
+/* Two groups of stores: a wait that leaves one makes the older one's bytes arrive; one for reads lets the source go. */
 static void store_groups_kernel(unsigned char *out, unsigned char *seen, int wait_first, bool read_only, bool looks)
 {
     SMEM(smem, 128);
@@ -1870,7 +1870,7 @@ static std::vector<Report> reports()
     auto add = [&r](std::string name, int builds, const char *want, std::function<void()> run) {
         r.push_back({name, builds, want, std::move(run)});
     };
-    /* Every kernel both ways. Silent for all orders of threads and times of copies, with two exceptions the same report. */
+    /* Every kernel both ways: silent for all orders of threads and times of copies, or with the report. */
     auto all = [](std::function<void()> once) {
         return [once] {
             for (const char *order : orders)
