@@ -89,7 +89,7 @@ $B/emu/tool_svg2.o: examples/svg2.c
 $B/emu/tool_wan.o: examples/wan/wan.c
 $B/emu/tool_device.o: examples/device.cu examples/device.h | $B/emu
 	$(CXX) $(EMU_FLAGS) $(FLAGS_$(config)) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h -c $< -o $@
-$B/tests/svg2_cuda $B/tests/wan_cuda: $B/tests/%_cuda: $B/emu/tool_%.o $B/emu/tool_device.o $B/emu/svg2_cuda.o $B/emu/cuda_emu.o
+$B/tests/svg2_cuda $B/tests/wan_cuda: $B/tests/%_cuda: $B/emu/tool_%.o $B/emu/tool_device.o $B/emu/svg2_cuda.o $B/emu/cuda_emu.o | $B/tests
 	$(CXX) $(FLAGS_$(config)) $(OPENMP) $^ $$(CC="$(CC)" tests/deps.sh wan-flags | grep -o -e '-l[a-z]*') $(LDFLAGS) -lpthread -lm -o $@
 
 # The same tests on a GPU, and the benchmark: make gpu arch=sm_90. bench/gpu.sh does it and runs them. small_test_*: sizes for

@@ -3,11 +3,9 @@
    >>arguments  options to svg2_desc      >>inputs  tensors      >>timing  seconds per stage
    >>check      dense and the oracle      >>dump    what the call planned      >>report  table, JSON, picture
 
-   With -DSVG2_TOOL_CUDA the call can run on a GPU: tensors, state and workspace then have twins there, and everything that
-   looks at results looks at the host's copies. */
-#ifdef SVG2_TOOL_CUDA
-#  include "device.h"
-#endif
+   The call can run on a GPU (device.h): tensors, state and workspace then have twins there, and everything that looks at
+   results looks at the host's copies. */
+#include "device.h"
 
 /* ==== >>arguments ======================================================================== */
 /* -1 = not given: in svg2_desc 0 is the default, so that the user's own 0 has to become the desc's word for zero. */
@@ -113,12 +111,8 @@ static void attend_check_arguments(attend_arguments *a)
     if (a->report) tool_fail(TOOL_USAGE, "--report: this build has no cJSON");
 #endif
     if (a->is_cuda) {
-#ifdef SVG2_TOOL_CUDA
         const char *failure = device_check(&a->device_name);
-        if (failure) tool_fail(TOOL_FAILURE, "--backend cuda: %s", failure);
-#else
-        tool_fail(TOOL_USAGE, "--backend: this build has no CUDA backend (make cuda builds one that has)");
-#endif
+        if (failure) tool_fail(DEVICE_IS_BUILT ? TOOL_FAILURE : TOOL_USAGE, "--backend cuda: %s", failure);
     }
 }
 
@@ -313,10 +307,8 @@ static struct stage_timing {
 /* A stage on the GPU is over when the GPU says so. */
 static void stage_wait(void)
 {
-#ifdef SVG2_TOOL_CUDA
     const char *failure = stage_timing.is_cuda ? device_wait() : NULL;
     if (failure) tool_fail(TOOL_FAILURE, "CUDA: %s", failure);
-#endif
 }
 
 #define TIMED_STAGE(stage, name)                                                                                          \
@@ -352,9 +344,7 @@ static svg2_backend attend_backend(const attend_arguments *a, svg2_backend *host
     if (a->simd >= 0 && backend.simd != choices[a->simd])
         tool_fail(TOOL_FAILURE, "--simd: this machine or build lacks it");
     if (host) *host = backend;
-#ifdef SVG2_TOOL_CUDA
-    if (a->is_cuda) backend = svg2_cuda_backend(NULL);
-#endif
+    if (a->is_cuda) backend = device_backend();
     stage_timing.inner = backend;
     stage_timing.is_cuda = a->is_cuda;
     stage_timing.prefix = "";
@@ -844,7 +834,6 @@ typedef struct attend_memory {
     svg2_head_stats *stats;
 } attend_memory;
 
-#ifdef SVG2_TOOL_CUDA
 static void attend_expect(const char *failure)
 {
     if (failure) tool_fail(TOOL_FAILURE, "CUDA: %s", failure);
@@ -852,8 +841,9 @@ static void attend_expect(const char *failure)
 
 static void *attend_twin(const void *host, size_t bytes) /* host NULL: contents do not matter */
 {
-    void *twin = NULL;
-    attend_expect(device_allocate(&twin, bytes));
+    void       *twin = NULL;
+    const char *failure = device_allocate(&twin, bytes);
+    if (failure) tool_fail(TOOL_FAILURE, "CUDA: %s: %.1f MiB for one array", failure, (double)bytes / 1048576);
     if (host) attend_expect(device_put(twin, host, bytes));
     return twin;
 }
@@ -915,7 +905,6 @@ static void attend_free_device(attend_memory *m)
     size_t i;
     for (i = 0; i < sizeof all / sizeof *all; ++i) device_free(all[i]);
 }
-#endif
 
 static void attend_run(attend_result *r, const attend_arguments *a, const attend_tensor *q, const attend_tensor *k,
                        const attend_tensor *v, void *workspace, void *state_memory)
@@ -929,9 +918,7 @@ static void attend_run(attend_result *r, const attend_arguments *a, const attend
 
     m.q = q->data, m.k = k->data, m.v = v->data, m.out = r->out, m.lse = r->lse, m.stats = r->stats;
     m.workspace = workspace, m.state = state_memory;
-#ifdef SVG2_TOOL_CUDA
     if (a->is_cuda) m = attend_to_device(r, q, k, v);
-#endif
     if (svg2_state_init(&state, &r->desc, m.state, r->state_bytes, &err) != SVG2_OK) attend_fail(&err);
     for (step = 0; step < a->repeat; ++step) {
         double start = now();
@@ -947,13 +934,11 @@ static void attend_run(attend_result *r, const attend_arguments *a, const attend
     }
     stage_timing.prefix = "";
     memcpy(r->stage_seconds, stage_timing.seconds, sizeof r->stage_seconds);
-#ifdef SVG2_TOOL_CUDA
     if (a->is_cuda) {
         attend_from_device(r, &m, workspace);
         if (a->is_check) attend_time_dense(r, &m);
         attend_free_device(&m);
     }
-#endif
     r->plan = svg2_plan_view(&r->backend, &r->desc, a->repeat - 1, workspace);
     for (head = 0; head < heads; ++head) {
         pairs += r->stats[head].pairs;

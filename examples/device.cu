@@ -1,6 +1,6 @@
 /* device.cu - MIT licence - see device.h. All on the default stream. */
+#define SVG2_TOOL_CUDA
 #include "device.h"
-#include "svg2.h"
 
 #include <cuda_runtime.h>
 
@@ -19,6 +19,17 @@ const char *device_check(const char **name)
     if (e != cudaSuccess) return sentence(e);
     if (name) *name = cudaGetDeviceProperties(&device, id) == cudaSuccess ? device.name : "GPU";
     return NULL;
+}
+
+svg2_backend device_backend(void)
+{
+    return svg2_cuda_backend(NULL);
+}
+
+const char *device_available(size_t *bytes)
+{
+    size_t total;
+    return sentence(cudaMemGetInfo(bytes, &total));
 }
 
 const char *device_allocate(void **memory, size_t bytes)

@@ -13,7 +13,7 @@ static void wan_run_parse(wan_run *run, const char *text)
     svg2_desc *d = &run->desc;
     double top_p = 0, min_keep = -1, density = 0, target_error = 0, dense_above = 0;
     int32_t tail = -1, step_iterations = -1, is_cold = 0;
-    int route = -1, budget = -1, simd = -1;
+    int route = -1, budget = -1, simd = -1, backend = -1;
     const tool_option settings[] = {
         {TOOL_INT, "tail", "", &tail, 0, 2, 0, ""},
         {TOOL_CHOICE, "route", "mass|spread", &route, 0, 0, 0, ""},
@@ -32,6 +32,7 @@ static void wan_run_parse(wan_run *run, const char *text)
         {TOOL_INT, "init-on-dense", "", &d->init_on_dense, 0, 1, 0, ""},
         {TOOL_INT, "cold", "", &is_cold, 0, 1, 0, ""},
         {TOOL_CHOICE, "simd", "scalar|avx2|avx512|avx512bf16", &simd, 0, 0, 0, ""},
+        {TOOL_CHOICE, "backend", WAN_BACKENDS, &backend, 0, 0, 0, ""},
     };
     const char *colon = strchr(text, ':'), *at = colon ? colon + 1 : text;
     char word[64], is_given[sizeof settings / sizeof *settings] = {0};
@@ -82,18 +83,20 @@ static void wan_run_parse(wan_run *run, const char *text)
     d->step_iterations = step_iterations < 0 ? 0 : step_iterations > 0 ? step_iterations : -1;
     run->is_cold = is_cold;
     run->simd = simd < 0 ? SVG2_SIMD_BEST : simds[simd];
+    run->backend_choice = backend;
     if (run->method == WAN_DENSE) d->method = SVG2_METHOD_DENSE;
 }
 
 /* ==== >>timed ========================================================================= */
-/* Stages of the backend, timed: svg2.h invites to wrap them. */
+/* Stages of the backend, timed: svg2.h invites to wrap them. A stage on the GPU is over when the GPU says so. */
 #define WAN_TIMED(stage, name)                                                                                         \
   static svg2_result wan_timed_##name(const svg2_backend *backend, const svg2_##name##_desc *desc, void *work,         \
                                       svg2_error *err)                                                                 \
   {                                                                                                                    \
     wan_run *run = (wan_run *)backend->user;                                                                           \
     double start = now();                                                                                              \
-    svg2_result result = run->cpu.name(&run->cpu, desc, work, err);                                                    \
+    svg2_result result = run->inner.name(&run->inner, desc, work, err);                                                \
+    if (run->is_cuda) wan_expect_device(device_wait());                                                                \
     if (run->step) run->step->seconds[stage] += now() - start;                                                         \
     return result;                                                                                                     \
   }
@@ -290,11 +293,13 @@ static void wan_check(wan_run *run, const svg2_desc *desc, int32_t step, const f
 {
     const size_t rows = (size_t)desc->heads * (size_t)desc->tokens, count = rows * (size_t)desc->head_dim;
     float *exact = floats(count, 1), *lse = floats(rows, 1), *recall = floats(rows, 1);
-    svg2_plan plan = svg2_plan_view(&run->backend, desc, step, run->work);
+    void *work = run->is_cuda ? tool_allocate(run->work_bytes, 1) : run->work;
+    svg2_plan plan = svg2_plan_view(&run->backend, desc, step, work);
     svg2_mass_desc mass;
     wan_step *s = run->step;
     size_t i;
 
+    if (run->is_cuda) wan_expect_device(device_get(work, run->work, run->work_bytes));
     memset(&mass, 0, sizeof mass);
     wan_exact(run, &mass.attention, exact, lse);
     mass.attention.query_blocks = plan.query_blocks, mass.attention.key_blocks = plan.key_blocks;
@@ -314,4 +319,5 @@ static void wan_check(wan_run *run, const svg2_desc *desc, int32_t step, const f
         ++s->rows;
     }
     free(exact), free(lse), free(recall);
+    if (run->is_cuda) free(work);
 }

@@ -193,7 +193,10 @@ static void wan_write_report(const wan_job *job)
         fprintf(f, "  {");
         wan_print_string(f, "name", run->label), fputs(", ", f);
         wan_print_string(f, "method", wan_method_name(run->method)), fputs(", ", f);
-        wan_print_string(f, "settings", run->settings), fputs(",\n   ", f);
+        wan_print_string(f, "settings", run->settings), fputs(", ", f);
+        wan_print_string(f, "backend", run->backend.name);
+        if (run->is_cuda) fputs(", ", f), wan_print_string(f, "device", job->device_name);
+        fputs(",\n   ", f);
         wan_print_number(f, "density", t.density, 6), fputs(", ", f);
         wan_print_number(f, "density_all", t.all_pairs, 6), fputs(", ", f);
         wan_print_number(f, "cost", t.cost, 6), fputs(", ", f);

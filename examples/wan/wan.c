@@ -26,6 +26,7 @@
      >>sampler    flow matching, guidance
      >>prompt     text embeddings
      >>main
+   gpu.h          self-attention by svg2_cuda.cu: --backend cuda, in a build by "make cuda"
    compare.h      what a run can be; stages timed or replaced; exact attention beside it
    report.h       table, report, pictures, Q/K/V
    clip.h         PSNR, SSIM, y4m, PNG, GIF */
@@ -73,10 +74,11 @@ typedef struct wan_options {
     int32_t frames, height, width, steps, heads, threads, fps, scale;
     double shift, guidance, boundary;
     uint64_t seed;
-    int is_check, is_help, dump_dtype;
+    int is_check, is_help, dump_dtype, backend;
 } wan_options;
 
-#define WAN_OPTIONS 40
+#define WAN_OPTIONS  40
+#define WAN_BACKENDS "cpu|cuda"
 
 static size_t wan_option_table(wan_options *o, tool_option *options)
 {
@@ -114,6 +116,8 @@ static size_t wan_option_table(wan_options *o, tool_option *options)
         {TOOL_CHOICE, "dump-dtype", "f32|f16|bf16", &o->dump_dtype, 0, 0, 0, "(f32)"},
 
         {TOOL_HEADING, "", "", NULL, 0, 0, 0, "how"},
+        {TOOL_CHOICE, "backend", WAN_BACKENDS, &o->backend, 0, 0, 0,
+         "of self-attention (cpu); cuda: svg2_cuda.cu, in a build that has it"},
         {TOOL_INT, "threads", "N", &o->threads, 1, 1024, 0, "(number of CPUs)"},
         {TOOL_FLAG, "help", "", &o->is_help, 0, 0, 0, "this"},
     };
@@ -640,14 +644,19 @@ typedef struct wan_step {
 typedef struct wan_run {
     char label[80], settings[256]; /* 64 characters of the label are the user's */
     wan_method method;
-    int is_cold;               /* forget the clusters at every step */
-    svg2_desc desc;            /* of layer 0 */
-    svg2_simd simd;            /* restricted to this instruction set */
-    svg2_backend cpu, backend; /* as it is; with the stages wrapped */
-    svg2_state *state;         /* [branches, layers] */
-    char *state_memory;
+    int is_cold;        /* forget the clusters at every step */
+    svg2_desc desc;     /* of layer 0 */
+    svg2_simd simd;     /* restricted to this instruction set */
+    int backend_choice; /* of WAN_BACKENDS; -1: as --backend says */
+    int is_cuda;
+    svg2_backend cpu;            /* for all but self-attention */
+    svg2_backend inner, backend; /* of self-attention, as it is; with the stages wrapped */
+    svg2_state *state;           /* [branches, layers] */
+    char *state_memory;          /* the backend's, as the workspace is */
     size_t state_bytes, work_bytes;
     void *work;
+    float *twins[4];               /* on the GPU: q, k, v, out */
+    svg2_head_stats *twin_stats;   /* and stats */
     svg2_head_stats *stats;        /* [heads] */
     svg2_permute_desc permuted[2]; /* the last two: for the oracle */
     const float *q, *k, *v;        /* of the current call */
@@ -655,6 +664,13 @@ typedef struct wan_run {
     wan_step *step, *steps; /* the current one, all */
     double total_seconds, psnr, ssim;
 } wan_run;
+
+/* Of one call: on the host, or on the GPU. */
+typedef struct wan_arrays {
+    const float *q, *k, *v;
+    float *out;
+    svg2_head_stats *stats;
+} wan_arrays;
 
 /* The query, key, value and output of head h, token t start at t * dim + h * head_dim. */
 static svg2_layout wan_layout(int32_t heads, int32_t head_dim)
@@ -670,6 +686,7 @@ static void wan_expect(svg2_result result, const svg2_error *err)
     if (result != SVG2_OK) tool_fail(TOOL_FAILURE, "svg2: %s %s", err->field, err->text);
 }
 
+#include "gpu.h"     /* memory of a run's backend, copies around a call */
 #include "compare.h" /* what a run can be, its stages timed or replaced, exact attention beside it */
 
 /* Descriptor, backend and sizes; what cannot be run is refused. */
@@ -698,9 +715,10 @@ static void wan_run_prepare(wan_run *run, const wan_model *m, const wan_grid *g,
     if (run->method == WAN_ORACLE && (int64_t)run->desc.query_clusters * run->desc.key_clusters > INT32_MAX)
         tool_fail(TOOL_USAGE, "run '%s': the oracle needs fewer clusters", run->label);
 
-    run->cpu = run->backend = svg2_cpu_backend_simd(&parallel, run->simd);
+    run->cpu = svg2_cpu_backend_simd(&parallel, run->simd);
     if (run->simd != SVG2_SIMD_BEST && run->cpu.simd != run->simd)
         tool_fail(TOOL_FAILURE, "run '%s': this machine lacks these instructions", run->label);
+    run->inner = run->backend = run->is_cuda ? device_backend() : run->cpu;
     run->backend.user = run;
     run->backend.kmeans =
         run->method == WAN_RASTER || run->method == WAN_TILES ? wan_position_blocks : wan_timed_kmeans;
@@ -713,7 +731,8 @@ static void wan_run_prepare(wan_run *run, const wan_model *m, const wan_grid *g,
     run->backend.tail = wan_timed_tail;
     run->backend.attention = wan_timed_attention;
 
-    run->state_bytes = (svg2_state_bytes(&run->desc) + SVG2_ALIGN - 1) / SVG2_ALIGN * SVG2_ALIGN;
+    run->state_bytes =
+        (svg2_state_bytes(&run->desc) + run->backend.align - 1) / run->backend.align * run->backend.align;
     run->work_bytes = svg2_workspace_bytes(&run->backend, &run->desc);
 }
 
@@ -724,11 +743,12 @@ static void wan_run_open(wan_run *run, const wan_model *m, const wan_grid *g, in
     int32_t i;
 
     wan_run_prepare(run, m, g, threads);
-    run->work = tool_allocate(run->work_bytes, 1);
+    run->work = wan_allocate(run, run->work_bytes, 1);
     run->stats = (svg2_head_stats *)tool_allocate((size_t)m->heads, sizeof *run->stats);
     run->state = (svg2_state *)tool_allocate((size_t)(WAN_BRANCHES * m->layers), sizeof *run->state);
     run->state_memory =
-        (char *)tool_allocate((size_t)(WAN_BRANCHES * m->layers), run->state_bytes ? run->state_bytes : 1);
+        (char *)wan_allocate(run, (size_t)(WAN_BRANCHES * m->layers), run->state_bytes ? run->state_bytes : 1);
+    wan_twins_open(run);
     for (i = 0; i < WAN_BRANCHES * m->layers; ++i) {
         wan_expect(svg2_state_init(&run->state[i], &run->desc, run->state_memory + (size_t)i * run->state_bytes,
                                    run->state_bytes, &err),
@@ -738,7 +758,8 @@ static void wan_run_open(wan_run *run, const wan_model *m, const wan_grid *g, in
 
 static void wan_run_close(wan_run *run)
 {
-    free(run->work), free(run->stats), free(run->state), free(run->state_memory);
+    wan_twins_close(run);
+    wan_free(run, run->work), wan_free(run, run->state_memory), free(run->stats), free(run->state);
     run->work = run->stats = NULL, run->state = NULL, run->state_memory = NULL;
 }
 
@@ -748,6 +769,7 @@ static void self_attention(wan_run *run, int32_t layer, int32_t layers, int bran
 {
     svg2_state *state = &run->state[branch * layers + layer];
     svg2_desc desc = run->desc;
+    const wan_arrays host = {q, k, v, out, run->stats}, at = run->is_cuda ? wan_to_device(run, &host) : host;
     svg2_error err;
     double start = now();
     int32_t head;
@@ -755,10 +777,11 @@ static void self_attention(wan_run *run, int32_t layer, int32_t layers, int bran
     desc.layer = layer;
     run->q = q, run->k = k, run->v = v;
     if (run->is_cold) svg2_state_reset(state);
-    wan_expect(svg2_attend(&run->backend, &desc, state, step, q, k, v, out, NULL, run->stats, run->work,
+    wan_expect(svg2_attend(&run->backend, &desc, state, step, at.q, at.k, at.v, at.out, NULL, at.stats, run->work,
                            run->work_bytes, &err),
                &err);
-    run->step->attention_seconds += now() - start;
+    run->step->attention_seconds += now() - start; /* the copies are this program's, not the call's */
+    if (run->is_cuda) wan_from_device(run, &host);
     for (head = 0; head < desc.heads; ++head) {
         run->step->pairs += (double)run->stats[head].pairs;
         run->step->pairs_total += (double)run->stats[head].pairs_total;
@@ -989,6 +1012,7 @@ typedef struct wan_job {
     wan_run runs[WAN_MAX_RUNS];
     int32_t run_count;
     float *latents[WAN_MAX_RUNS];
+    const char *device_name; /* of the GPU, if a run has it */
     clip clips[WAN_MAX_RUNS];
     FILE *clip_files[WAN_MAX_RUNS], *latent_files[WAN_MAX_RUNS], *sheet, *gif, *report, *csv;
     struct {
@@ -1224,10 +1248,33 @@ static void wan_open_outputs(wan_job *job)
     if (o->csv) job->csv = tool_open_output(o->csv);
 }
 
-/* Linux grants more memory than there is, and kills who uses it: hours later, and without a word. */
+/* Which runs use the GPU; what it cannot do. */
+static void wan_choose_backends(wan_job *job)
+{
+    int32_t i;
+    for (i = 0; i < job->run_count; ++i) {
+        wan_run *run = &job->runs[i];
+        const char *failure;
+        run->is_cuda = (run->backend_choice < 0 ? job->o.backend : run->backend_choice) == 1;
+        if (!run->is_cuda) continue;
+        if (run->method == WAN_RASTER || run->method == WAN_TILES || run->method == WAN_ORACLE) {
+            tool_fail(TOOL_USAGE, "run '%s': --backend cuda has no method %s (backend=cpu has)", run->label,
+                      wan_method_name(run->method));
+        }
+        if (run->simd != SVG2_SIMD_BEST)
+            tool_fail(TOOL_USAGE, "run '%s': simd is of the CPU, --backend cuda is not", run->label);
+        if (job->device_name) continue;
+        failure = device_check(&job->device_name);
+        if (failure) tool_fail(DEVICE_IS_BUILT ? TOOL_FAILURE : TOOL_USAGE, "--backend cuda: %s", failure);
+    }
+}
+
+/* Linux grants more memory than there is, and kills who uses it: hours later, and without a word. And what the GPU
+   lacks for the last run is said before the first. */
 static void wan_check_memory(const wan_job *job)
 {
-    double have = 0, text = job->model.text_len, dim = job->model.dim, values, bytes, most = 0;
+    double have = 0, text = job->model.text_len, dim = job->model.dim, values, bytes, most = 0, most_device = 0;
+    size_t available = 0;
     int32_t i;
     values = (double)job->grid.tokens * (6 * dim + job->model.head_dim + (double)job->model.channels * WAN_PATCH) +
              text * (2.0 * job->model.text_dim + 6 * dim) +
@@ -1235,7 +1282,17 @@ static void wan_check_memory(const wan_job *job)
     for (i = 0; i < job->run_count; ++i) {
         const wan_run *run = &job->runs[i];
         bytes = (double)run->work_bytes + (double)run->state_bytes * WAN_BRANCHES * job->model.layers;
+        if (run->is_cuda) {
+            bytes += 16 * (double)job->grid.tokens * dim;
+            if (bytes > most_device) most_device = bytes;
+            bytes = job->o.is_check ? (double)run->work_bytes : 0; /* wan_check reads the plan here */
+        }
         if (bytes > most) most = bytes;
+    }
+    if (job->device_name) wan_expect_device(device_available(&available));
+    if (most_device > (double)available) {
+        tool_fail(TOOL_FAILURE, "%lld tokens need %.1f GiB of the GPU's memory, %.1f are free",
+                  (long long)job->grid.tokens, most_device / (1 << 30), (double)available / (1 << 30));
     }
     bytes = 4 * values + most;
 #ifdef _SC_PHYS_PAGES
@@ -1373,6 +1430,7 @@ int main(int argc, char **argv)
             "  keys     tail=0|1|2 density top-p min-keep target-error dense-above route=mass|spread budget=row|head\n"
             "           query-clusters key-clusters init-iters step-iters dense-steps dense-layers init-on-dense simd "
             "cold=1\n"
+            "           backend=cpu|cuda (as --backend says)\n"
             "Without any: dense svg2.\n",
             WAN_METHODS);
         tool_print_options(options, count);
@@ -1381,6 +1439,7 @@ int main(int argc, char **argv)
     if (!job.run_count) words[job.run_count++] = "dense", words[job.run_count++] = "svg2";
     for (i = 0; i < job.run_count; ++i) wan_run_parse(&job.runs[i], words[i]);
     wan_name_runs(&job);
+    wan_choose_backends(&job);
 #  ifdef _OPENMP
     omp_set_num_threads(job.o.threads);
 #  endif
@@ -1390,6 +1449,7 @@ int main(int argc, char **argv)
     printf("%s: %d layers, %d heads of %d, %lld tokens (%d x %d x %d), %d steps, guidance %g\n", job.o.model,
            job.model.layers, job.model.heads, job.model.head_dim, (long long)job.grid.tokens, job.grid.frames,
            job.grid.height, job.grid.width, job.o.steps, job.o.guidance);
+    if (job.device_name) printf("self-attention with backend cuda: %s\n", job.device_name);
     if (job.o.prompt) printf("\"%s\"\n", job.o.prompt);
     fflush(stdout);
 
