@@ -80,6 +80,10 @@ build/ops/ops.inc: svg2_cuda.cu
 $B/tests/test_cuda_ops: tests/gpu/ops.cu build/ops/ops.inc $B/emu/cuda_emu.o | $B/tests
 	$(CXX) $(EMU_FLAGS) -Ibuild/ops $(FLAGS_$(config)) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h $< \
 		-x none $B/emu/cuda_emu.o -lpthread -lm -o $@
+# the benchmark, to try the program: build/emu/bench --shape 1,10,16,2,64,4,11
+$B/emu/bench: bench/bench_cuda.cu bench/synth.h $B/tests/impl.o $B/emu/svg2_cuda.o $B/emu/cuda_emu.o | $B/emu
+	$(CXX) $(EMU_FLAGS) -Wno-unused-function $(FLAGS_$(config)) -x c++ -include tests/emu/cuda_emu.h \
+		-include tests/emu/svg2_ops.h $< -x none $(filter %.o,$^) -ldl -lpthread -lm -o $@
 # the tools with the CUDA backend, on the emulation: for tests/test_tool_cuda.sh
 TOOL_OF_svg2 := examples/svg2.c
 TOOL_OF_wan := examples/wan/wan.c

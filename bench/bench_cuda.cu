@@ -2,20 +2,26 @@
 
        make arch=native build/gpu/bench && build/gpu/bench        (bench/gpu.sh does it, after the tests)
 
-   Every time stands beside a floor: its useful floating point operations and the bytes that must move at least once, by the
-   rates that were measured in the same run. Rows of a shape are measured in turns (A B C A B C ...), with CUDA events, the
-   launches queued behind a kernel that waits so that the processor is ahead as it is in an inference loop; a row is the median
-   of its samples. Rows in turn also sweep the L2: what a row reads was last touched gigabytes ago. Data are random, or moving
-   objects (synth.h), never zeros: tensor cores on zeros run faster than on anything else.
+   Every time stands beside a floor: its useful floating point operations and the bytes that must move at least
+   once, by the rates that were measured in the same run. Rows of a shape are measured in turns (A B C A B C ...),
+   with CUDA events, the launches queued behind a kernel that waits so that the processor is ahead as it is in an
+   inference loop; a row is the median of its samples. Rows in turn also sweep the L2: what a row reads was last
+   touched gigabytes ago. Data are random, or moving objects (synth.h), never zeros: tensor cores on zeros run
+   faster than on anything else.
+
+   Every part (the rates; attention of a shape; calls of a shape) is a process of its own: what goes wrong in one,
+   and an error of the GPU stays with a process for good, costs no more than the rest of that part.
 
    CONTENTS
+     >>results    what the processes share
      >>options    what can be asked for
      >>machine    the device; mma.sync, cuBLAS (if there) and copy rates
      >>data       tensors, clusters, block maps
-     >>rows       one row = samples of one piece of work
+     >>rows       clocks; what a row is
      >>attention  dense; sparse over made-up maps, even and skewed clusters
      >>call       svg2_attend, its stages
-     >>report     JSON, then the table */
+     >>report     JSON, tables
+     >>parts      the processes */
 #include "../svg2.h"
 #include "synth.h"
 
@@ -27,7 +33,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #ifndef SVG2_BENCH_COMMIT
 #  define SVG2_BENCH_COMMIT "unknown"
@@ -35,6 +44,50 @@
 
 typedef __nv_bfloat16 bf16;
 enum { MAX_ROWS = 160, MAX_SAMPLES = 24, MAX_STAGE_EVENTS = 256 };
+
+/* ==== >>results ========================================================================== */
+typedef struct row {
+    char shape[48], name[64];
+    double flops, bytes, executed; /* useful; least traffic; with the padding of tiles (0 = not counted) */
+    double dense_ms;               /* of the same shape; 0 = none                                       */
+    int is_part;                   /* of the row above                                                  */
+    double sample[MAX_SAMPLES], mhz[MAX_SAMPLES]; /* clock right after it; 0 = not measured             */
+    int count;
+} row;
+
+/* Memory that the parts, forked processes, have in common. Only they speak to CUDA. */
+static struct results {
+    char device[256];
+    int major, minor, multiprocessors, l2_bytes, driver, runtime;
+    size_t memory_bytes;
+    double peak_mma, peak_blas, peak_copy, peak_flops; /* flop/s, flop/s, bytes/s, the larger of the first two */
+    double clock_mhz;
+    double agreement; /* relative L2 between dense attention and the same over a full map; < 0: not measured   */
+    double dense_ms;  /* of the last shape                                                                     */
+    row rows[MAX_ROWS];
+    int row_count;
+} *all;
+
+static row *row_new(const char *shape, const char *name, double flops, double bytes, double executed)
+{
+    if (all->row_count == MAX_ROWS) {
+        fprintf(stderr, "bench: too many rows\n");
+        exit(1);
+    }
+    row *r = &all->rows[all->row_count++];
+    memset(r, 0, sizeof *r);
+    snprintf(r->shape, sizeof r->shape, "%s", shape);
+    snprintf(r->name, sizeof r->name, "%s", name);
+    r->flops = flops;
+    r->bytes = bytes;
+    r->executed = executed;
+    return r;
+}
+static double row_floor(const row *r) /* ms */
+{
+    const double compute = r->flops / all->peak_flops, memory = r->bytes / all->peak_copy;
+    return 1e3 * (compute > memory ? compute : memory);
+}
 
 static void fatal(const char *format, ...)
 {
@@ -57,6 +110,17 @@ template <class... P, class... A> static void run(void (*kernel)(P...), int bloc
     config.blockDim = dim3((unsigned)threads);
     config.stream = stream;
     must(cudaLaunchKernelEx(&config, kernel, (P)args...), "launch");
+}
+/* There when it returns: `stream` does not wait for copies of the default stream. */
+static void upload(void *to, const void *from, size_t bytes)
+{
+    must(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream), "upload");
+    must(cudaStreamSynchronize(stream), "upload");
+}
+static void download(void *to, const void *from, size_t bytes)
+{
+    must(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream), "download");
+    must(cudaStreamSynchronize(stream), "download");
 }
 static double now()
 {
@@ -81,13 +145,12 @@ static double median(const double *x, int n)
 /* ==== >>options ========================================================================== */
 static double seconds = 200, started; /* of the whole program                        */
 static const char *json_path;
-static int only_shape = -1, is_quick, is_tiny; /* quick: a tenth of the tokens; tiny: for the emulation */
+static int only_shape = -1, is_quick; /* quick: a tenth of the frames */
 
 static double left() { return seconds - (now() - started); }
 
 /* ==== >>machine ========================================================================== */
 static cudaDeviceProp device;
-static double peak_mma, peak_blas, peak_copy, peak_flops, clock_mhz; /* flop/s, flop/s, bytes/s, the larger of the first two */
 
 static void *gpu(size_t bytes)
 {
@@ -101,7 +164,8 @@ static void *gpu(size_t bytes)
     return p;
 }
 
-#ifdef SVG2_EMULATED /* the program itself can be tried on tests/emu */
+#ifdef SVG2_EMULATED /* the program itself can be tried on tests/emu: make build/emu/bench */
+enum { IS_EMULATED = 1 };
 static long long clock64()
 {
     static long long t;
@@ -109,6 +173,7 @@ static long long clock64()
 }
 #  define MMA(...) (void)a, (void)b
 #else
+enum { IS_EMULATED = 0 };
 #  define MMA asm volatile
 #endif
 
@@ -119,7 +184,7 @@ static __global__ void wait_kernel(long long cycles)
 }
 
 /* 8 accumulators of 4 registers a thread: enough independent products to hide their latency */
-static __global__ void __launch_bounds__(256) mma_kernel(const uint32_t *in, float *out, int rounds, long long *cycles)
+static __global__ void __launch_bounds__(256) mma_kernel(const uint32_t *in, float *out, int rounds)
 {
     float d[8][4];
     uint32_t a[4], b[8][2];
@@ -129,7 +194,6 @@ static __global__ void __launch_bounds__(256) mma_kernel(const uint32_t *in, flo
         b[i][1] = in[(threadIdx.x * 16 + 2 * i + 8) % 1024];
         for (int c = 0; c < 4; ++c) d[i][c] = 0;
     }
-    const long long begin = clock64();
     for (int r = 0; r < rounds; ++r)
 #pragma unroll
         for (int i = 0; i < 8; ++i)
@@ -140,7 +204,6 @@ static __global__ void __launch_bounds__(256) mma_kernel(const uint32_t *in, flo
     for (int i = 0; i < 8; ++i)
         for (int c = 0; c < 4; ++c) sum += d[i][c];
     out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
-    if (blockIdx.x == 0 && threadIdx.x == 0) *cycles = clock64() - begin;
 }
 
 static __global__ void copy_kernel(float4 *to, const float4 *from, int64_t n)
@@ -188,33 +251,30 @@ static double ms_between(cudaEvent_t a, cudaEvent_t b)
 /* The three rates: best of a few runs, for they are ceilings. */
 static void measure_mma()
 {
-    const int blocks = is_tiny ? 1 : device.multiProcessorCount * 4, rounds = is_tiny ? 1 : 20000;
+    const int blocks = IS_EMULATED ? 1 : device.multiProcessorCount * 4, rounds = IS_EMULATED ? 1 : 20000;
     uint32_t *in = (uint32_t *)gpu(4096);
     float *out = (float *)gpu((size_t)blocks * 256 * 4);
-    long long *cycles = (long long *)gpu(8), host = 0;
+    if (!in || !out) fatal("bench: not enough memory for the rate of mma.sync");
     const cudaEvent_t a = event_of(), b = event_of();
     noise((bf16 *)in, 2048, 1);
     for (int i = 0; i < 4; ++i) {
         must(cudaEventRecord(a, stream), "event");
-        run(mma_kernel, blocks, 256, in, out, rounds, cycles);
+        run(mma_kernel, blocks, 256, in, out, rounds);
         must(cudaEventRecord(b, stream), "event");
         const double s = 1e-3 * ms_between(a, b), rate = (double)blocks * 8 * rounds * 8 * 4096 / s;
-        if (rate > peak_mma) peak_mma = rate;
+        if (rate > all->peak_mma) all->peak_mma = rate;
     }
-    must(cudaMemcpy(&host, cycles, 8, cudaMemcpyDeviceToHost), "cycles");
-    { /* one block alone on its multiprocessor for a known number of cycles tells the clock */
-        must(cudaEventRecord(a, stream), "event");
-        run(wait_kernel, device.multiProcessorCount, 32, 50000000);
-        must(cudaEventRecord(b, stream), "event");
-        clock_mhz = 50000000 / (1e3 * ms_between(a, b));
-    }
-    cudaFree(in), cudaFree(out), cudaFree(cycles);
+    must(cudaEventRecord(a, stream), "event");
+    run(wait_kernel, 1, 32, 50000000);
+    must(cudaEventRecord(b, stream), "event");
+    all->clock_mhz = 50000000 / (1e3 * ms_between(a, b));
+    cudaFree(in), cudaFree(out);
     cudaEventDestroy(a), cudaEventDestroy(b);
 }
 
 static void measure_copy()
 {
-    const size_t bytes = (size_t)1 << (is_tiny ? 16 : 30);
+    const size_t bytes = (size_t)1 << (IS_EMULATED ? 16 : 30);
     void *from = gpu(bytes), *to = gpu(bytes);
     const cudaEvent_t a = event_of(), b = event_of();
     if (!from || !to) fatal("bench: not enough memory for the copy rate");
@@ -222,10 +282,12 @@ static void measure_copy()
     for (int i = 0; i < 8; ++i) {
         must(cudaEventRecord(a, stream), "event");
         if (i % 2) must(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "copy");
-        else run(copy_kernel, is_tiny ? 1 : device.multiProcessorCount * 8, 512, (float4 *)to, (const float4 *)from, (int64_t)(bytes / 16));
+        else
+            run(copy_kernel, IS_EMULATED ? 1 : device.multiProcessorCount * 8, 512, (float4 *)to, (const float4 *)from,
+                (int64_t)(bytes / 16));
         must(cudaEventRecord(b, stream), "event");
         const double rate = 2 * (double)bytes / (1e-3 * ms_between(a, b));
-        if (rate > peak_copy) peak_copy = rate;
+        if (rate > all->peak_copy) all->peak_copy = rate;
     }
     cudaFree(from), cudaFree(to);
     cudaEventDestroy(a), cudaEventDestroy(b);
@@ -258,46 +320,12 @@ static void measure_blas()
             bad = gemm(handle, 1, 0, N, N, N, &one, a, R_16BF, N, b, R_16BF, N, &zero, c, R_16BF, N, COMPUTE_32F, DEFAULT);
             must(cudaEventRecord(e1, stream), "event");
             const double rate = 2.0 * N * N * N / (1e-3 * ms_between(e0, e1));
-            if (!bad && i > 1 && rate > peak_blas) peak_blas = rate;
+            if (!bad && i > 1 && rate > all->peak_blas) all->peak_blas = rate;
         }
         destroy(handle);
         cudaEventDestroy(e0), cudaEventDestroy(e1);
     }
     cudaFree(a), cudaFree(b), cudaFree(c);
-}
-
-/* ==== >>rows ============================================================================= */
-typedef struct row {
-    char shape[48], name[64];
-    double flops, bytes, executed; /* useful; least traffic; with the padding of tiles (0 = not counted) */
-    double dense_ms;               /* of the same shape; 0 = none                                       */
-    int is_part;                   /* of the row above                                                  */
-    double sample[MAX_SAMPLES];
-    int count;
-} row;
-static row rows[MAX_ROWS];
-static int row_count;
-
-static row *row_new(const char *shape, const char *name, double flops, double bytes, double executed)
-{
-    if (row_count == MAX_ROWS) fatal("bench: too many rows");
-    row *r = &rows[row_count++];
-    memset(r, 0, sizeof *r);
-    snprintf(r->shape, sizeof r->shape, "%s", shape);
-    snprintf(r->name, sizeof r->name, "%s", name);
-    r->flops = flops;
-    r->bytes = bytes;
-    r->executed = executed;
-    return r;
-}
-static void row_add(row *r, double ms)
-{
-    if (r->count < MAX_SAMPLES) r->sample[r->count++] = ms;
-}
-static double row_floor(const row *r) /* ms */
-{
-    const double compute = r->flops / peak_flops, memory = r->bytes / peak_copy;
-    return 1e3 * (compute > memory ? compute : memory);
 }
 
 /* ==== >>data ============================================================================= */
@@ -383,14 +411,14 @@ static int tensors_new(tensors *t, shape s)
                 p->dx = (float)(dx * 8), p->dy = (float)(dy * 8);
                 p->frame = (float)f, p->y = (float)y, p->x = (float)x;
             }
-    must(cudaMemcpy(t->at, at, (size_t)t->tokens * sizeof(token_at), cudaMemcpyHostToDevice), "objects");
+    upload(t->at, at, (size_t)t->tokens * sizeof(token_at));
     free(at);
     return 1;
 }
 static void tensors_fill(const tensors *t, double drift)
 {
-    run(video_kernel, is_tiny ? 8 : device.multiProcessorCount * 16, 256, t->q, t->k, t->v, t->at, t->tokens, t->s.heads, t->s.dim,
-                                                                     synth_hash(11), (float)drift);
+    run(video_kernel, device.multiProcessorCount * 16, 256, t->q, t->k, t->v, t->at, t->tokens, t->s.heads, t->s.dim,
+        synth_hash(11), (float)drift);
     must(cudaStreamSynchronize(stream), "video");
 }
 static void tensors_free(tensors *t) { cudaFree(t->q), cudaFree(t->k), cudaFree(t->v), cudaFree(t->out), cudaFree(t->at); }
@@ -433,8 +461,8 @@ static clusters clusters_new(int count, int64_t tokens, int heads, int is_skewed
     c.offset = (int32_t *)gpu(4 * (size_t)heads * (size_t)(count + 1));
     c.order = (int32_t *)gpu(4 * (size_t)heads * (size_t)tokens);
     if (!c.offset || !c.order) fatal("bench: not enough memory");
-    must(cudaMemcpy(c.offset, offset, 4 * (size_t)heads * (size_t)(count + 1), cudaMemcpyHostToDevice), "offset");
-    must(cudaMemcpy(c.order, order, 4 * (size_t)heads * (size_t)tokens, cudaMemcpyHostToDevice), "order");
+    upload(c.offset, offset, 4 * (size_t)heads * (size_t)(count + 1));
+    upload(c.order, order, 4 * (size_t)heads * (size_t)tokens);
     free(weight), free(offset), free(label), free(order), free(at);
     return c;
 }
@@ -469,7 +497,7 @@ static block_map map_new(const clusters *q, const clusters *k, int heads, int64_
         }
     m.map = (uint8_t *)gpu(bytes);
     if (!m.map) fatal("bench: not enough memory");
-    must(cudaMemcpy(m.map, host, bytes, cudaMemcpyHostToDevice), "map");
+    upload(m.map, host, bytes);
     free(host), free(pick);
     return m;
 }
@@ -527,25 +555,29 @@ static __global__ void difference_kernel(const bf16 *a, const bf16 *b, int64_t n
 }
 static double difference(const bf16 *a, const bf16 *b, int64_t n)
 {
-    const int THREADS = is_tiny ? 256 : 256 * 256;
-    double *sums = (double *)gpu(sizeof(double) * 2 * (size_t)THREADS), *host = (double *)malloc(sizeof(double) * 2 * (size_t)THREADS), e = 0, s = 0;
-    run(difference_kernel, THREADS / 256, 256, a, b, n, sums);
-    must(cudaStreamSynchronize(stream), "difference");
-    must(cudaMemcpy(host, sums, sizeof(double) * 2 * (size_t)THREADS, cudaMemcpyDeviceToHost), "difference");
-    for (int i = 0; i < THREADS; ++i) e += host[2 * i], s += host[2 * i + 1];
+    const int threads = IS_EMULATED ? 256 : 256 * 256;
+    const size_t bytes = sizeof(double) * 2 * (size_t)threads;
+    double *sums = (double *)gpu(bytes), *host = (double *)malloc(bytes), e = 0, s = 0;
+    if (!sums || !host) fatal("bench: not enough memory");
+    run(difference_kernel, threads / 256, 256, a, b, n, sums);
+    download(host, sums, bytes);
+    for (int i = 0; i < threads; ++i) e += host[2 * i], s += host[2 * i + 1];
     free(host);
     cudaFree(sums);
     return sqrt(e / s);
 }
 
+/* ==== >>rows ============================================================================= */
+enum { CLOCK_CYCLES = 400000 };
 typedef struct timer {
-    cudaEvent_t begin, end;
+    cudaEvent_t begin, end, after;
 } timer;
 static timer timer_new()
 {
     timer t;
     t.begin = event_of();
     t.end = event_of();
+    t.after = event_of();
     return t;
 }
 /* what is launched between the two runs without waiting for the processor */
@@ -554,19 +586,23 @@ static void timer_begin(const timer *t, int launches)
     run(wait_kernel, 1, 32, (long long)launches * 20000);
     must(cudaEventRecord(t->begin, stream), "event");
 }
-static double timer_end(const timer *t)
+/* r NULL: no row. A known number of cycles behind the work tells the clock that it ran at. */
+static void timer_end(const timer *t, row *r)
 {
     must(cudaEventRecord(t->end, stream), "event");
-    return ms_between(t->begin, t->end);
+    run(wait_kernel, 1, 32, CLOCK_CYCLES);
+    must(cudaEventRecord(t->after, stream), "event");
+    const double mhz = CLOCK_CYCLES / (1e3 * ms_between(t->end, t->after)), ms = ms_between(t->begin, t->end);
+    if (!r || r->count == MAX_SAMPLES) return;
+    r->mhz[r->count] = mhz;
+    r->sample[r->count++] = ms;
 }
-static void timer_free(timer *t) { cudaEventDestroy(t->begin), cudaEventDestroy(t->end); }
+static void timer_free(timer *t) { cudaEventDestroy(t->begin), cudaEventDestroy(t->end), cudaEventDestroy(t->after); }
 
 static double dense_pairs(const tensors *t) { return (double)t->s.heads * (double)t->tokens * (double)t->tokens; }
 static double qkvo_bytes(const tensors *t) { return 4 * 2 * (double)t->elements; }
 
-static double agreement = -1; /* relative L2 between dense attention and the same over a full map of clusters */
-
-static double bench_attention(const tensors *t, double budget)
+static void bench_attention(const tensors *t, double budget)
 {
     enum { VARIANTS = 7 };
     static const double densities[] = {0.10, 0.25, 0.50};
@@ -603,7 +639,7 @@ static double bench_attention(const tensors *t, double budget)
     if (!workspace_need(most)) {
         printf("  no memory for %s\n", t->s.name);
     } else {
-        if (agreement < 0) { /* at full size, and at no cost in the tables: clusters and a full map give dense attention */
+        if (all->agreement < 0) { /* at full size, and at no cost in the tables: clusters and a full map give dense attention */
             svg2_attention_desc full = d[4];
             bf16 *other = (bf16 *)gpu((size_t)t->elements * 2);
             full.map = NULL;
@@ -611,7 +647,7 @@ static double bench_attention(const tensors *t, double budget)
                 attend(&d[0]);
                 full.out = other;
                 attend(&full);
-                agreement = difference(other, t->out, t->elements);
+                all->agreement = difference(other, t->out, t->elements);
                 cudaFree(other);
             }
         }
@@ -625,7 +661,7 @@ static double bench_attention(const tensors *t, double budget)
             for (int i = 0; i < n; ++i) {
                 timer_begin(&time, 10);
                 attend(&d[i]);
-                row_add(r[i], timer_end(&time));
+                timer_end(&time, r[i]);
             }
     }
     const double dense = median(r[0]->sample, r[0]->count);
@@ -633,7 +669,7 @@ static double bench_attention(const tensors *t, double budget)
     for (int i = 1; i < n; ++i) cudaFree(maps[i].map);
     for (int i = 0; i < 4; ++i) clusters_free(&side[i / 2][i % 2]);
     timer_free(&time);
-    return dense;
+    all->dense_ms = dense;
 }
 
 /* ==== >>call ============================================================================= */
@@ -727,7 +763,7 @@ static void stage_work(const call *c, const tensors *t, double density, double *
     bytes[T_ATTENTION] = 4 * x + (order1 ? 4 * h * cq * dim * dim : 0);
 }
 
-static void bench_calls(const tensors *t, double dense_ms, double budget)
+static void bench_calls(const tensors *t, double budget)
 {
     enum { CALLS = 3 };
     call c[CALLS];
@@ -749,6 +785,7 @@ static void bench_calls(const tensors *t, double dense_ms, double budget)
         if (bytes > most) most = bytes;
         c[i].memory = gpu(svg2_state_bytes(d));
         c[i].stats = (svg2_head_stats *)gpu(sizeof(svg2_head_stats) * (size_t)t->s.heads);
+        if (!c[i].memory || !c[i].stats) fatal("bench: not enough memory");
         check_call(svg2_state_init(&c[i].state, d, c[i].memory, svg2_state_bytes(d), &err), &err, "svg2_state_init");
     }
     if (!workspace_need(most)) {
@@ -765,7 +802,7 @@ static void bench_calls(const tensors *t, double dense_ms, double budget)
         tensors_fill(t, 0.1);          /* the next denoising step     */
         run_call(&c[i], &plain, t, 1);
         must(cudaStreamSynchronize(stream), "svg2_attend");
-        must(cudaMemcpy(stats, c[i].stats, sizeof(svg2_head_stats) * (size_t)t->s.heads, cudaMemcpyDeviceToHost), "stats");
+        download(stats, c[i].stats, sizeof(svg2_head_stats) * (size_t)t->s.heads);
         for (int h = 0; h < t->s.heads; ++h) density += (double)stats[h].density / t->s.heads;
         free(stats);
         stage_work(&c[i], t, density, flops, bytes);
@@ -774,7 +811,7 @@ static void bench_calls(const tensors *t, double dense_ms, double budget)
         c[i].total = row_new(t->s.name, name, all_flops, qkvo_bytes(t), 0);
         snprintf(name, sizeof name, "  as a CUDA graph");
         c[i].graph = row_new(t->s.name, name, all_flops, qkvo_bytes(t), 0);
-        c[i].total->dense_ms = c[i].graph->dense_ms = dense_ms;
+        c[i].total->dense_ms = c[i].graph->dense_ms = all->dense_ms;
         for (int s = 0; s < T_COUNT && i == 0; ++s) { /* the parts of one call will do */
             snprintf(name, sizeof name, "  %s", stage_names[s]);
             c[i].stage[s] = row_new(t->s.name, name, flops[s], bytes[s], 0);
@@ -794,18 +831,21 @@ static void bench_calls(const tensors *t, double dense_ms, double budget)
         for (int i = 0; i < CALLS; ++i) {
             timer_begin(&time, 300);
             run_call(&c[i], &plain, t, 2 + k);
-            row_add(c[i].total, timer_end(&time));
+            timer_end(&time, c[i].total);
             timer_begin(&time, 10);
             must(cudaGraphLaunch(c[i].exec, stream), "graph");
-            row_add(c[i].graph, timer_end(&time));
+            timer_end(&time, c[i].graph);
             if (i) continue;
             double ms[T_COUNT] = {0};
             mark.count = mark.kmeans_calls = 0;
             timer_begin(&time, 300);
             run_call(&c[i], &timed, t, 2 + k);
-            (void)timer_end(&time);
+            timer_end(&time, NULL);
             for (int n = 0; n < mark.count; ++n) ms[mark.stage[n]] += ms_between(mark.begin[n], mark.end[n]);
-            for (int s = 0; s < T_COUNT; ++s) row_add(c[i].stage[s], ms[s]);
+            for (int s = 0; s < T_COUNT; ++s) {
+                row *r = c[i].stage[s];
+                if (r->count < MAX_SAMPLES) r->sample[r->count++] = ms[s];
+            }
         }
         round = now() - round_begin;
     }
@@ -817,74 +857,91 @@ static void bench_calls(const tensors *t, double dense_ms, double budget)
 }
 
 /* ==== >>report =========================================================================== */
-static void write_json(FILE *f)
+static double least_clock(const row *r)
 {
-    int driver = 0, runtime = 0;
-    cudaDriverGetVersion(&driver);
-    cudaRuntimeGetVersion(&runtime);
-    fprintf(f, "{\n  \"device\": \"%s\", \"compute_capability\": %d.%d, \"multiprocessors\": %d, \"memory_bytes\": %zu, \"l2_bytes\": %d,\n",
-            device.name, device.major, device.minor, device.multiProcessorCount, device.totalGlobalMem, device.l2CacheSize);
-    fprintf(f, "  \"driver\": %d, \"runtime\": %d, \"commit\": \"%s\", \"seconds\": %.1f,\n", driver, runtime, SVG2_BENCH_COMMIT, now() - started);
-    fprintf(f, "  \"mma_sync_tflops\": %.1f, \"cublas_tflops\": %.1f, \"copy_gbytes_per_s\": %.1f, \"clock_mhz\": %.0f,\n", 1e-12 * peak_mma,
-            1e-12 * peak_blas, 1e-9 * peak_copy, clock_mhz);
-    fprintf(f, "  \"full_map_against_dense\": %.3e,\n  \"rows\": [", agreement);
-    for (int i = 0; i < row_count; ++i) {
-        const row *r = &rows[i];
-        const char *name = r->name + strspn(r->name, " ");
-        fprintf(f, "%s\n    {\"shape\": \"%s\", \"name\": \"%s\", \"is_part\": %d, \"ms\": %.4f, \"floor_ms\": %.4f, \"flops\": %.4e, "
-                   "\"executed_flops\": %.4e, \"bytes\": %.4e, \"dense_ms\": %.4f, \"samples\": [",
-                i ? "," : "", r->shape, name, r->is_part, median(r->sample, r->count), row_floor(r), r->flops, r->executed, r->bytes,
-                r->dense_ms);
+    double least = 0;
+    for (int n = 0; n < r->count; ++n)
+        if (r->mhz[n] > 0 && (least == 0 || r->mhz[n] < least)) least = r->mhz[n];
+    return least;
+}
+
+/* Written anew after every part: whatever happens later, this is kept. */
+static void write_json()
+{
+    if (!json_path) return;
+    FILE *f = fopen(json_path, "w");
+    if (!f) fatal("bench: cannot write %s", json_path);
+    fprintf(f, "{\n  \"device\": \"%s\", \"compute_capability\": %d.%d, \"multiprocessors\": %d,\n", all->device, all->major,
+            all->minor, all->multiprocessors);
+    fprintf(f, "  \"memory_bytes\": %zu, \"l2_bytes\": %d, \"driver\": %d, \"runtime\": %d,\n", all->memory_bytes,
+            all->l2_bytes, all->driver, all->runtime);
+    fprintf(f, "  \"commit\": \"%s\", \"quick\": %d, \"seconds\": %.1f,\n", SVG2_BENCH_COMMIT, is_quick, now() - started);
+    fprintf(f, "  \"mma_sync_tflops\": %.1f, \"cublas_tflops\": %.1f, \"copy_gbytes_per_s\": %.1f, \"clock_mhz\": %.0f,\n",
+            1e-12 * all->peak_mma, 1e-12 * all->peak_blas, 1e-9 * all->peak_copy, all->clock_mhz);
+    if (all->agreement >= 0) fprintf(f, "  \"full_map_against_dense\": %.3e,\n", all->agreement);
+    fprintf(f, "  \"rows\": [");
+    for (int i = 0; i < all->row_count; ++i) {
+        const row *r = &all->rows[i];
+        fprintf(f, "%s\n    {\"shape\": \"%s\", \"name\": \"%s\", \"is_part\": %d, \"ms\": %.4f, \"floor_ms\": %.4f, ",
+                i ? "," : "", r->shape, r->name + strspn(r->name, " "), r->is_part, median(r->sample, r->count),
+                row_floor(r));
+        fprintf(f, "\"flops\": %.4e, \"executed_flops\": %.4e, \"bytes\": %.4e, \"dense_ms\": %.4f, \"mhz\": %.0f, ", r->flops,
+                r->executed, r->bytes, r->dense_ms, median(r->mhz, r->count));
+        fprintf(f, "\"samples\": [");
         for (int n = 0; n < r->count; ++n) fprintf(f, "%s%.4f", n ? ", " : "", r->sample[n]);
         fprintf(f, "]}");
     }
     fprintf(f, "\n  ]\n}\n");
+    fclose(f);
 }
 
-static void write_table()
+static void write_rates()
 {
-    const char *shape_before = "";
-    printf("\n%s, %d multiprocessors at %.0f MHz: mma.sync %.0f TFLOP/s, cuBLAS bf16 8192^3 ", device.name, device.multiProcessorCount, clock_mhz,
-           1e-12 * peak_mma);
-    if (peak_blas > 0) printf("%.0f TFLOP/s", 1e-12 * peak_blas);
+    printf("%s, %d multiprocessors at %.0f MHz: mma.sync %.0f TFLOP/s, cuBLAS bf16 8192^3 ", all->device, all->multiprocessors,
+           all->clock_mhz, 1e-12 * all->peak_mma);
+    if (all->peak_blas > 0) printf("%.0f TFLOP/s", 1e-12 * all->peak_blas);
     else printf("not there");
-    printf(", copy %.2f TB/s\n", 1e-12 * peak_copy);
-    if (agreement >= 0) printf("dense attention and the same over a full map of clusters differ by %.1e (relative L2)\n", agreement);
-    for (int i = 0; i < row_count; ++i) {
-        const row *r = &rows[i];
-        const double ms = median(r->sample, r->count), floor = row_floor(r);
-        if (strcmp(shape_before, r->shape) != 0)
-            printf("\n%-38s %9s %9s %7s %9s %9s %8s\n", r->shape, "ms", "floor ms", "floor/t", "useful", "executed", "dense/t");
-        shape_before = r->shape;
+    printf(", copy %.2f TB/s\n", 1e-12 * all->peak_copy);
+    printf("useful, executed: TFLOP/s, without and with the padding of tiles. floor: useful work at the rates above. dense/t:\n"
+           "times faster than the dense row. Rows that are indented are parts of the call above them, warm.\n");
+    fflush(stdout);
+}
+
+/* rows [from, all->row_count), under a head of their own if it is a new shape */
+static void write_rows(int from)
+{
+    for (int i = from; i < all->row_count; ++i) {
+        const row *r = &all->rows[i];
+        const double ms = median(r->sample, r->count), floor = row_floor(r), clock = least_clock(r);
+        if (i == 0 || strcmp(all->rows[i - 1].shape, r->shape) != 0)
+            printf("\n%-36s %9s %9s %7s %8s %8s %7s %5s\n", r->shape, "ms", "floor ms", "floor/t", "useful", "executed",
+                   "dense/t", "MHz");
         if (r->count == 0) {
-            printf("%-38s %9s\n", r->name, "-");
+            printf("%-36s %9s\n", r->name, "-");
             continue;
         }
-        printf("%-38s %9.3f %9.3f %6.0f%% ", r->name, ms, floor, 100 * floor / ms);
-        if (r->flops > 0) printf("%9.1f ", 1e-9 * r->flops / ms);
-        else printf("%9s ", "");
-        if (r->executed > 0) printf("%9.1f ", 1e-9 * r->executed / ms);
-        else printf("%9s ", "");
-        if (r->dense_ms > 0) printf("%8.2f", r->dense_ms / ms);
+        printf("%-36s %9.3f %9.3f %6.0f%%", r->name, ms, floor, ms > 0 ? 100 * floor / ms : 0);
+        if (r->flops > 0 && ms > 0) printf(" %8.1f", 1e-9 * r->flops / ms);
+        else printf(" %8s", "");
+        if (r->executed > 0) printf(" %8.1f", 1e-9 * r->executed / ms);
+        else printf(" %8s", "");
+        if (r->dense_ms > 0) printf(" %7.2f", r->dense_ms / ms);
+        else printf(" %7s", "");
+        if (clock > 0) printf(" %5.0f", clock);
         printf("\n");
     }
-    printf("\nuseful, executed: TFLOP/s, without and with the padding of tiles. floor: useful work at the rates above. dense/t: times\n"
-           "faster than the dense row. Rows that are indented twice are parts of the call above them, warm.\n");
+    fflush(stdout);
 }
 
-int main(int argc, char **argv)
+/* ==== >>parts ============================================================================ */
+enum { PART_RATES, PART_ATTENTION, PART_CALLS };
+
+/* in a process of its own; the exit code */
+static int part_run(int part, shape s, double budget)
 {
-    svg2_error err;
     int count = 0;
-    started = now();
-    for (int i = 1; i < argc; ++i) {
-        if (strcmp(argv[i], "--quick") == 0) is_quick = 1;
-        else if (strcmp(argv[i], "--tiny") == 0) is_tiny = 1;
-        else if (strcmp(argv[i], "--seconds") == 0 && i + 1 < argc) seconds = atof(argv[++i]);
-        else if (strcmp(argv[i], "--json") == 0 && i + 1 < argc) json_path = argv[++i];
-        else if (strcmp(argv[i], "--shape") == 0 && i + 1 < argc) only_shape = atoi(argv[++i]);
-        else fatal("bench [--quick] [--seconds N] [--shape 0..%d] [--json FILE]", SHAPES - 1);
-    }
+    svg2_error err;
+    tensors t;
     const cudaError_t e = cudaGetDeviceCount(&count);
     if (e != cudaSuccess || count == 0) {
         fprintf(stderr, "bench: no GPU: %s\n", e == cudaSuccess ? "none is visible" : cudaGetErrorString(e));
@@ -896,36 +953,125 @@ int main(int argc, char **argv)
     }
     must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
     must(cudaGetDeviceProperties(&device, 0), "device");
-    measure_mma();
-    measure_blas();
-    measure_copy();
-    peak_flops = peak_blas > peak_mma ? peak_blas : peak_mma;
-    int todo = only_shape >= 0 ? 1 : SHAPES;
-    for (int i = 0; i < SHAPES; ++i) {
-        tensors t;
-        shape s = shapes[i];
-        if (only_shape >= 0 && i != only_shape) continue;
-        if (left() < 10) break;
+    if (part == PART_RATES) {
+        snprintf(all->device, sizeof all->device, "%s", device.name);
+        all->major = device.major, all->minor = device.minor;
+        all->multiprocessors = device.multiProcessorCount;
+        all->memory_bytes = device.totalGlobalMem, all->l2_bytes = device.l2CacheSize;
+        cudaDriverGetVersion(&all->driver);
+        cudaRuntimeGetVersion(&all->runtime);
+        measure_mma();
+        measure_copy();
+        all->peak_flops = all->peak_mma;
+        measure_blas();
+        if (all->peak_blas > all->peak_flops) all->peak_flops = all->peak_blas;
+        return 0;
+    }
+    memset(&t, 0, sizeof t);
+    if (!tensors_new(&t, s)) fatal("bench: %s: not enough memory", s.name);
+    tensors_fill(&t, 0);
+    if (part == PART_ATTENTION) bench_attention(&t, budget);
+    else bench_calls(&t, budget);
+    tensors_free(&t);
+    return 0;
+}
+
+/* exit code of the part; 1 also if it was killed. It may run limit seconds. */
+static int part_do(int part, shape s, double budget, double limit)
+{
+    static const char *const names[] = {"rates", "attention", "calls"};
+    const double begin = now();
+    int status = 0;
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child < 0) fatal("bench: fork failed");
+    if (child == 0) {
+        alarm((unsigned)(limit < 1 ? 1 : limit));
+        const int code = part_run(part, s, budget);
+        fflush(NULL);
+        _exit(code); /* CUDA is not unloaded: nothing can hang there */
+    }
+    if (waitpid(child, &status, 0) != child) fatal("bench: waitpid failed");
+    const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+    if (code == 0)
+        fprintf(stderr, "bench: %s%s%s: %.1f s, %.0f s left\n", part ? s.name : "", part ? ": " : "", names[part], now() - begin,
+                left());
+    else if (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM)
+        printf("FAILED: %s, %s: out of time after %.0f s\n", part ? s.name : "this GPU", names[part], now() - begin);
+    else if (WIFSIGNALED(status))
+        printf("FAILED: %s, %s: signal %d\n", part ? s.name : "this GPU", names[part], WTERMSIG(status));
+    else if (code != 2)
+        printf("FAILED: %s, %s: exit code %d, see the error output\n", part ? s.name : "this GPU", names[part], code);
+    return code;
+}
+
+static const char usage[] = "bench [--quick] [--seconds N] [--shape SHAPE] [--json FILE]\n"
+                            "SHAPE: 0 .. 3, or frames,height,width,heads,dim,query clusters,key clusters";
+
+/* "1,10,16,2,64,4,11" */
+static int shape_parse(const char *text, shape *s)
+{
+    static char name[48];
+    char end;
+    if (sscanf(text, "%d,%d,%d,%d,%d,%d,%d%c", &s->frames, &s->height, &s->width, &s->heads, &s->dim, &s->cq, &s->ck, &end) != 7)
+        return 0;
+    const double tokens = (double)s->frames * s->height * s->width;
+    if (s->frames < 1 || s->height < 1 || s->width < 1 || s->heads < 1 || s->heads > 1024 || s->dim < 8 || s->dim > 256
+        || s->dim % 8 || s->cq < 1 || s->ck < 1 || tokens > 1 << 24 || s->cq > tokens || s->ck > tokens)
+        return 0;
+    snprintf(name, sizeof name, "%.0f x %d x %d, %d/%d", tokens, s->heads, s->dim, s->cq, s->ck);
+    s->name = name;
+    return 1;
+}
+
+int main(int argc, char **argv)
+{
+    shape own = {};
+    int failures = 0;
+    started = now();
+    for (int i = 1; i < argc; ++i) {
+        if (strcmp(argv[i], "--quick") == 0) is_quick = 1;
+        else if (strcmp(argv[i], "--seconds") == 0 && i + 1 < argc) seconds = atof(argv[++i]);
+        else if (strcmp(argv[i], "--json") == 0 && i + 1 < argc) json_path = argv[++i];
+        else if (strcmp(argv[i], "--shape") == 0 && i + 1 < argc) {
+            if (strchr(argv[++i], ',') ? !shape_parse(argv[i], &own) : (only_shape = atoi(argv[i])) < 0 || only_shape >= SHAPES)
+                fatal(usage);
+        } else fatal(usage);
+    }
+    all = (struct results *)mmap(NULL, sizeof *all, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (all == MAP_FAILED) fatal("bench: out of memory");
+    all->agreement = -1;
+    const shape none = {};
+    const int code = part_do(PART_RATES, none, 0, 60);
+    if (code == 2) return 2;
+    if (all->peak_flops == 0 || all->peak_copy == 0) return 1;
+    failures += code != 0;
+    write_rates();
+    write_json();
+    const int first = own.name || only_shape < 0 ? 0 : only_shape, last = own.name ? 1 : only_shape < 0 ? SHAPES : first + 1;
+    for (int i = first; i < last; ++i) {
+        shape s = own.name ? own : shapes[i];
         if (is_quick) s.frames = (s.frames + 9) / 10;
-        if (is_tiny) s.frames = 1, s.height = 10, s.width = 16, s.heads = 2, s.cq = 4, s.ck = 11;
-        const double share = left() / todo--;
-        memset(&t, 0, sizeof t);
-        if (!tensors_new(&t, s)) {
-            printf("  no memory for %s\n", s.name);
-        } else {
-            tensors_fill(&t, 0);
-            const double dense = bench_attention(&t, 0.35 * share);
-            bench_calls(&t, dense, 0.35 * share);
-        }
-        tensors_free(&t);
-        fprintf(stderr, "bench: %s done, %.0f s left\n", s.name, left());
-        if (json_path) { /* again after every shape: whatever happens later, this is kept */
-            FILE *f = fopen(json_path, "w");
-            if (!f) fatal("bench: cannot write %s", json_path);
-            write_json(f);
-            fclose(f);
+        all->dense_ms = 0;
+        for (int part = PART_ATTENTION; part <= PART_CALLS; ++part) {
+            const double share = left() / (2 * (last - i) - (part == PART_CALLS));
+            const int from = all->row_count;
+            if (left() < 10) {
+                printf("%s, %s: no time left\n", s.name, part == PART_CALLS ? "calls" : "attention");
+                continue;
+            }
+            const int failed = part_do(part, s, 0.7 * share, 2 * share > left() ? left() : 2 * share);
+            failures += failed != 0;
+            write_rows(from);
+            write_json();
         }
     }
-    write_table();
-    return 0;
+    printf("\n");
+    if (all->agreement >= 0)
+        printf("dense attention and the same over a full map of clusters differ by %.1e (relative L2)\n", all->agreement);
+    if (!(all->agreement <= 0.01)) {
+        printf("FAILED: that is too much, or was not measured\n");
+        ++failures;
+    }
+    return failures != 0;
 }
