@@ -104,26 +104,27 @@ G := build/gpu
 GPU_TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_cuda_*.c))
 GPU_SPLIT = $(shell $(NVCC) --help 2>/dev/null | grep -q -e --split-compile && echo --split-compile=0)
 GPU_NVCC = $(NVCC) -std=c++17 -O3 -lineinfo -arch=$(arch) -I. -Ibuild/ops -Xcompiler -Wall,-fPIC
-GPU_LITE := $(if $(lite),yes,$(shell CC="$(CC)" tests/deps.sh has cmocka.h || echo yes))
-GPU_C = $(CC) -std=c99 -ffp-contract=off -O2 -fPIC $(if $(GPU_LITE),-Itests/gpu/lite) -isystem $(CUDA)/include -pthread
+# tests/gpu/lite in place of cmocka: every test can have a process of its own
+GPU_C = $(CC) -std=c99 -ffp-contract=off -O2 -fPIC -Wall -Itests/gpu/lite -isystem $(CUDA)/include -pthread
+COMMIT ?= $(or $(shell git rev-parse --short HEAD 2>/dev/null),unknown)
 $G:
 	@mkdir -p $@
-$G/%.o: tests/%.c svg2.h tests/test.h tests/device.h | $G
+$G/%.o: tests/%.c svg2.h tests/test.h tests/device.h tests/gpu/lite/cmocka.h | $G
 	$(GPU_C) -c $< -o $@
-$G/small_%.o: tests/%.c svg2.h tests/test.h tests/device.h | $G
+$G/small_%.o: tests/%.c svg2.h tests/test.h tests/device.h tests/gpu/lite/cmocka.h | $G
 	$(GPU_C) -DTEST_SMALL -c $< -o $@
 $G/svg2_cuda.o: svg2_cuda.cu svg2.h | $G
 	$(GPU_NVCC) $(GPU_SPLIT) -c $< -o $@
 $G/device.o: tests/device.cc tests/device.h | $G
 	$(GPU_NVCC) -x cu -c $< -o $@
 $(GPU_TESTS:%=$G/%) $(GPU_TESTS:%=$G/small_%): $G/%: $G/%.o $G/impl.o $G/svg2_cuda.o $G/device.o
-	$(NVCC) -arch=$(arch) $^ $(if $(GPU_LITE),,-lcmocka) -lpthread -lm -o $@
+	$(NVCC) -arch=$(arch) $^ -lpthread -lm -o $@
 $G/test_cuda_ops: tests/gpu/ops.cu build/ops/ops.inc | $G
 	$(GPU_NVCC) $< -o $@
 $G/probe: tests/gpu/probe.cu | $G
 	$(NVCC) $< -o $@
 $G/bench: bench/bench_cuda.cu bench/synth.h $G/svg2_cuda.o $G/impl.o
-	$(GPU_NVCC) -Xcompiler -Wno-unused-function '-DSVG2_BENCH_COMMIT="$(shell git rev-parse --short HEAD 2>/dev/null)"' $< \
+	$(GPU_NVCC) -Xcompiler -Wno-unused-function '-DSVG2_BENCH_COMMIT="$(COMMIT)"' $< \
 		$G/svg2_cuda.o $G/impl.o -ldl -lm -o $@
 $G/shim_cuda.o: bench/compare/shim_cuda.c svg2.h | $G
 	$(GPU_C) -c $< -o $@

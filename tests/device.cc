@@ -20,11 +20,19 @@ static void must(cudaError_t e, const char *what)
     exit(3);
 }
 
+/* Sets and copies are the default stream's, and may return before they are done; streams of device_stream do not wait
+   for them. */
+static void settle(void)
+{
+    must(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+}
+
 void *device_new(size_t bytes)
 {
     void *p = NULL;
     must(cudaMalloc(&p, bytes ? bytes : 1), "cudaMalloc");
     must(cudaMemset(p, 0xff, bytes), "cudaMemset");
+    settle();
     allocations.push_back(p);
     return p;
 }
@@ -38,18 +46,20 @@ void *device_copy(const void *host, size_t bytes)
 
 void device_read(void *host, const void *device, size_t bytes)
 {
-    must(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    settle();
     must(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost), "cudaMemcpy");
 }
 
 void device_write(void *device, const void *host, size_t bytes)
 {
+    settle();
     must(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
+    settle();
 }
 
 void device_reset(void)
 {
-    must(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    settle();
     for (void *p : allocations) must(cudaFree(p), "cudaFree");
     for (cudaGraphExec_t g : graphs) must(cudaGraphExecDestroy(g), "cudaGraphExecDestroy");
     for (cudaStream_t s : streams) must(cudaStreamDestroy(s), "cudaStreamDestroy");

@@ -1,13 +1,20 @@
-/* cmocka.h - the part of cmocka that tests/test_cuda_*.c use, for machines that do not have it. Same output lines. */
+/* cmocka.h - the part of cmocka that tests/test_cuda_*.c use, for machines that do not have it. Same output lines.
+
+   Unlike cmocka it can give every test a process of its own, so that one that crashes, hangs, or leaves the GPU in an
+   error (which stays with a process for good) fails alone: LITE_SECONDS in the environment, the time a test may take. */
 #ifndef CMOCKA_LITE_H
 #define CMOCKA_LITE_H
+#include <fnmatch.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 typedef int (*CMFixtureFunction)(void **state);
 struct CMUnitTest {
@@ -21,8 +28,10 @@ struct CMUnitTest {
 
 static jmp_buf lite_failed;
 static int lite_code; /* of the test that runs: 0 passed, 1 failed, 2 skipped */
+static const char *lite_filter;
 
 #define LITE_UNUSED __attribute__((unused))
+static LITE_UNUSED void cmocka_set_test_filter(const char *pattern) { lite_filter = pattern; }
 static LITE_UNUSED void print_message(const char *format, ...) __attribute__((format(printf, 1, 2)));
 static LITE_UNUSED void print_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 static LITE_UNUSED void print_message(const char *format, ...)
@@ -68,39 +77,87 @@ static LITE_UNUSED __attribute__((noreturn)) void _fail(const char *file, int li
 #define assert_memory_equal(a, b, n)  LITE_ASSERT(memcmp(a, b, n) == 0, "%s and %s differ", #a, #b)
 #define assert_ptr_equal(a, b)        LITE_ASSERT((const void *)(a) == (const void *)(b), "%s is not %s", #a, #b)
 
-static LITE_UNUSED int lite_one(const struct CMUnitTest *test)
+/* A test, its setup, its teardown: each can fail, and be left, by itself. */
+static LITE_UNUSED void lite_guard(int (*fixture)(void **), void (*test)(void **), void **state)
+{
+    if (setjmp(lite_failed) == 0) {
+        if (test) test(state);
+        else if (fixture(state)) lite_code = 1;
+    }
+}
+static LITE_UNUSED int lite_test(const struct CMUnitTest *test)
 {
     void *state = test->initial_state;
-    printf("[ RUN      ] %s\n", test->name);
-    fflush(stdout);
-    lite_code = test->setup_func && test->setup_func(&state) ? 1 : 0;
-    if (lite_code == 0 && setjmp(lite_failed) == 0) test->test_func(&state);
-    if (test->teardown_func && test->teardown_func(&state)) lite_code = 1;
-    printf(lite_code == 0 ? "[       OK ] %s\n" : lite_code == 2 ? "[  SKIPPED ] %s\n" : "[  FAILED  ] %s\n", test->name);
-    fflush(stdout);
+    lite_code = 0;
+    if (test->setup_func) lite_guard(test->setup_func, 0, &state);
+    if (lite_code == 0) lite_guard(0, test->test_func, &state);
+    if (test->teardown_func) lite_guard(test->teardown_func, 0, &state);
     return lite_code;
 }
 
-static LITE_UNUSED int lite_run(const char *group, const struct CMUnitTest *tests, size_t count)
+static LITE_UNUSED int lite_one(const struct CMUnitTest *test)
+{
+    const char *seconds = getenv("LITE_SECONDS");
+    int code, status = 0;
+    printf("[ RUN      ] %s\n", test->name);
+    fflush(stdout);
+    if (seconds && atoi(seconds) > 0) {
+        const pid_t child = fork();
+        if (child == 0) {
+            alarm((unsigned)atoi(seconds));
+            code = lite_test(test);
+            fflush(stdout);
+            _exit(code);
+        }
+        code = child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+        if (code < 0 && WIFSIGNALED(status)) {
+            if (WTERMSIG(status) == SIGALRM) print_error("%s: out of time after %s s\n", test->name, seconds);
+            else print_error("%s: killed by signal %d\n", test->name, WTERMSIG(status));
+        } else if (code < 0 || code > 2) {
+            print_error("%s: ended with exit code %d\n", test->name, code);
+        }
+        if (code < 0 || code > 2) code = 1;
+    } else {
+        code = lite_test(test);
+    }
+    printf(code == 0 ? "[       OK ] %s\n" : code == 2 ? "[  SKIPPED ] %s\n" : "[  FAILED  ] %s\n", test->name);
+    fflush(stdout);
+    return code;
+}
+
+static LITE_UNUSED int lite_run(const char *group, const struct CMUnitTest *tests, size_t count, CMFixtureFunction setup,
+                                CMFixtureFunction teardown)
 {
     static const char *failed[256];
     const char *colon = *group ? ": " : "";
-    int codes[3] = {0, 0, 0}, i;
-    printf("[==========] %s%sRunning %d test(s).\n", group, colon, (int)count);
+    void *state = 0;
+    int codes[3] = {0, 0, 0}, i, run = 0;
+    lite_code = 0;
+    if (setup) lite_guard(setup, 0, &state);
+    if (lite_code) {
+        printf("[  FAILED  ] GROUP SETUP\n");
+        return 1;
+    }
+    for (i = 0; i < (int)count; ++i) run += !lite_filter || fnmatch(lite_filter, tests[i].name, 0) == 0;
+    printf("[==========] %s%sRunning %d test(s).\n", group, colon, run);
     for (i = 0; i < (int)count; ++i) {
+        if (lite_filter && fnmatch(lite_filter, tests[i].name, 0) != 0) continue;
         const int code = lite_one(&tests[i]);
         if (code == 1 && codes[1] < 256) failed[codes[1]] = tests[i].name;
         ++codes[code];
     }
-    printf("[==========] %s%s%d test(s) run.\n[  PASSED  ] %d test(s).\n", group, colon, (int)count, codes[0]);
+    lite_code = 0;
+    if (teardown) lite_guard(teardown, 0, &state);
+    printf("[==========] %s%s%d test(s) run.\n[  PASSED  ] %d test(s).\n", group, colon, run, codes[0]);
     if (codes[2]) printf("[  SKIPPED ] %d test(s).\n", codes[2]);
     if (codes[1]) printf("[  FAILED  ] %d test(s), listed below:\n", codes[1]);
     for (i = 0; i < codes[1] && i < 256; ++i) printf("[  FAILED  ] %s\n", failed[i]);
+    if (lite_code) printf("[  FAILED  ] GROUP TEARDOWN\n");
     fflush(stdout);
-    return codes[1];
+    return codes[1] + lite_code;
 }
 #define cmocka_run_group_tests(tests, setup, teardown) \
-    ((void)(setup), (void)(teardown), lite_run("", tests, sizeof(tests) / sizeof((tests)[0])))
+    lite_run("", tests, sizeof(tests) / sizeof((tests)[0]), setup, teardown)
 #define cmocka_run_group_tests_name(name, tests, setup, teardown) \
-    ((void)(setup), (void)(teardown), lite_run(name, tests, sizeof(tests) / sizeof((tests)[0])))
+    lite_run(name, tests, sizeof(tests) / sizeof((tests)[0]), setup, teardown)
 #endif
