@@ -7,9 +7,6 @@ cd "$(dirname "$0")/.." || exit 1
 NVCC=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 ARCHS=${ARCHS:-80 90}
 SECONDS_MAX=60 # of user time of one architecture
-# ---- to be emptied when no section of svg2_cuda.cu is unfinished any more: nothing may be unused then ----
-UNFINISHED="-diag-suppress 177 -Xcompiler -Wno-unused-function"
-# -----------------------------------------------------------------------------------------------------------
 if ! "$NVCC" --version >/dev/null 2>&1; then
     echo "skipped: nvcc not found, so svg2_cuda.cu is not compiled for a GPU"
     echo "0 passed, 0 failed, 1 skipped"
@@ -86,13 +83,13 @@ check "operations on memory are volatile and clobber it" sh -c "
     test -s $dir/asm_memory && ! grep -v 'asm volatile.*memory' $dir/asm_memory"
 
 # ---- the file ----
-user_seconds() { sed -n '2s/^\([0-9]*\)m\([0-9]*\)[.,].*/\1 \2/p' $dir/times | awk '{print $1 * 60 + $2}'; } # of all children when $dir/times was written
+# of all children when $dir/times was written
+user_seconds() { sed -n '2s/^\([0-9]*\)m\([0-9]*\)[.,].*/\1 \2/p' $dir/times | awk '{print $1 * 60 + $2}'; }
 for arch in $ARCHS; do
     log=$dir/sm_$arch.log
     times >$dir/times # not in a pipe: that would be a shell with other children
     before=$(user_seconds)
-    # shellcheck disable=SC2086
-    "$NVCC" -std=c++17 -O3 -I. -gencode arch=compute_"$arch",code=sm_"$arch" -Xcompiler -Wall,-Wextra -Werror all-warnings $UNFINISHED \
+    "$NVCC" -std=c++17 -O3 -I. -gencode arch=compute_"$arch",code=sm_"$arch" -Xcompiler -Wall,-Wextra -Werror all-warnings \
         -Xptxas -v -c svg2_cuda.cu -o $dir/sm_"$arch".o >$log 2>&1
     code=$?
     times >$dir/times
