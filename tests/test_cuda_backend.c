@@ -37,6 +37,7 @@ static void twin_run(twin *t, int32_t step)
     device_read(j->out.data, t->out, j->out.bytes);
     device_read(j->lse, t->lse, t->rows * sizeof(float));
     device_read(j->stats, t->stats, t->heads * sizeof(svg2_head_stats));
+    TEST_UNPOISON(j->work, j->work_bytes); /* gaps of the call before */
     device_read(j->work, t->work, j->work_bytes);
 }
 

@@ -801,9 +801,6 @@ static void memory(void **state)
 
 int main(void)
 {
-#ifdef __SANITIZE_THREAD__
-    const struct CMUnitTest tests[] = {TEST(every_kernel), TEST(memory)};
-#else
     const struct CMUnitTest tests[] = {
         TEST(every_kernel), TEST(assign_is_nearest), TEST(integers_have_the_bits_of_the_cpu), TEST(wide_gaps_have_the_labels_of_the_cpu), TEST(means_and_sizes),
         TEST(giant_and_tiny_clusters), TEST(token_range), TEST(place_of_a_head), TEST(seeding_is_as_good), TEST(seeding_finds_every_token),
@@ -811,6 +808,5 @@ int main(void)
         TEST(store_and_start), TEST(one_cluster), TEST(ties_go_to_the_lower_index), TEST(large_f16), TEST(many_clusters), TEST(bad_numbers),
         TEST(same_bits_under_every_schedule), TEST(memory),
     };
-#endif
     return cmocka_run_group_tests_name("cuda_kmeans", tests, 0, 0);
 }

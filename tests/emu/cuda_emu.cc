@@ -2299,6 +2299,9 @@ static cudaError_t copy(void *to, const void *from, size_t n, cudaMemcpyKind kin
                                  : kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     if (!is_side(to, n, to_device) || !is_side(from, n, from_device)) return cudaErrorInvalidValue;
     OpenHeap open;
+    /* bounds were looked at; gaps that a program poisoned inside of an allocation may be taken along */
+    if (to_device) unpoison(to, n);
+    if (from_device) unpoison(const_cast<void *>(from), n);
     memmove(to, from, n);
     return cudaSuccess;
 }
@@ -2307,6 +2310,7 @@ static cudaError_t set(void *to, int value, size_t n)
 {
     if (!allocation_of(to, n)) return cudaErrorInvalidValue;
     OpenHeap open;
+    unpoison(to, n);
     memset(to, value, n);
     return cudaSuccess;
 }
