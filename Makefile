@@ -105,7 +105,7 @@ GPU_TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_cuda_*.c))
 GPU_SPLIT = $(shell $(NVCC) --help 2>/dev/null | grep -q -e --split-compile && echo --split-compile=0)
 GPU_NVCC = $(NVCC) -std=c++17 -O3 -lineinfo -arch=$(arch) -I. -Ibuild/ops -Xcompiler -Wall,-fPIC
 # tests/gpu/lite in place of cmocka: every test can have a process of its own
-GPU_C = $(CC) -std=c99 -ffp-contract=off -O2 -fPIC -Wall -Itests/gpu/lite -isystem $(CUDA)/include -pthread
+GPU_C = $(CC) -std=c99 -ffp-contract=off -O2 -fPIC -Wall -Itests/gpu/lite -pthread
 COMMIT ?= $(or $(shell git rev-parse --short HEAD 2>/dev/null),unknown)
 $G:
 	@mkdir -p $@
