@@ -5,7 +5,7 @@
 
    The call can run on a GPU (device.h): tensors, state and workspace then have twins there, and everything that looks at
    results looks at the host's copies. */
-#include "device.h"
+#include "plan.h"
 
 /* ==== >>arguments ======================================================================== */
 /* -1 = not given: in svg2_desc 0 is the default, so that the user's own 0 has to become the desc's word for zero. */
@@ -868,14 +868,12 @@ static attend_memory attend_to_device(const attend_result *r, const attend_tenso
     return m;
 }
 
-/* Results go to the host, the plan in the workspace, too. */
-static void attend_from_device(const attend_result *r, const attend_memory *m, void *workspace)
+static void attend_from_device(const attend_result *r, const attend_memory *m)
 {
     size_t heads = (size_t)r->desc.batch * (size_t)r->desc.heads;
     attend_expect(device_get(r->out, m->out, attend_out_bytes(r)));
     attend_expect(device_get(r->lse, m->lse, heads * (size_t)r->desc.tokens * sizeof(float)));
     attend_expect(device_get(r->stats, m->stats, heads * sizeof *r->stats));
-    attend_expect(device_get(workspace, m->workspace, r->workspace_bytes));
 }
 
 /* Dense attention on the GPU, for its time: the second of two calls. */
@@ -934,12 +932,13 @@ static void attend_run(attend_result *r, const attend_arguments *a, const attend
     }
     stage_timing.prefix = "";
     memcpy(r->stage_seconds, stage_timing.seconds, sizeof r->stage_seconds);
+    r->plan = svg2_plan_view(&r->backend, &r->desc, a->repeat - 1, m.workspace);
     if (a->is_cuda) {
-        attend_from_device(r, &m, workspace);
+        attend_from_device(r, &m);
+        r->plan = plan_from_device(&r->plan, &r->desc);
         if (a->is_check) attend_time_dense(r, &m);
         attend_free_device(&m);
     }
-    r->plan = svg2_plan_view(&r->backend, &r->desc, a->repeat - 1, workspace);
     for (head = 0; head < heads; ++head) {
         pairs += r->stats[head].pairs;
         pairs_total += r->stats[head].pairs_total;
@@ -999,8 +998,8 @@ static int command_attend(int argc, char **argv, int is_help)
     r.workspace_bytes = svg2_workspace_bytes(&r.backend, &r.desc);
     r.state_bytes = r.desc.method == SVG2_METHOD_DENSE ? 0 : svg2_state_bytes(&r.desc);
     rows = (size_t)r.desc.batch * (size_t)r.desc.heads * (size_t)r.desc.tokens;
-    workspace = tool_allocate(r.workspace_bytes, 1);
-    state_memory = r.state_bytes ? tool_allocate(r.state_bytes, 1) : NULL;
+    workspace = a.is_cuda ? NULL : tool_allocate(r.workspace_bytes, 1);
+    state_memory = r.state_bytes && !a.is_cuda ? tool_allocate(r.state_bytes, 1) : NULL;
     r.out = tool_allocate(rows * (size_t)r.desc.head_dim, dtype_bytes(r.desc.out.dtype));
     r.lse = (float *)tool_allocate(rows, sizeof(float));
     r.stats = (svg2_head_stats *)tool_allocate((size_t)r.desc.batch * (size_t)r.desc.heads, sizeof *r.stats);
@@ -1036,6 +1035,7 @@ static int command_attend(int argc, char **argv, int is_help)
     attend_print(&r, &a);
 
     for (i = 0; a.dump && i < DUMP_COUNT; ++i) free(dump_paths[i]);
+    if (a.is_cuda) plan_free(&r.plan);
     free(out_path);
     free(workspace);
     free(state_memory);

@@ -293,13 +293,12 @@ static void wan_check(wan_run *run, const svg2_desc *desc, int32_t step, const f
 {
     const size_t rows = (size_t)desc->heads * (size_t)desc->tokens, count = rows * (size_t)desc->head_dim;
     float *exact = floats(count, 1), *lse = floats(rows, 1), *recall = floats(rows, 1);
-    void *work = run->is_cuda ? tool_allocate(run->work_bytes, 1) : run->work;
-    svg2_plan plan = svg2_plan_view(&run->backend, desc, step, work);
+    svg2_plan plan = svg2_plan_view(&run->backend, desc, step, run->work);
     svg2_mass_desc mass;
     wan_step *s = run->step;
     size_t i;
 
-    if (run->is_cuda) wan_expect_device(device_get(work, run->work, run->work_bytes));
+    if (run->is_cuda) plan = plan_from_device(&plan, desc);
     memset(&mass, 0, sizeof mass);
     wan_exact(run, &mass.attention, exact, lse);
     mass.attention.query_blocks = plan.query_blocks, mass.attention.key_blocks = plan.key_blocks;
@@ -319,5 +318,5 @@ static void wan_check(wan_run *run, const svg2_desc *desc, int32_t step, const f
         ++s->rows;
     }
     free(exact), free(lse), free(recall);
-    if (run->is_cuda) free(work);
+    if (run->is_cuda) plan_free(&plan);
 }

@@ -2,7 +2,7 @@
 
    Workspace and states of a run are memory of its backend: the clusters never leave the GPU. Q, K, V, the output and
    the statistics have twins there, allocated once per run and copied around each call. */
-#include "../device.h"
+#include "../plan.h"
 
 static void wan_expect_device(const char *failure)
 {

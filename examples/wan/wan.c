@@ -1283,11 +1283,10 @@ static void wan_check_memory(const wan_job *job)
         const wan_run *run = &job->runs[i];
         bytes = (double)run->work_bytes + (double)run->state_bytes * WAN_BRANCHES * job->model.layers;
         if (run->is_cuda) {
-            bytes += 16 * (double)job->grid.tokens * dim;
+            bytes += 16 * (double)job->grid.tokens * dim; /* q, k, v, out */
             if (bytes > most_device) most_device = bytes;
-            bytes = job->o.is_check ? (double)run->work_bytes : 0; /* wan_check reads the plan here */
-        }
-        if (bytes > most) most = bytes;
+        } else if (bytes > most)
+            most = bytes;
     }
     if (job->device_name) wan_expect_device(device_available(&available));
     if (most_device > (double)available) {
