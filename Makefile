@@ -84,7 +84,7 @@ $B/tests/test_cuda_ops: tests/gpu/ops.cu build/ops/ops.inc $B/emu/cuda_emu.o | $
 $B/emu/bench: bench/bench_cuda.cu bench/synth.h $B/tests/impl.o $B/emu/svg2_cuda.o $B/emu/cuda_emu.o | $B/emu
 	$(CXX) $(EMU_FLAGS) -Wno-unused-function $(FLAGS_$(config)) -x c++ -include tests/emu/cuda_emu.h \
 		-include tests/emu/svg2_ops.h $< -x none $(filter %.o,$^) -ldl -lpthread -lm -o $@
-# the tools with the CUDA backend, on the emulation: for tests/test_tool_cuda.sh
+# the tools with the CUDA backend, on the emulation: tests/test_tool_cuda.sh compares them with those on the CPU
 TOOL_OF_svg2 := examples/svg2.c
 TOOL_OF_wan := examples/wan/wan.c
 $B/emu/tool_svg2.o $B/emu/tool_wan.o: $B/emu/tool_%.o: build/.deps | $B/emu

@@ -49,7 +49,7 @@ targets() { config=$1; shift; for t in "$@"; do echo "$(dir "$config")/tests/tes
 echo "building (gcc warnings are errors of this test)"
 # shellcheck disable=SC2046,SC2086
 {
-    build release all $(targets release $base $tools $cuda) ${emu:+build/$emu}
+    build release all $(targets release $base $tools $cuda) ${emu:+build/$emu build/tests/svg2_cuda build/tests/wan_cuda}
     if [ "${1:-}" != quick ]; then
         build asan build/asan/svg2 build/asan/wan $(targets asan $base $tools $cuda) ${emu:+build/asan/$emu} \
             build/asan/tests/fuzz_desc build/asan/tests/fuzz_file
@@ -80,6 +80,7 @@ if [ "${1:-}" != quick ]; then
 fi
 echo "header tests/test_header.sh" >>"$list"
 echo "release-tool build/tests/test_tool build/svg2" >>"$list"
+[ -z "$emu" ] || echo "release-tool-cuda tests/test_tool_cuda.sh" >>"$list"
 [ "$tools" = tool ] || echo "release-wan-tool build/tests/test_wan_tool build/wan build/svg2" >>"$list"
 add release parallel kmeans select mass score permute base dtype dispatch schedule stats clip file
 
