@@ -257,6 +257,8 @@ SVG2__DEVICE __nv_bfloat16 round_to(float x, __nv_bfloat16) { return __float2bfl
 SVG2__DEVICE __half round_to(float x, __half) { return __float2half_rn(x); }
 SVG2__DEVICE float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 SVG2__DEVICE float to_float(__half x) { return __half2float(x); }
+SVG2__DEVICE int32_t dtype_of(__nv_bfloat16) { return SVG2_BF16; }
+SVG2__DEVICE int32_t dtype_of(__half) { return SVG2_F16; }
 
 /* two values as the lower and upper half of a register */
 SVG2__DEVICE uint32_t pack2(float lo, float hi, __nv_bfloat16)
@@ -309,6 +311,56 @@ SVG2__DEVICE void load8(float (&x)[8], const tensor &t, int64_t row, int e)
             raw.x = h[i];
             x[i] = __half2float(__half(raw));
         }
+    }
+}
+
+/* The same, where E, the type of the elements, is known: raw first, numbers later, so that the loads of several rows are
+   under way at once. load8 looks at the type between load and use, and waits for every load. */
+template <class E> struct raw8 {
+    uint4 v[sizeof(E) / 2];
+};
+
+template <class E, bool IS_VECTOR> SVG2__DEVICE void load_raw8(raw8<E> &raw, const tensor &t, int64_t row, int e)
+{
+    const E *p = (const E *)t.data + row + e;
+    if (IS_VECTOR) {
+#pragma unroll
+        for (int i = 0; i < (int)(sizeof(E) / 2); ++i) raw.v[i] = ((const uint4 *)(const void *)p)[i];
+    } else {
+        E x[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[i] = p[i];
+        memcpy(&raw, x, sizeof raw);
+    }
+}
+
+SVG2__DEVICE void unpack2(float &lo, float &hi, uint32_t u, __nv_bfloat16)
+{
+    lo = __uint_as_float(u << 16);
+    hi = __uint_as_float(u & 0xffff0000u);
+}
+SVG2__DEVICE void unpack2(float &lo, float &hi, uint32_t u, __half)
+{
+    __half2 h;
+    memcpy((void *)&h, &u, 4);
+    const float2 f = __half22float2(h);
+    lo = f.x;
+    hi = f.y;
+}
+template <class E> SVG2__DEVICE void numbers(float (&x)[8], const raw8<E> &raw)
+{
+    const uint32_t w[4] = {raw.v[0].x, raw.v[0].y, raw.v[0].z, raw.v[0].w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) unpack2(x[2 * i], x[2 * i + 1], w[i], E());
+}
+SVG2__DEVICE void numbers(float (&x)[8], const raw8<float> &raw)
+{
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        x[4 * i] = __uint_as_float(raw.v[i].x);
+        x[4 * i + 1] = __uint_as_float(raw.v[i].y);
+        x[4 * i + 2] = __uint_as_float(raw.v[i].z);
+        x[4 * i + 3] = __uint_as_float(raw.v[i].w);
     }
 }
 
@@ -382,7 +434,7 @@ enum {
     KM_PIECE = 128,      /* sorted rows summed in f32 by one group of lanes                                   */
     KM_SEED_ROUNDS = 32, /* of D^2 sampling                                                                   */
     KM_RUNS = 512,       /* pieces into which drawing cuts the samples                                        */
-    KM_RESEED_BLOCKS = 8 /* thread blocks of a head that look for points for its empty clusters              */
+    KM_RESEED_BLOCKS = 32 /* thread blocks of a head that look for points for its empty clusters              */
 };
 
 struct kmeans_memory {
@@ -468,56 +520,6 @@ static size_t kmeans_layout(const svg2_kmeans_desc *d, void *base, kmeans_memory
     m.distance = a.take<float>(count_of(heads, s.samples));
     if (memory) *memory = m;
     return a.used;
-}
-
-/* ---- rows, 8 elements of type E a lane ----
-   Raw first, numbers later: the loads of several rows are under way at once. */
-template <class E> struct raw8 {
-    uint4 v[sizeof(E) / 2];
-};
-
-template <class E, bool IS_VECTOR> SVG2__DEVICE void load_raw8(raw8<E> &raw, const tensor &t, int64_t row, int e)
-{
-    const E *p = (const E *)t.data + row + e;
-    if (IS_VECTOR) {
-#pragma unroll
-        for (int i = 0; i < (int)(sizeof(E) / 2); ++i) raw.v[i] = ((const uint4 *)(const void *)p)[i];
-    } else {
-        E x[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) x[i] = p[i];
-        memcpy(&raw, x, sizeof raw);
-    }
-}
-
-SVG2__DEVICE void unpack2(float &lo, float &hi, uint32_t u, __nv_bfloat16)
-{
-    lo = __uint_as_float(u << 16);
-    hi = __uint_as_float(u & 0xffff0000u);
-}
-SVG2__DEVICE void unpack2(float &lo, float &hi, uint32_t u, __half)
-{
-    __half2 h;
-    memcpy((void *)&h, &u, 4);
-    const float2 f = __half22float2(h);
-    lo = f.x;
-    hi = f.y;
-}
-template <class E> SVG2__DEVICE void numbers(float (&x)[8], const raw8<E> &raw)
-{
-    const uint32_t w[4] = {raw.v[0].x, raw.v[0].y, raw.v[0].z, raw.v[0].w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) unpack2(x[2 * i], x[2 * i + 1], w[i], E());
-}
-SVG2__DEVICE void numbers(float (&x)[8], const raw8<float> &raw)
-{
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        x[4 * i] = __uint_as_float(raw.v[i].x);
-        x[4 * i + 1] = __uint_as_float(raw.v[i].y);
-        x[4 * i + 2] = __uint_as_float(raw.v[i].z);
-        x[4 * i + 3] = __uint_as_float(raw.v[i].w);
-    }
 }
 
 /* ---- one element of the state ---- */
@@ -1215,8 +1217,9 @@ struct kmeans_reseed_args {
     int32_t        heads, dim, clusters;
 };
 
-/* Block = (head, every 8th pair), 8 warps: a warp looks at every 8th row of the donor. The farthest row wins, the first of
-   equals. */
+/* Block = (head, every 32nd pair), 8 warps: a warp looks at every 8th row of the donor, 4 rows under way. The farthest row wins,
+   the first of equals. */
+template <class E, bool IS_VECTOR>
 static __global__ void __launch_bounds__(256) kmeans_reseed(const __grid_constant__ kmeans_reseed_args p)
 {
     SVG2_DYN_SMEM(kmeans_smem, 512);
@@ -1226,25 +1229,41 @@ static __global__ void __launch_bounds__(256) kmeans_reseed(const __grid_constan
     if (item >= p.items) return;
     const int64_t head = item / KM_RESEED_BLOCKS, base = row_at(p.x, head / p.heads, head % p.heads, 0);
     const int tid = (int)threadIdx.x, warp = tid / WARP, lane = tid % WARP, e = 8 * lane;
+    const int column = e < p.dim ? e : 0; /* lanes without columns read those of lane 0, to no effect */
+    constexpr int U = 4;
     const int32_t *order = p.order + head * p.pitch, *offset = p.offset + head * ((int64_t)p.clusters + 1);
     const float *mean = p.mean + head * p.dim;
     float *centre = p.centre + head * p.clusters * p.dim;
     for (int32_t r = (int32_t)(item % KM_RESEED_BLOCKS); r < p.pairs[head]; r += KM_RESEED_BLOCKS) {
         const int32_t donor = p.donor[head * p.clusters + r], end = offset[donor + 1];
-        float *target = centre + (int64_t)p.empty[head * p.clusters + r] * p.dim, origin[8], x[8], farthest = 0.0f;
+        float *target = centre + (int64_t)p.empty[head * p.clusters + r] * p.dim, shift[8], origin[8], x[8], farthest = 0.0f;
         int32_t at = -1;
-        for (int i = 0; i < 8 && e < p.dim; ++i) origin[i] = centre[(int64_t)donor * p.dim + e + i];
-        for (int64_t j = offset[donor] + warp; j < end; j += 8) {
-            float away = 0.0f;
-            if (e < p.dim) {
-                load8(x, p.x, base + order[j] * p.x.stride_token, e);
+        for (int i = 0; i < 8; ++i) {
+            shift[i] = mean[column + i];
+            origin[i] = centre[(int64_t)donor * p.dim + column + i];
+        }
+        for (int64_t j = offset[donor] + warp; j < end; j += 8 * U) {
+            raw8<E> raw[U];
+            float away[U];
+#pragma unroll
+            for (int k = 0; k < U; ++k) /* rows behind the last repeat it */
+                load_raw8<E, IS_VECTOR>(raw[k], p.x, base + order[min(j + 8 * k, (int64_t)end - 1)] * p.x.stride_token,
+                                        column);
+            __syncwarp(); /* all loads before the first use: else the compiler waits for one after the other */
+#pragma unroll
+            for (int k = 0; k < U; ++k) {
+                numbers(x, raw[k]);
+                away[k] = 0.0f;
+#pragma unroll
                 for (int i = 0; i < 8; ++i) {
-                    const float d = x[i] - mean[e + i] - origin[i];
-                    away += d * d;
+                    const float d = x[i] - shift[i] - origin[i];
+                    away[k] += d * d;
                 }
+                away[k] = warp_sum(e < p.dim ? away[k] : 0.0f);
             }
-            away = warp_sum(away);
-            if (away > farthest) farthest = away, at = (int32_t)j;
+#pragma unroll
+            for (int k = 0; k < U; ++k)
+                if (j + 8 * k < end && away[k] > farthest) farthest = away[k], at = (int32_t)(j + 8 * k);
         }
         if (lane == 0) warp_away[warp] = farthest, warp_at[warp] = at;
         __syncthreads(); /* the warps' candidates */
@@ -1339,6 +1358,11 @@ static svg2_result kmeans_assign_run(const svg2_backend *backend, kmeans_assign_
 template <class E> static auto kmeans_pieces_for(const tensor &x)
 {
     return x.is_vector ? kmeans_pieces<E, true> : kmeans_pieces<E, false>;
+}
+
+template <class E> static auto kmeans_reseed_for(const tensor &x)
+{
+    return x.is_vector ? kmeans_reseed<E, true> : kmeans_reseed<E, false>;
 }
 
 static svg2_result run_kmeans(const svg2_backend *backend, const svg2_kmeans_desc *d, void *workspace, svg2_error *err)
@@ -1494,7 +1518,11 @@ static svg2_result run_kmeans(const svg2_backend *backend, const svg2_kmeans_des
                 reseed.clusters = d->clusters;
                 SVG2__RUN(launch(backend, err, "kmeans_donors", kmeans_donors, grid_items(s.heads), 256, 128 + 64, moved,
                                  m.offset, m.inertia, s.heads, d->clusters, m.empty, m.donor, m.pairs));
-                SVG2__RUN(launch(backend, err, "kmeans_reseed", kmeans_reseed, grid_items(reseed.items), 256, 64, reseed));
+                SVG2__RUN(launch(backend, err, "kmeans_reseed",
+                                 dtype == SVG2_F32   ? kmeans_reseed_for<float>(x)
+                                 : dtype == SVG2_F16 ? kmeans_reseed_for<__half>(x)
+                                                     : kmeans_reseed_for<__nv_bfloat16>(x),
+                                 grid_items(reseed.items), 256, 64, reseed));
             }
         }
     }
@@ -1856,7 +1884,8 @@ SVG2__DEVICE void summarize_write(const summarize_args &a, int64_t at, int n, co
    (128 rows over 32 / (D / 8) groups), f64 across units. No shared memory, no barrier. Limiter: reading V once, 16 KB
    of rows under way in an SM at 8 warps already, at 2 bytes an element; the partial sums of
    clusters of more than 128 rows add 4 bytes per column of a unit, 3 % at 128 rows each. */
-static __global__ void __launch_bounds__(256) summarize_units(summarize_args a)
+template <class E, bool IS_VECTOR>
+static __global__ void __launch_bounds__(256) summarize_units(const __grid_constant__ summarize_args a)
 {
     const int64_t item = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5); /* below 2^31 + 8 */
     if (item >= a.count) return;
@@ -1868,23 +1897,26 @@ static __global__ void __launch_bounds__(256) summarize_units(summarize_args a)
     if (u.count == 0) return;
     float shift[8], sum[8] = {0}, square = 0.0f;
     summarize_shift(shift, a, head, offset[u.cluster], column);
-    for (int row = group < groups ? group : u.count; row < u.count; row += SUMMARY_AHEAD * groups) {
-        float x[SUMMARY_AHEAD][8];
+    const int64_t base = row_at(a.v, head / a.heads, head % a.heads, 0);
+    for (int begin = 0; begin < u.count; begin += SUMMARY_AHEAD * groups) {
+        const int row = group < groups ? begin + group : u.count;
+        raw8<E> raw[SUMMARY_AHEAD];
+#pragma unroll
+        for (int i = 0; i < SUMMARY_AHEAD; ++i) /* rows behind the last repeat it, and count nothing */
+            load_raw8<E, IS_VECTOR>(raw[i], a.v,
+                                    base + order[u.first + min(row + i * groups, u.count - 1)] * a.v.stride_token, column);
+        __syncwarp(); /* all loads before the first use: else the compiler waits for one after the other */
 #pragma unroll
         for (int i = 0; i < SUMMARY_AHEAD; ++i) {
-            const int r = row + i * groups;
-            if (r < u.count)
-                load8(x[i], a.v, row_at(a.v, head / a.heads, head % a.heads, order[u.first + r]), column);
-            else
-                for (int e = 0; e < 8; ++e) x[i][e] = shift[e];
-        }
+            float x[8];
+            numbers(x, raw[i]);
 #pragma unroll
-        for (int i = 0; i < SUMMARY_AHEAD; ++i)
-            for (int e = 0; e < 8 && row + i * groups < u.count; ++e) {
-                const float y = x[i][e] - shift[e];
+            for (int e = 0; e < 8; ++e) {
+                const float y = row + i * groups < u.count ? x[e] - shift[e] : 0.0f;
                 sum[e] += y;
                 square += y * y;
             }
+        }
     }
     for (int i = 0; i < 8; ++i) { /* the groups one after the other, into the lanes of the first */
         float all = sum[i];
@@ -1940,6 +1972,11 @@ static size_t summarize_layout(const svg2_summarize_desc *d, void *base, summari
     return a.used;
 }
 
+template <class E> static auto summarize_units_for(const tensor &v)
+{
+    return v.is_vector ? summarize_units<E, true> : summarize_units<E, false>;
+}
+
 static svg2_result run_summarize(const svg2_backend *backend, const svg2_summarize_desc *d, void *workspace,
                                  svg2_error *err)
 {
@@ -1957,7 +1994,11 @@ static svg2_result run_summarize(const svg2_backend *backend, const svg2_summari
     a.clusters = d->clusters;
     a.blocks = d->blocks;
     a.count = heads * a.units;
-    SVG2__RUN(launch(backend, err, "summarize_units", summarize_units, dim3(grid_of((a.count + 7) / 8)), 256, 0, a));
+    SVG2__RUN(launch(backend, err, "summarize_units",
+                     a.v.dtype == SVG2_F32   ? summarize_units_for<float>(a.v)
+                     : a.v.dtype == SVG2_F16 ? summarize_units_for<__half>(a.v)
+                                             : summarize_units_for<__nv_bfloat16>(a.v),
+                     dim3(grid_of((a.count + 7) / 8)), 256, 0, a));
     SVG2__RUN(launch(backend, err, "summarize_merge", summarize_merge, dim3(grid_of((clusters + 7) / 8)), 256, 0, a,
                      clusters));
     return ok(err);
@@ -2029,6 +2070,71 @@ static __global__ void __launch_bounds__(256) score_pack(const float *x, const f
     out[at] = make_uint4(r[0], r[1], r[2], r[3]);
 }
 
+/* How the rows of a tensor are read: f32, or elements of type T, on 16 bytes; or in any way, one row after the other. */
+enum { SCORE_F32, SCORE_16, SCORE_ANY };
+template <int KIND, class T> struct score_element { typedef float type; };
+template <class T> struct score_element<SCORE_16, T> { typedef T type; };
+
+template <int KIND, class E> SVG2__DEVICE void score_load(raw8<E> &raw, const tensor &t, int64_t row, int e)
+{
+    if (KIND == SCORE_ANY) {
+        float x[8];
+        load8(x, t, row, e);
+        memcpy(&raw, x, sizeof raw);
+    } else {
+        load_raw8<E, true>(raw, t, row, e);
+    }
+}
+
+/* The keys of a tile, less the centroid, into shared memory; zeros up to a multiple of 16. A thread stays in its 8 columns,
+   and has up to 8 rows under way: all that it has of a unit at D = 128. */
+template <int KIND, class T, int DP>
+SVG2__DEVICE void score_gather(unsigned char *tile, const unit_rows *unit, const score_args &a, int64_t kv)
+{
+    typedef typename score_element<KIND, T>::type E;
+    enum {
+        CHUNKS = DP / 8,
+        GROUPS = 128 / CHUNKS,
+        AHEAD = KIND == SCORE_16 && GROUPS < 16 ? 8 : 4
+    };
+    const int chunk = (int)threadIdx.x % CHUNKS, group = (int)threadIdx.x / CHUNKS;
+    const bool is_inside = 8 * chunk < a.dim; /* else zeros; what is read then is of no account */
+    const int column = is_inside ? 8 * chunk : 0;
+    const int64_t base = row_at(a.k, (int)kv / a.heads_kv, (int)kv % a.heads_kv, 0);
+    const int32_t *order = a.key_order + kv * a.tokens_kv;
+    if (group >= GROUPS) return;
+#pragma unroll 1
+    for (int i = 0; i < score_shape<DP>::UNITS; ++i) {
+        const int n = unit[i].count, n16 = (n + 15) & ~15;
+        float centroid[8];
+        if (n == 0) continue;
+        load8(centroid, a.key_centroid, row_at(a.key_centroid, 0, kv, unit[i].cluster), column);
+#pragma unroll 1
+        for (int row = group; row < n16; row += AHEAD * GROUPS) {
+            raw8<E> raw[AHEAD];
+#pragma unroll
+            for (int r = 0; r < AHEAD; ++r) /* rows behind the last repeat it */
+                score_load<KIND>(raw[r], a.k,
+                                 base + order[unit[i].first + min(row + r * GROUPS, n - 1)] * a.k.stride_token, column);
+#pragma unroll
+            for (int r = 0; r < AHEAD; ++r) {
+                const bool is_key = is_inside && row + r * GROUPS < n;
+                float x[8];
+                uint4 h;
+                numbers(x, raw[r]);
+#pragma unroll
+                for (int e = 0; e < 8; ++e) x[e] = is_key ? x[e] - centroid[e] : 0.0f;
+                h.x = pack2(x[0], x[1], T());
+                h.y = pack2(x[2], x[3], T());
+                h.z = pack2(x[4], x[5], T());
+                h.w = pack2(x[6], x[7], T());
+                if (row + r * GROUPS < n16)
+                    *(uint4 *)(void *)(tile + tile_at<DP>(64 * i + row + r * GROUPS, chunk)) = h;
+            }
+        }
+    }
+}
+
 /* 16 PAIRS keys, of which min(n, 32) are some, against FRAGMENTS x 16 query centroids: the products, and the running
    maximum m (of products) and sum l of this lane's columns. */
 template <class T, int DP, int PAIRS>
@@ -2096,15 +2202,15 @@ SVG2__DEVICE void score_keys(const uint32_t (&a)[score_shape<DP>::FRAGMENTS][sco
    from L2 per 256 keys and 16 KB of keys from shared memory per warp, 2 to 3 exponentials per 2 D products. Tiles of
    128 keys would ask L2 for 4 TB/s. */
 template <class T, int DP>
-static __global__ void __launch_bounds__(128, DP > 128 ? 2 : 3) score_log_mass(score_args a)
+static __global__ void __launch_bounds__(128, DP > 128 ? 2 : 3) score_log_mass(const __grid_constant__ score_args a)
 {
-    enum { F = score_shape<DP>::FRAGMENTS, STEPS = score_shape<DP>::STEPS, UNITS = score_shape<DP>::UNITS, AHEAD = 4 };
+    enum { F = score_shape<DP>::FRAGMENTS, STEPS = score_shape<DP>::STEPS, UNITS = score_shape<DP>::UNITS };
     SVG2_DYN_SMEM(smem, 128);
     unit_rows *unit = (unit_rows *)(smem + UNITS * 64 * DP * 2);
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const int64_t bh = (int)blockIdx.x / a.tiles, tile = (int)blockIdx.x % a.tiles;
     const int64_t kv = kv_head(bh, a.heads, a.heads_kv);
-    const int32_t *offset = a.key_offset + kv * ((int64_t)a.key_blocks + 1), *order = a.key_order + kv * a.tokens_kv;
+    const int32_t *offset = a.key_offset + kv * ((int64_t)a.key_blocks + 1);
     int any = 0;
     if (warp < UNITS) {
         const unit_rows u = rows_of_unit(offset, a.ck, KEY_SHIFT, tile * UNITS + warp);
@@ -2114,36 +2220,9 @@ static __global__ void __launch_bounds__(128, DP > 128 ? 2 : 3) score_log_mass(s
     for (int i = 0; i < UNITS; ++i) any += unit[i].count;
     if (any == 0) return;
 
-    { /* the keys: a thread stays in its 8 columns */
-        const int64_t batch = (int)kv / a.heads_kv, head = (int)kv % a.heads_kv;
-        const int chunks = DP / 8, chunk = threadIdx.x % chunks, groups = 128 / chunks, group = threadIdx.x / chunks;
-        for (int i = 0; i < UNITS; ++i) {
-            const int n = unit[i].count, n16 = (n + 15) & ~15, is_inside = 8 * chunk < a.dim;
-            float centroid[8] = {0};
-            if (n && is_inside)
-                load8(centroid, a.key_centroid, row_at(a.key_centroid, 0, kv, unit[i].cluster), 8 * chunk);
-            for (int row = group < groups ? group : n16; row < n16; row += AHEAD * groups) {
-                float x[AHEAD][8];
-#pragma unroll
-                for (int r = 0; r < AHEAD; ++r)
-                    if (row + r * groups < n && is_inside)
-                        load8(x[r], a.k, row_at(a.k, batch, head, order[unit[i].first + row + r * groups]), 8 * chunk);
-                    else
-                        for (int e = 0; e < 8; ++e) x[r][e] = centroid[e];
-#pragma unroll
-                for (int r = 0; r < AHEAD; ++r) {
-                    uint4 h;
-                    if (row + r * groups >= n16) break;
-                    for (int e = 0; e < 8; ++e) x[r][e] = row + r * groups < n ? x[r][e] - centroid[e] : 0.0f;
-                    h.x = pack2(x[r][0], x[r][1], T());
-                    h.y = pack2(x[r][2], x[r][3], T());
-                    h.z = pack2(x[r][4], x[r][5], T());
-                    h.w = pack2(x[r][6], x[r][7], T());
-                    *(uint4 *)(void *)(smem + tile_at<DP>(64 * i + row + r * groups, chunk)) = h;
-                }
-            }
-        }
-    }
+    if (a.k.is_vector && a.k.dtype == SVG2_F32) score_gather<SCORE_F32, T, DP>(smem, unit, a, kv);
+    else if (a.k.is_vector && a.k.dtype == dtype_of(T())) score_gather<SCORE_16, T, DP>(smem, unit, a, kv);
+    else score_gather<SCORE_ANY, T, DP>(smem, unit, a, kv);
     if (!SVG2__FAULT(31)) __syncthreads(); /* the key tile is complete */
 
     const uint32_t keys = svg2__smem(smem);
@@ -2220,6 +2299,44 @@ static __global__ void __launch_bounds__(128) score_merge(score_args a, int unit
     }
 }
 
+/* The rows of a warp as fragments of B, see score_pack for the order of the dimensions. Columns behind the last row repeat
+   it, and get no weight. */
+template <int KIND, class T, int DP>
+SVG2__DEVICE void score_rows(uint32_t (&b)[score_shape<DP>::COLUMNS][score_shape<DP>::STEPS][2], const score_args &a,
+                             int64_t bh, const unit_rows &u)
+{
+    typedef typename score_element<KIND, T>::type E;
+    enum { C = score_shape<DP>::COLUMNS };
+    const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31, t = lane & 3;
+    const int32_t *order = a.query_order + bh * a.tokens + u.first;
+    const int64_t base = row_at(a.q, (int)bh / a.heads, (int)bh % a.heads, 0);
+    int32_t token[C];
+#pragma unroll
+    for (int c = 0; c < C; ++c) token[c] = order[min(warp * 8 * C + c * 8 + (lane >> 2), u.count - 1)];
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+        const int64_t row = base + token[c] * a.q.stride_token;
+#pragma unroll
+        for (int s = 0; s < score_shape<DP>::STEPS / 2; ++s) {
+            uint32_t w[4] = {0, 0, 0, 0};
+            if (32 * s + 8 * t < a.dim) {
+                raw8<E> raw;
+                score_load<KIND>(raw, a.q, row, 32 * s + 8 * t);
+                if (KIND == SCORE_16) {
+                    memcpy(w, &raw, 16);
+                } else {
+                    float x[8];
+                    numbers(x, raw);
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) w[i] = pack2(x[2 * i], x[2 * i + 1], T());
+                }
+            }
+            b[c][2 * s][0] = w[0], b[c][2 * s][1] = w[1];
+            b[c][2 * s + 1][0] = w[2], b[c][2 * s + 1][1] = w[3];
+        }
+    }
+}
+
 /* One block = one unit of query rows, 256 of one cluster (128 for D > 128), against all key centroids, twice.
 
        warp w       rows 32 w .. 32 w + 31 as B fragments in registers: 64 of them at D = 128
@@ -2234,7 +2351,7 @@ static __global__ void __launch_bounds__(128) score_merge(score_args a, int unit
    Shared memory 3 x 16 KB + 5 KB at D = 128, 128 registers: 2 blocks an SM. Limiter:
    tensor cores at mma.sync rate, then the 2 exponentials per 4 D flop. */
 template <class T, int DP>
-static __global__ void __launch_bounds__(256, 2) score_share(score_args a)
+static __global__ void __launch_bounds__(256, 2) score_share(const __grid_constant__ score_args a)
 {
     enum {
         C = score_shape<DP>::COLUMNS, STEPS = score_shape<DP>::STEPS, STAGES = score_shape<DP>::STAGES,
@@ -2273,21 +2390,12 @@ static __global__ void __launch_bounds__(256, 2) score_share(score_args a)
 
     uint32_t b[C][STEPS][2];
     float m[C][2], l[C][2]; /* reference of the exponents, and sum; in pass 2 l is the weight of the row */
-    const int32_t *order = a.query_order + bh * a.tokens + u.first;
+    if (is_busy) {
+        if (a.q.is_vector && a.q.dtype == dtype_of(T())) score_rows<SCORE_16, T, DP>(b, a, bh, u);
+        else score_rows<SCORE_ANY, T, DP>(b, a, bh, u);
+    }
 #pragma unroll
     for (int c = 0; c < C; ++c) {
-        /* columns behind the last row repeat it and get no weight */
-        const int row = min(warp * 8 * C + c * 8 + (lane >> 2), u.count - 1);
-        const int64_t token = row_at(a.q, (int)bh / a.heads, (int)bh % a.heads, order[row]);
-#pragma unroll
-        for (int s = 0; s < STEPS / 2; ++s) {
-            float x[8] = {0};
-            if (is_busy && 32 * s + 8 * t < a.dim) load8(x, a.q, token, 32 * s + 8 * t);
-            b[c][2 * s][0] = pack2(x[0], x[1], T());
-            b[c][2 * s][1] = pack2(x[2], x[3], T());
-            b[c][2 * s + 1][0] = pack2(x[4], x[5], T());
-            b[c][2 * s + 1][1] = pack2(x[6], x[7], T());
-        }
         m[c][0] = m[c][1] = -3.0e38f; /* not -Inf: x - m must be -Inf, not NaN, for the x = -Inf of an empty cluster */
         l[c][0] = l[c][1] = 0.0f;
     }
@@ -4000,9 +4108,6 @@ struct pack_args {
     int32_t  jobs, heads_kv, dim;
     int64_t  kv_begin;
 };
-
-SVG2__DEVICE int32_t dtype_of(__half) { return SVG2_F16; }
-SVG2__DEVICE int32_t dtype_of(__nv_bfloat16) { return SVG2_BF16; }
 
 SVG2__DEVICE void unpack2(uint32_t u, float &lo, float &hi, __nv_bfloat16)
 {
