@@ -257,7 +257,8 @@ if wants compare; then
     else
         watch compare
         # shellcheck disable=SC2086
-        timeout -k 5 "$seconds" "$python" -u bench/compare/compare_cuda.py $quick --library build/gpu/libsvg2.so --seconds $((seconds - 10)) \
+        TORCHINDUCTOR_CACHE_DIR=$PWD/build/gpu/inductor TRITON_CACHE_DIR=$PWD/build/gpu/triton \
+            timeout -k 5 "$seconds" "$python" -u bench/compare/compare_cuda.py $quick --library build/gpu/libsvg2.so --seconds $((seconds - 10)) \
             --json "$out/cuda-$slug-compare.json" >"$logs/compare.log" 2>"$logs/compare.err"
         code=$?
         unwatch
