@@ -66,15 +66,15 @@ static struct results {
     double dense_ms;  /* of the last shape                                                                     */
     row rows[MAX_ROWS];
     int row_count;
-} *all;
+} *got;
 
 static row *row_new(const char *shape, const char *name, double flops, double bytes, double executed)
 {
-    if (all->row_count == MAX_ROWS) {
+    if (got->row_count == MAX_ROWS) {
         fprintf(stderr, "bench: too many rows\n");
         exit(1);
     }
-    row *r = &all->rows[all->row_count++];
+    row *r = &got->rows[got->row_count++];
     memset(r, 0, sizeof *r);
     snprintf(r->shape, sizeof r->shape, "%s", shape);
     snprintf(r->name, sizeof r->name, "%s", name);
@@ -85,7 +85,7 @@ static row *row_new(const char *shape, const char *name, double flops, double by
 }
 static double row_floor(const row *r) /* ms */
 {
-    const double compute = r->flops / all->peak_flops, memory = r->bytes / all->peak_copy;
+    const double compute = r->flops / got->peak_flops, memory = r->bytes / got->peak_copy;
     return 1e3 * (compute > memory ? compute : memory);
 }
 
@@ -262,12 +262,12 @@ static void measure_mma()
         run(mma_kernel, blocks, 256, in, out, rounds);
         must(cudaEventRecord(b, stream), "event");
         const double s = 1e-3 * ms_between(a, b), rate = (double)blocks * 8 * rounds * 8 * 4096 / s;
-        if (rate > all->peak_mma) all->peak_mma = rate;
+        if (rate > got->peak_mma) got->peak_mma = rate;
     }
     must(cudaEventRecord(a, stream), "event");
     run(wait_kernel, 1, 32, 50000000);
     must(cudaEventRecord(b, stream), "event");
-    all->clock_mhz = 50000000 / (1e3 * ms_between(a, b));
+    got->clock_mhz = 50000000 / (1e3 * ms_between(a, b));
     cudaFree(in), cudaFree(out);
     cudaEventDestroy(a), cudaEventDestroy(b);
 }
@@ -287,7 +287,7 @@ static void measure_copy()
                 (int64_t)(bytes / 16));
         must(cudaEventRecord(b, stream), "event");
         const double rate = 2 * (double)bytes / (1e-3 * ms_between(a, b));
-        if (rate > all->peak_copy) all->peak_copy = rate;
+        if (rate > got->peak_copy) got->peak_copy = rate;
     }
     cudaFree(from), cudaFree(to);
     cudaEventDestroy(a), cudaEventDestroy(b);
@@ -320,7 +320,7 @@ static void measure_blas()
             bad = gemm(handle, 1, 0, N, N, N, &one, a, R_16BF, N, b, R_16BF, N, &zero, c, R_16BF, N, COMPUTE_32F, DEFAULT);
             must(cudaEventRecord(e1, stream), "event");
             const double rate = 2.0 * N * N * N / (1e-3 * ms_between(e0, e1));
-            if (!bad && i > 1 && rate > all->peak_blas) all->peak_blas = rate;
+            if (!bad && i > 1 && rate > got->peak_blas) got->peak_blas = rate;
         }
         destroy(handle);
         cudaEventDestroy(e0), cudaEventDestroy(e1);
@@ -639,7 +639,7 @@ static void bench_attention(const tensors *t, double budget)
     if (!workspace_need(most)) {
         printf("  no memory for %s\n", t->s.name);
     } else {
-        if (all->agreement < 0) { /* at full size, and at no cost in the tables: clusters and a full map give dense attention */
+        if (got->agreement < 0) { /* at full size, and at no cost in the tables: clusters and a full map give dense attention */
             svg2_attention_desc full = d[4];
             bf16 *other = (bf16 *)gpu((size_t)t->elements * 2);
             full.map = NULL;
@@ -647,7 +647,7 @@ static void bench_attention(const tensors *t, double budget)
                 attend(&d[0]);
                 full.out = other;
                 attend(&full);
-                all->agreement = difference(other, t->out, t->elements);
+                got->agreement = difference(other, t->out, t->elements);
                 cudaFree(other);
             }
         }
@@ -669,7 +669,7 @@ static void bench_attention(const tensors *t, double budget)
     for (int i = 1; i < n; ++i) cudaFree(maps[i].map);
     for (int i = 0; i < 4; ++i) clusters_free(&side[i / 2][i % 2]);
     timer_free(&time);
-    all->dense_ms = dense;
+    got->dense_ms = dense;
 }
 
 /* ==== >>call ============================================================================= */
@@ -811,7 +811,7 @@ static void bench_calls(const tensors *t, double budget)
         c[i].total = row_new(t->s.name, name, all_flops, qkvo_bytes(t), 0);
         snprintf(name, sizeof name, "  as a CUDA graph");
         c[i].graph = row_new(t->s.name, name, all_flops, qkvo_bytes(t), 0);
-        c[i].total->dense_ms = c[i].graph->dense_ms = all->dense_ms;
+        c[i].total->dense_ms = c[i].graph->dense_ms = got->dense_ms;
         for (int s = 0; s < T_COUNT && i == 0; ++s) { /* the parts of one call will do */
             snprintf(name, sizeof name, "  %s", stage_names[s]);
             c[i].stage[s] = row_new(t->s.name, name, flops[s], bytes[s], 0);
@@ -871,17 +871,17 @@ static void write_json()
     if (!json_path) return;
     FILE *f = fopen(json_path, "w");
     if (!f) fatal("bench: cannot write %s", json_path);
-    fprintf(f, "{\n  \"device\": \"%s\", \"compute_capability\": %d.%d, \"multiprocessors\": %d,\n", all->device, all->major,
-            all->minor, all->multiprocessors);
-    fprintf(f, "  \"memory_bytes\": %zu, \"l2_bytes\": %d, \"driver\": %d, \"runtime\": %d,\n", all->memory_bytes,
-            all->l2_bytes, all->driver, all->runtime);
+    fprintf(f, "{\n  \"device\": \"%s\", \"compute_capability\": %d.%d, \"multiprocessors\": %d,\n", got->device, got->major,
+            got->minor, got->multiprocessors);
+    fprintf(f, "  \"memory_bytes\": %zu, \"l2_bytes\": %d, \"driver\": %d, \"runtime\": %d,\n", got->memory_bytes,
+            got->l2_bytes, got->driver, got->runtime);
     fprintf(f, "  \"commit\": \"%s\", \"quick\": %d, \"seconds\": %.1f,\n", SVG2_BENCH_COMMIT, is_quick, now() - started);
     fprintf(f, "  \"mma_sync_tflops\": %.1f, \"cublas_tflops\": %.1f, \"copy_gbytes_per_s\": %.1f, \"clock_mhz\": %.0f,\n",
-            1e-12 * all->peak_mma, 1e-12 * all->peak_blas, 1e-9 * all->peak_copy, all->clock_mhz);
-    if (all->agreement >= 0) fprintf(f, "  \"full_map_against_dense\": %.3e,\n", all->agreement);
+            1e-12 * got->peak_mma, 1e-12 * got->peak_blas, 1e-9 * got->peak_copy, got->clock_mhz);
+    if (got->agreement >= 0) fprintf(f, "  \"full_map_against_dense\": %.3e,\n", got->agreement);
     fprintf(f, "  \"rows\": [");
-    for (int i = 0; i < all->row_count; ++i) {
-        const row *r = &all->rows[i];
+    for (int i = 0; i < got->row_count; ++i) {
+        const row *r = &got->rows[i];
         fprintf(f, "%s\n    {\"shape\": \"%s\", \"name\": \"%s\", \"is_part\": %d, \"ms\": %.4f, \"floor_ms\": %.4f, ",
                 i ? "," : "", r->shape, r->name + strspn(r->name, " "), r->is_part, median(r->sample, r->count),
                 row_floor(r));
@@ -897,23 +897,23 @@ static void write_json()
 
 static void write_rates()
 {
-    printf("%s, %d multiprocessors at %.0f MHz: mma.sync %.0f TFLOP/s, cuBLAS bf16 8192^3 ", all->device, all->multiprocessors,
-           all->clock_mhz, 1e-12 * all->peak_mma);
-    if (all->peak_blas > 0) printf("%.0f TFLOP/s", 1e-12 * all->peak_blas);
+    printf("%s, %d multiprocessors at %.0f MHz: mma.sync %.0f TFLOP/s, cuBLAS bf16 8192^3 ", got->device, got->multiprocessors,
+           got->clock_mhz, 1e-12 * got->peak_mma);
+    if (got->peak_blas > 0) printf("%.0f TFLOP/s", 1e-12 * got->peak_blas);
     else printf("not there");
-    printf(", copy %.2f TB/s\n", 1e-12 * all->peak_copy);
+    printf(", copy %.2f TB/s\n", 1e-12 * got->peak_copy);
     printf("useful, executed: TFLOP/s, without and with the padding of tiles. floor: useful work at the rates above. dense/t:\n"
            "times faster than the dense row. Rows that are indented are parts of the call above them, warm.\n");
     fflush(stdout);
 }
 
-/* rows [from, all->row_count), under a head of their own if it is a new shape */
+/* rows [from, got->row_count), under a head of their own if it is a new shape */
 static void write_rows(int from)
 {
-    for (int i = from; i < all->row_count; ++i) {
-        const row *r = &all->rows[i];
+    for (int i = from; i < got->row_count; ++i) {
+        const row *r = &got->rows[i];
         const double ms = median(r->sample, r->count), floor = row_floor(r), clock = least_clock(r);
-        if (i == 0 || strcmp(all->rows[i - 1].shape, r->shape) != 0)
+        if (i == 0 || strcmp(got->rows[i - 1].shape, r->shape) != 0)
             printf("\n%-36s %9s %9s %7s %8s %8s %7s %5s\n", r->shape, "ms", "floor ms", "floor/t", "useful", "executed",
                    "dense/t", "MHz");
         if (r->count == 0) {
@@ -954,17 +954,17 @@ static int part_run(int part, shape s, double budget)
     must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
     must(cudaGetDeviceProperties(&device, 0), "device");
     if (part == PART_RATES) {
-        snprintf(all->device, sizeof all->device, "%s", device.name);
-        all->major = device.major, all->minor = device.minor;
-        all->multiprocessors = device.multiProcessorCount;
-        all->memory_bytes = device.totalGlobalMem, all->l2_bytes = device.l2CacheSize;
-        cudaDriverGetVersion(&all->driver);
-        cudaRuntimeGetVersion(&all->runtime);
+        snprintf(got->device, sizeof got->device, "%s", device.name);
+        got->major = device.major, got->minor = device.minor;
+        got->multiprocessors = device.multiProcessorCount;
+        got->memory_bytes = device.totalGlobalMem, got->l2_bytes = device.l2CacheSize;
+        cudaDriverGetVersion(&got->driver);
+        cudaRuntimeGetVersion(&got->runtime);
         measure_mma();
         measure_copy();
-        all->peak_flops = all->peak_mma;
+        got->peak_flops = got->peak_mma;
         measure_blas();
-        if (all->peak_blas > all->peak_flops) all->peak_flops = all->peak_blas;
+        if (got->peak_blas > got->peak_flops) got->peak_flops = got->peak_blas;
         return 0;
     }
     memset(&t, 0, sizeof t);
@@ -1038,13 +1038,13 @@ int main(int argc, char **argv)
                 fatal(usage);
         } else fatal(usage);
     }
-    all = (struct results *)mmap(NULL, sizeof *all, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (all == MAP_FAILED) fatal("bench: out of memory");
-    all->agreement = -1;
+    got = (struct results *)mmap(NULL, sizeof *got, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (got == MAP_FAILED) fatal("bench: out of memory");
+    got->agreement = -1;
     const shape none = {};
     const int code = part_do(PART_RATES, none, 0, 60);
     if (code == 2) return 2;
-    if (all->peak_flops == 0 || all->peak_copy == 0) return 1;
+    if (got->peak_flops == 0 || got->peak_copy == 0) return 1;
     failures += code != 0;
     write_rates();
     write_json();
@@ -1052,10 +1052,10 @@ int main(int argc, char **argv)
     for (int i = first; i < last; ++i) {
         shape s = own.name ? own : shapes[i];
         if (is_quick) s.frames = (s.frames + 9) / 10;
-        all->dense_ms = 0;
+        got->dense_ms = 0;
         for (int part = PART_ATTENTION; part <= PART_CALLS; ++part) {
             const double share = left() / (2 * (last - i) - (part == PART_CALLS));
-            const int from = all->row_count;
+            const int from = got->row_count;
             if (left() < 10) {
                 printf("%s, %s: no time left\n", s.name, part == PART_CALLS ? "calls" : "attention");
                 continue;
@@ -1067,9 +1067,9 @@ int main(int argc, char **argv)
         }
     }
     printf("\n");
-    if (all->agreement >= 0)
-        printf("dense attention and the same over a full map of clusters differ by %.1e (relative L2)\n", all->agreement);
-    if (!(all->agreement <= 0.01)) {
+    if (got->agreement >= 0)
+        printf("dense attention and the same over a full map of clusters differ by %.1e (relative L2)\n", got->agreement);
+    if (!(got->agreement <= 0.01)) {
         printf("FAILED: that is too much\n");
         ++failures;
     }
