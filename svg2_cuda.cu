@@ -1,13 +1,15 @@
-/* svg2_cuda.cu - the stages of svg2.h on NVIDIA GPUs (compute capability 8.0 and newer), one file - MIT licence
+/* svg2_cuda.cu - the stages of svg2.h on NVIDIA GPUs of compute capability 8.0 and newer - MIT licence
 
    Add it to a build that has svg2.h implemented somewhere, link, and pass svg2_cuda_backend(stream) where
    svg2_cpu_backend() was; every pointer of a call is then device memory:
 
-       nvcc -std=c++17 -O3 -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -c svg2_cuda.cu
+       nvcc -std=c++17 -O3 -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
+           -c svg2_cuda.cu
 
-   Nothing here allocates, synchronises, or reads device data on the host: a call is a fixed sequence of launches, so it
-   can be captured in a CUDA graph and replayed on new contents of the same buffers. Results have the same bits from run
-   to run on one device: sums of floats go in a fixed order, atomics work on integers only.
+   Nothing here allocates, synchronises, or reads device data on the host: a call is a fixed sequence of
+   launches, so it can be captured in a CUDA graph and replayed on new contents of the same buffers. Results
+   have the same bits from run to run on one device: sums of floats go in a fixed order, atomics work on
+   integers only.
 
 TABLE OF CONTENTS   (the tags are those of svg2.h)
   >>base        launching, errors, carving workspaces
@@ -22,9 +24,9 @@ TABLE OF CONTENTS   (the tags are those of svg2.h)
   >>mass        exact attention mass of every block
   >>pipeline    the backend
 
-   Arithmetic. Products run on the tensor cores with 16-bit operands and f32 accumulation: f16 if k and v are f16, else
-   bf16. 16-bit inputs of that type enter unchanged. f32 inputs are rounded, keys after removal of their mean. Softmax,
-   statistics, selection and centroids are f32 (sums of many terms f64). */
+   Arithmetic. Products run on the tensor cores with 16-bit operands and f32 accumulation: f16 if k and v are
+   f16, else bf16. 16-bit inputs of that type enter unchanged. f32 inputs are rounded, keys after removal of
+   their mean. Softmax, statistics, selection and centroids are f32 (sums of many terms f64). */
 #include "svg2.h"
 
 #include <cuda_bf16.h>
@@ -64,7 +66,8 @@ static inline size_t count_of(int64_t a, int64_t b = 1, int64_t c = 1, int64_t d
     return mul(mul((size_t)a, (size_t)b), mul((size_t)c, (size_t)d));
 }
 
-/* Carves a workspace. With base = NULL it only counts, so the function that lays out memory also tells its size. */
+/* Carves a workspace. With base = NULL it only counts, so the function that lays out memory also tells its
+   size. */
 struct arena {
     char  *base;
     size_t used;
@@ -77,7 +80,8 @@ struct arena {
     }
 };
 
-static svg2_result set_error(svg2_error *err, svg2_result code, const char *field, const char *text, cudaError_t cuda)
+static svg2_result set_error(svg2_error *err, svg2_result code, const char *field, const char *text,
+                             cudaError_t cuda)
 {
     if (err) {
         err->code = code;
@@ -110,11 +114,11 @@ static inline cudaStream_t stream_of(const svg2_backend *backend)
     return (cudaStream_t)backend->user;
 }
 
-/* Launch on the backend's stream. The return value is that of the launch alone: errors of the caller's earlier work stay
-   where they are. Nothing to do (an empty grid) is no error. */
+/* Launch on the backend's stream. The return value is that of the launch alone: errors of the caller's
+   earlier work stay where they are. Nothing to do (an empty grid) is no error. */
 template <class... P, class... A>
-static svg2_result launch(const svg2_backend *backend, svg2_error *err, const char *name, void (*kernel)(P...), dim3 grid,
-                          unsigned threads, size_t smem_bytes, A... args)
+static svg2_result launch(const svg2_backend *backend, svg2_error *err, const char *name,
+                          void (*kernel)(P...), dim3 grid, unsigned threads, size_t smem_bytes, A... args)
 {
     cudaLaunchConfig_t config = {};
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return SVG2_OK;
@@ -123,19 +127,22 @@ static svg2_result launch(const svg2_backend *backend, svg2_error *err, const ch
     config.dynamicSmemBytes = smem_bytes;
     config.stream = stream_of(backend);
     if (smem_bytes > 48 * 1024)
-        SVG2__CUDA(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem_bytes), name);
+        SVG2__CUDA(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        (int)smem_bytes),
+                   name);
     SVG2__CUDA(cudaLaunchKernelEx(&config, kernel, (P)args...), name);
     return SVG2_OK;
 }
 
-/* Grids have 2^31 - 1 blocks in x. Work items are counted in 64 bits and folded by grid-stride loops where more are
-   possible. */
+/* Grids have 2^31 - 1 blocks in x. Work items are counted in 64 bits and folded by grid-stride loops where
+   more are possible. */
 static inline unsigned grid_of(int64_t items)
 {
     return (unsigned)(items > 0x7fffffff ? 0x7fffffff : items);
 }
 
-/* One block per item instead of a loop: beyond 2^30 they go on in y. Kernels ask item_index, and leave behind the last. */
+/* One block per item instead of a loop: beyond 2^30 they go on in y. Kernels ask item_index, and leave behind
+   the last. */
 static inline dim3 grid_items(int64_t items)
 {
     const int64_t row = (int64_t)1 << 30;
@@ -158,7 +165,7 @@ static inline size_t dtype_bytes(svg2_dtype dtype)
 struct tensor {
     const void *data;
     int64_t     stride_batch, stride_head, stride_token; /* elements */
-    int32_t     dtype, is_vector; /* is_vector: every row is aligned to 16 bytes, so it may be read 8 elements at a time */
+    int32_t     dtype, is_vector; /* is_vector: every row is aligned to 16 bytes: 8 elements at a time  */
 };
 
 static tensor tensor_of(const void *data, svg2_layout l, int32_t heads, int32_t tokens, int32_t dim)
@@ -175,16 +182,18 @@ static tensor tensor_of(const void *data, svg2_layout l, int32_t heads, int32_t 
     t.stride_head = l.stride_head;
     t.stride_token = l.stride_token;
     t.dtype = l.dtype;
-    t.is_vector = (((uintptr_t)data | (uintptr_t)((size_t)l.stride_batch * unit) | (uintptr_t)((size_t)l.stride_head * unit)
-                    | (uintptr_t)((size_t)l.stride_token * unit)) % 16) == 0;
+    t.is_vector = (((uintptr_t)data | (uintptr_t)((size_t)l.stride_batch * unit)
+                    | (uintptr_t)((size_t)l.stride_head * unit) | (uintptr_t)((size_t)l.stride_token * unit))
+                   % 16)
+                  == 0;
     return t;
 }
 
 } /* namespace svg2__cuda */
 
 /* ==== >>ptx ==============================================================================
-   All PTX of the file, one instruction a function, named by the section of the PTX ISA. A build that brings its own (the
-   emulation in tests/emu) defines SVG2_DEVICE_OPS_PROVIDED. */
+   All PTX of the file, one instruction a function, named by the section of the PTX ISA. A build that brings
+   its own (the emulation in tests/emu) defines SVG2_DEVICE_OPS_PROVIDED. */
 #ifndef SVG2_DEVICE_OPS_PROVIDED
 #define SVG2_DYN_SMEM(name, align) extern __shared__ __align__(align) unsigned char name[]
 #define SVG2__OP static __device__ __forceinline__
@@ -203,11 +212,15 @@ SVG2__OP float svg2__exp2(float x)
 /* 16 bytes global -> shared, of which src_bytes are read and the others set to 0; 9.7.9.25 cp.async */
 SVG2__OP void svg2__cp_async16(uint32_t dst, const void *src, int src_bytes)
 {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(src_bytes) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(src_bytes)
+                 : "memory");
 }
 SVG2__OP void svg2__cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /* until at most N groups of this thread are under way */
-template <int N> SVG2__OP void svg2__cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+template <int N> SVG2__OP void svg2__cp_async_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
 
 /* four 8x8 matrices of 16-bit elements; lanes 8m..8m+7 address the rows of matrix m; 9.7.14 ldmatrix */
 SVG2__OP void svg2__ldmatrix_x4(uint32_t (&r)[4], uint32_t a)
@@ -222,21 +235,24 @@ SVG2__OP void svg2__ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t a)
 }
 
 /* d (16x8, f32) += a (16x16) b (16x8); 9.7.14 mma.m16n8k16 */
-SVG2__OP void svg2__mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, __nv_bfloat16)
+SVG2__OP void svg2__mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                 __nv_bfloat16)
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 SVG2__OP void svg2__mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, __half)
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/* x, which the compiler then takes for a value that it has not seen: what is made from it inside a loop is made there, and not
-   held in registers all the time. No instruction. */
+/* x, which the compiler then takes for a value that it has not seen: what is made from it inside a loop is
+   made there, and not held in registers all the time. No instruction. */
 SVG2__OP int svg2__fresh(int x)
 {
     asm volatile("" : "+r"(x));
@@ -314,13 +330,15 @@ SVG2__DEVICE void load8(float (&x)[8], const tensor &t, int64_t row, int e)
     }
 }
 
-/* The same, where E, the type of the elements, is known: raw first, numbers later, so that the loads of several rows are
-   under way at once. load8 looks at the type between load and use, and waits for every load. */
+/* The same, where E, the type of the elements, is known: raw first, numbers later, so that the loads of
+   several rows are under way at once. load8 looks at the type between load and use, and waits for every
+   load. */
 template <class E> struct raw8 {
     uint4 v[sizeof(E) / 2];
 };
 
-template <class E, bool IS_VECTOR> SVG2__DEVICE void load_raw8(raw8<E> &raw, const tensor &t, int64_t row, int e)
+template <class E, bool IS_VECTOR>
+SVG2__DEVICE void load_raw8(raw8<E> &raw, const tensor &t, int64_t row, int e)
 {
     const E *p = (const E *)t.data + row + e;
     if (IS_VECTOR) {
@@ -365,8 +383,9 @@ SVG2__DEVICE void numbers(float (&x)[8], const raw8<float> &raw)
 }
 
 /* ---- a tile of 16-bit rows in shared memory ----
-   Rows of DIM elements (a multiple of 32), no padding; the 16-byte chunks of a row are permuted within groups of 8 (of 4
-   where DIM is no multiple of 64) by the row number, so that the 8 rows of a matrix of ldmatrix lie in different banks. */
+   Rows of DIM elements (a multiple of 32), no padding; the 16-byte chunks of a row are permuted within groups
+   of 8 (of 4 where DIM is no multiple of 64) by the row number, so that the 8 rows of a matrix of ldmatrix
+   lie in different banks. */
 template <int DIM> SVG2__DEVICE uint32_t tile_at(int row, int chunk)
 {
     static_assert(DIM % 32 == 0, "tiles have rows of whole groups of chunks");
@@ -404,10 +423,10 @@ template <class T> SVG2__DEVICE T warp_sum(T x)
 
    A head where no label changed is done: from then on its blocks leave at once.
 
-   Workspace of a head in bytes, S tokens clustered, C16 = C rounded up to 16, D' = D rounded up to 64, 96, 128 or 256:
-   8 D S/1024 (sums for the mean) + 4 C D (centroids) + (2 D' + 4) C16 (packed) + 4 S (order) + 4 C S/4096 (histograms)
-   + 4.5 D (S/128 + C) (pieces) + 4 min(S, 32 C) (seeding) + 20 C; beyond 2048 clusters another 4 S. 24 heads of 118,800
-   tokens, D = 128, C = 1000: 67 MB. */
+   Workspace of a head in bytes, S tokens clustered, C16 = C rounded up to 16, D' = D rounded up to 64, 96,
+   128 or 256: 8 D S/1024 (sums for the mean) + 4 C D (centroids) + (2 D' + 4) C16 (packed) + 4 S (order) + 4
+   C S/4096 (histograms) + 4.5 D (S/128 + C) (pieces) + 4 min(S, 32 C) (seeding) + 20 C; beyond 2048 clusters
+   another 4 S. 24 heads of 118,800 tokens, D = 128, C = 1000: 67 MB. */
 namespace svg2__cuda {
 
 /* ---- the counting sort of >>permute ---- */
@@ -428,13 +447,13 @@ static void sort_shape(sort_job *j);
 static svg2_result sort_run(const svg2_backend *backend, const sort_job *j, svg2_error *err);
 
 enum {
-    KM_MEAN_ROWS = 1024, /* rows that one thread block sums for the mean                                      */
-    KM_TILE = 256,       /* tokens of one thread block that assigns labels: 8 warps of 32                     */
-    KM_STAGE = 64,       /* centroids that such a block has in shared memory at a time, twice                 */
-    KM_PIECE = 128,      /* sorted rows summed in f32 by one group of lanes                                   */
-    KM_SEED_ROUNDS = 32, /* of D^2 sampling                                                                   */
-    KM_RUNS = 512,       /* pieces into which drawing cuts the samples                                        */
-    KM_RESEED_BLOCKS = 32 /* thread blocks of a head that look for points for its empty clusters              */
+    KM_MEAN_ROWS = 1024,  /* rows that one thread block sums for the mean                           */
+    KM_TILE = 256,        /* tokens of one thread block that assigns labels: 8 warps of 32          */
+    KM_STAGE = 64,        /* centroids that such a block has in shared memory at a time, twice      */
+    KM_PIECE = 128,       /* sorted rows summed in f32 by one group of lanes                        */
+    KM_SEED_ROUNDS = 32,  /* of D^2 sampling                                                        */
+    KM_RUNS = 512,        /* pieces into which drawing cuts the samples                             */
+    KM_RESEED_BLOCKS = 32 /* thread blocks of a head that look for points for its empty clusters    */
 };
 
 struct kmeans_memory {
@@ -537,19 +556,21 @@ SVG2__DEVICE void store1(void *p, int dtype, int64_t i, float x)
 }
 
 /* ---- mean ----
-   Block = (head, 1024 rows), 256 threads: groups of D/8 lanes, each takes every groups-th row, so that neighbouring
-   groups read neighbouring rows. Sums in f32 over the 1024 / groups (4 to 128) rows of a group, f64 above, always in the
-   same order. 8 KB of shared memory. Limiter: DRAM, one pass over x; 8 loads of 16 bytes (f32: 4 of 32) under way a
-   lane. */
+   Block = (head, 1024 rows), 256 threads: groups of D/8 lanes, each takes every groups-th row, so that
+   neighbouring groups read neighbouring rows. Sums in f32 over the 1024 / groups (4 to 128) rows of a group,
+   f64 above, always in the same order. 8 KB of shared memory. Limiter: DRAM, one pass over x; 8 loads of 16
+   bytes (f32: 4 of 32) under way a lane. */
 template <class E, bool IS_VECTOR>
-SVG2__DEVICE void kmeans_add_rows(float (&sum)[8], const tensor &x, int64_t row, int e, int group, int groups, int rows)
+SVG2__DEVICE void kmeans_add_rows(float (&sum)[8], const tensor &x, int64_t row, int e, int group, int groups,
+                                  int rows)
 {
     constexpr int U = IS_VECTOR ? 16 / (int)sizeof(E) : 2;
     for (int r = group; r < rows; r += U * groups) {
         raw8<E> raw[U];
 #pragma unroll
         for (int k = 0; k < U; ++k)
-            load_raw8<E, IS_VECTOR>(raw[k], x, row + (int64_t)min(r + k * groups, rows - 1) * x.stride_token, e);
+            load_raw8<E, IS_VECTOR>(raw[k], x, row + (int64_t)min(r + k * groups, rows - 1) * x.stride_token,
+                                    e);
 #pragma unroll
         for (int k = 0; k < U; ++k) {
             float v[8];
@@ -563,15 +584,16 @@ SVG2__DEVICE void kmeans_add_rows(float (&sum)[8], const tensor &x, int64_t row,
 
 template <class E>
 static __global__ void __launch_bounds__(256)
-    kmeans_sum(const __grid_constant__ tensor x, int32_t heads, int32_t dim, int32_t count, int64_t chunks, int64_t items,
-               double *partial)
+    kmeans_sum(const __grid_constant__ tensor x, int32_t heads, int32_t dim, int32_t count, int64_t chunks,
+               int64_t items, double *partial)
 {
     SVG2_DYN_SMEM(kmeans_smem, 512);
     float *sums = (float *)(void *)kmeans_smem; /* [groups][dim] */
     const int64_t item = item_index();
     if (item >= items) return;
     const int64_t head = item / chunks, first = item % chunks * KM_MEAN_ROWS;
-    const int tid = (int)threadIdx.x, lanes = dim / 8, groups = 256 / lanes, group = tid / lanes, e = tid % lanes * 8;
+    const int tid = (int)threadIdx.x, lanes = dim / 8, groups = 256 / lanes, group = tid / lanes,
+              e = tid % lanes * 8;
     const int rows = (int)min((int64_t)KM_MEAN_ROWS, count - first);
     if (group < groups) {
         const int64_t row = row_at(x, head / heads, head % heads, first);
@@ -588,11 +610,11 @@ static __global__ void __launch_bounds__(256)
     }
 }
 
-/* Block = head: adds up the chunks. 4 KB of shared memory, latency of a few dependent loads. centre: the one centroid
-   where there is a single cluster, else NULL; it is what rounding the mean leaves. */
+/* Block = head: adds up the chunks. 4 KB of shared memory, latency of a few dependent loads. centre: the one
+   centroid where there is a single cluster, else NULL; it is what rounding the mean leaves. */
 static __global__ void __launch_bounds__(512)
-    kmeans_start(const double *partial, int32_t dim, int32_t count, int64_t chunks, int64_t heads, float *mean, float *centre,
-                 int32_t *moved)
+    kmeans_start(const double *partial, int32_t dim, int32_t count, int64_t chunks, int64_t heads,
+                 float *mean, float *centre, int32_t *moved)
 {
     SVG2_DYN_SMEM(kmeans_smem, 512);
     double *sums = (double *)(void *)kmeans_smem;
@@ -601,7 +623,8 @@ static __global__ void __launch_bounds__(512)
     const int tid = (int)threadIdx.x, groups = 512 / dim, group = tid / dim, e = tid % dim;
     double total = 0.0;
     if (group < groups)
-        for (int64_t chunk = group; chunk < chunks; chunk += groups) total += partial[(head * chunks + chunk) * dim + e];
+        for (int64_t chunk = group; chunk < chunks; chunk += groups)
+            total += partial[(head * chunks + chunk) * dim + e];
     sums[tid] = total;
     __syncthreads(); /* all groups have written before the first one adds them up */
     float rounded = 0.0f;
@@ -622,10 +645,10 @@ static __global__ void __launch_bounds__(512)
 }
 
 /* ---- centroids as operands ----
-   A fragment of A wants elements 2t, 2t+1, 2t+8, 2t+9 of 16 columns from lane t of a quad; memory gives a lane 8
-   consecutive ones. The products do not care which column is which as long as both operands agree, so within each 32
-   columns lane t's 8 elements count as its share of two steps of 16: element e stands at column kmeans_at(e) of the packed
-   centroids.
+   A fragment of A wants elements 2t, 2t+1, 2t+8, 2t+9 of 16 columns from lane t of a quad; memory gives a
+   lane 8 consecutive ones. The products do not care which column is which as long as both operands agree, so
+   within each 32 columns lane t's 8 elements count as its share of two steps of 16: element e stands at
+   column kmeans_at(e) of the packed centroids.
 
        element  0 1 | 2 3 | 4 5  | 6 7      of the 8 elements of lane t
        column   2t  | 2t+8| 2t+16| 2t+24                                      */
@@ -634,7 +657,8 @@ SVG2__DEVICE int kmeans_at(int e)
     return (e & ~31) + (e & 1) + ((e >> 1 & 3) << 3) + ((e >> 3 & 3) << 1);
 }
 
-/* Scores are formed of q = scale * c. f16 covers +-65504, and a centroid relative to the mean of such numbers twice that. */
+/* Scores are formed of q = scale * c. f16 covers +-65504, and a centroid relative to the mean of such numbers
+   twice that. */
 SVG2__DEVICE float kmeans_scale(__half) { return 0.5f; }
 SVG2__DEVICE float kmeans_scale(__nv_bfloat16) { return 1.0f; }
 
@@ -653,9 +677,10 @@ struct kmeans_pack_args {
     int32_t        is_shifted; /* x enters the products with its mean  */
 };
 
-/* Warp = cluster. bias = what is added to x.q to make it scale * (x'.c - |c|^2/2), x' = x - mean, c as rounded: the nearest
-   of the rounded centroids wins. */
-template <class T> static __global__ void __launch_bounds__(256) kmeans_pack(const __grid_constant__ kmeans_pack_args p)
+/* Warp = cluster. bias = what is added to x.q to make it scale * (x'.c - |c|^2/2), x' = x - mean, c as
+   rounded: the nearest of the rounded centroids wins. */
+template <class T>
+static __global__ void __launch_bounds__(256) kmeans_pack(const __grid_constant__ kmeans_pack_args p)
 {
     const int64_t item = item_index();
     if (item >= p.items) return;
@@ -689,19 +714,22 @@ template <class T> static __global__ void __launch_bounds__(256) kmeans_pack(con
 /* ---- assign ----
    Block = (head, 256 tokens), 8 warps of 32 tokens.
 
-                   64 centroids x D          warp w: rows 32w .. 32w+31
-                 +------------------+        A  2 x D/16 fragments, all of its rows, in registers: 4 D/8 .. (D = 128: 64)
-     buffer i&1  | packed  | bias   |        B  ldmatrix from the buffer: 16 centroids x 16 columns an instruction, used by
-                 +------------------+           both halves of the rows, so shared memory delivers 512 bytes per 4 mma
-     the other one is being filled           C  2 x 2 fragments, begun with the bias
+                   64 centroids x D     warp w: rows 32w .. 32w+31
+                 +------------------+   A  2 x D/16 fragments, all of its rows, in registers (D = 128: 64)
+     buffer i&1  | packed  | bias   |   B  ldmatrix from the buffer: 16 centroids x 16 columns an instruction,
+                 +------------------+      used by both halves of the rows, so that shared memory delivers
+     the other one is being filled         512 bytes per 4 mma
+                                        C  2 x 2 fragments, begun with the bias
 
-   Running maximum and index of 4 rows stay in registers (strictly greater, columns in rising order: ties go to the lower
-   index); one exchange inside the quad at the end. No score is stored. 33 KB of shared memory at D = 128, up to 128
-   registers, 2 blocks an SM (D = 256: 66 KB, one). x goes from memory to registers, without a detour and without a barrier:
-   see kmeans_at. Limiter: the tensor cores from about 200 clusters on, below that DRAM (16 loads of 16 bytes a lane under
-   way). Centroids come from L2, D bytes per token and cluster / 128: 256 rows a block halve what 128 would read.
+   Running maximum and index of 4 rows stay in registers (strictly greater, columns in rising order: ties go
+   to the lower index); one exchange inside the quad at the end. No score is stored. 33 KB of shared memory at
+   D = 128, up to 128 registers, 2 blocks an SM (D = 256: 66 KB, one). x goes from memory to registers,
+   without a detour and without a barrier: see kmeans_at. Limiter: the tensor cores from about 200 clusters
+   on, below that DRAM (16 loads of 16 bytes a lane under way). Centroids come from L2, D bytes per token and
+   cluster / 128: 256 rows a block halve what 128 would read.
 
-   IS_SEED: rows are samples of the tokens, clusters are seeds; instead of a label the squared distance is kept. */
+   IS_SEED: rows are samples of the tokens, clusters are seeds; instead of a label the squared distance is
+   kept. */
 struct kmeans_assign_args {
     tensor         x;
     const float   *mean;
@@ -720,13 +748,15 @@ struct kmeans_assign_args {
 /* the 8 elements from e of a row as they enter the products */
 enum { KM_F32, KM_VECTOR16, KM_SCALAR16 };
 template <int KIND, class T>
-SVG2__DEVICE void kmeans_load_operand(uint32_t (&w)[4], const tensor &x, int64_t row, int e, const float *mean)
+SVG2__DEVICE void kmeans_load_operand(uint32_t (&w)[4], const tensor &x, int64_t row, int e,
+                                      const float *mean)
 {
     if (KIND == KM_F32) {
         float v[8];
         load8(v, x, row, e);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) w[i] = pack2(v[2 * i] - mean[e + 2 * i], v[2 * i + 1] - mean[e + 2 * i + 1], T());
+        for (int i = 0; i < 4; ++i)
+            w[i] = pack2(v[2 * i] - mean[e + 2 * i], v[2 * i + 1] - mean[e + 2 * i + 1], T());
     } else {
         raw8<T> raw;
         load_raw8<T, KIND == KM_VECTOR16>(raw, x, row, e);
@@ -734,7 +764,8 @@ SVG2__DEVICE void kmeans_load_operand(uint32_t (&w)[4], const tensor &x, int64_t
     }
 }
 
-/* All fragments of the 32 rows of a warp; square: per row what this lane holds of |x - mean|^2, for seeding. */
+/* All fragments of the 32 rows of a warp; square: per row what this lane holds of |x - mean|^2, for
+   seeding. */
 template <int KIND, int DIM, class T, bool IS_SEED>
 SVG2__DEVICE void kmeans_load_rows(uint32_t (&a)[2][DIM / 16][4], float (&square)[4], const tensor &x,
                                    const int64_t (&row)[4], int dim, const float *mean)
@@ -766,14 +797,16 @@ SVG2__DEVICE void kmeans_load_rows(uint32_t (&a)[2][DIM / 16][4], float (&square
 
 /* Begins the copy of centroids [first, last) into a buffer. */
 template <int DIM>
-SVG2__DEVICE void kmeans_fetch(uint32_t buffer, const uint16_t *packed, const float *bias, int first, int last)
+SVG2__DEVICE void kmeans_fetch(uint32_t buffer, const uint16_t *packed, const float *bias, int first,
+                               int last)
 {
     const int tid = (int)threadIdx.x, chunks = (last - first) * (DIM / 8);
     for (int i = tid; i < chunks; i += 256) {
         const int r = i / (DIM / 8), c = i % (DIM / 8);
         svg2__cp_async16(buffer + tile_at<DIM>(r, c), packed + (int64_t)(first + r) * DIM + c * 8, 16);
     }
-    if (tid < (last - first) / 4) svg2__cp_async16(buffer + KM_STAGE * DIM * 2 + tid * 16, bias + first + tid * 4, 16);
+    if (tid < (last - first) / 4)
+        svg2__cp_async16(buffer + KM_STAGE * DIM * 2 + tid * 16, bias + first + tid * 4, 16);
     svg2__cp_async_commit();
 }
 
@@ -782,7 +815,8 @@ template <int DIM> struct kmeans_stage {
 };
 
 template <int DIM, class T, bool IS_SEED>
-static __global__ void __launch_bounds__(256, DIM <= 128 ? 2 : 1) kmeans_assign(const __grid_constant__ kmeans_assign_args p)
+static __global__ void __launch_bounds__(256, DIM <= 128 ? 2 : 1)
+    kmeans_assign(const __grid_constant__ kmeans_assign_args p)
 {
     SVG2_DYN_SMEM(kmeans_smem, 512);
     const int64_t item = item_index();
@@ -805,10 +839,13 @@ static __global__ void __launch_bounds__(256, DIM <= 128 ? 2 : 1) kmeans_assign(
 #pragma unroll
         for (int r = 0; r < 4; ++r) { /* rows behind the last one repeat it */
             const int32_t at = min(first + 8 * r + quad, p.rows - 1);
-            row[r] = row_at(p.x, head / p.heads, head % p.heads, IS_SEED ? (int64_t)at * p.count / p.rows : at);
+            row[r] =
+                row_at(p.x, head / p.heads, head % p.heads, IS_SEED ? (int64_t)at * p.count / p.rows : at);
         }
-        if (p.x.dtype == SVG2_F32) kmeans_load_rows<KM_F32, DIM, T, IS_SEED>(a, square, p.x, row, p.dim, mean);
-        else if (p.x.is_vector) kmeans_load_rows<KM_VECTOR16, DIM, T, IS_SEED>(a, square, p.x, row, p.dim, mean);
+        if (p.x.dtype == SVG2_F32)
+            kmeans_load_rows<KM_F32, DIM, T, IS_SEED>(a, square, p.x, row, p.dim, mean);
+        else if (p.x.is_vector)
+            kmeans_load_rows<KM_VECTOR16, DIM, T, IS_SEED>(a, square, p.x, row, p.dim, mean);
         else kmeans_load_rows<KM_SCALAR16, DIM, T, IS_SEED>(a, square, p.x, row, p.dim, mean);
     }
 
@@ -820,20 +857,24 @@ static __global__ void __launch_bounds__(256, DIM <= 128 ? 2 : 1) kmeans_assign(
     for (int begin = p.begin; begin < p.end; begin += KM_STAGE, buffer ^= 1) {
         const int groups = min(KM_STAGE, p.end - begin) / 16;
         if (!SVG2__FAULT(11)) svg2__cp_async_wait<0>();
-        /* what every thread has copied is there for all; all have read the other buffer, which is filled next */
+        /* what every thread has copied is there for all; all have read the other buffer, which is filled
+           next */
         if (!SVG2__FAULT(12)) __syncthreads();
         if (begin + KM_STAGE < p.end)
-            kmeans_fetch<DIM>(smem + (uint32_t)((buffer ^ 1) * kmeans_stage<DIM>::BYTES), packed, bias, begin + KM_STAGE,
-                              min(begin + 2 * KM_STAGE, p.end));
+            kmeans_fetch<DIM>(smem + (uint32_t)((buffer ^ 1) * kmeans_stage<DIM>::BYTES), packed, bias,
+                              begin + KM_STAGE, min(begin + 2 * KM_STAGE, p.end));
         if (is_idle) continue;
         const unsigned char *stage = kmeans_smem + buffer * kmeans_stage<DIM>::BYTES;
         const float *stage_bias = (const float *)(const void *)(stage + KM_STAGE * DIM * 2);
         const uint32_t stage_at = smem + (uint32_t)(buffer * kmeans_stage<DIM>::BYTES);
-        const int r = (lane & 7) + (lane >> 4 << 3), half = lane >> 3 & 1; /* the row of B that this lane addresses */
+        /* the row of B that this lane addresses */
+        const int r = (lane & 7) + (lane >> 4 << 3), half = lane >> 3 & 1;
 #pragma unroll 1
         for (int g = 0; g < groups; ++g) {
-            /* tile_at(r, 2k + half) = tile_at(r, half) ^ 32k where rows are powers of two: no register per k */
-            const uint32_t row_begin = stage_at + (uint32_t)(g * 16 * DIM * 2) + (DIM % 64 ? 0u : tile_at<DIM>(r, half));
+            /* tile_at(r, 2k + half) = tile_at(r, half) ^ 32k where rows are powers of two: no register per
+               k */
+            const uint32_t row_begin =
+                stage_at + (uint32_t)(g * 16 * DIM * 2) + (DIM % 64 ? 0u : tile_at<DIM>(r, half));
             float c[2][2][4];
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
@@ -844,11 +885,13 @@ static __global__ void __launch_bounds__(256, DIM <= 128 ? 2 : 1) kmeans_assign(
 #pragma unroll
             for (int k = 0; k < DIM / 16; ++k) {
                 uint32_t b[4];
-                svg2__ldmatrix_x4(b, DIM % 64 ? row_begin + tile_at<DIM>(r, 2 * k + half) : row_begin ^ (uint32_t)(k * 32));
+                svg2__ldmatrix_x4(b, DIM % 64 ? row_begin + tile_at<DIM>(r, 2 * k + half)
+                                              : row_begin ^ (uint32_t)(k * 32));
 #pragma unroll
                 for (int j = 0; j < 2; ++j)
 #pragma unroll
-                    for (int i = 0; i < 2; ++i) svg2__mma_m16n8k16(c[i][j], a[i][k], b[2 * j], b[2 * j + 1], T());
+                    for (int i = 0; i < 2; ++i)
+                        svg2__mma_m16n8k16(c[i][j], a[i][k], b[2 * j], b[2 * j + 1], T());
             }
             const int32_t column = begin + 16 * g + 2 * t;
 #pragma unroll
@@ -859,7 +902,8 @@ static __global__ void __launch_bounds__(256, DIM <= 128 ? 2 : 1) kmeans_assign(
                     for (int n = 0; n < 4; ++n) { /* rows 16i + 8(n/2) + quad; NaN never wins */
                         const bool is_better = c[i][j][n] > best[2 * i + n / 2];
                         best[2 * i + n / 2] = is_better ? c[i][j][n] : best[2 * i + n / 2];
-                        if (!IS_SEED) index[2 * i + n / 2] = is_better ? column + 8 * j + n % 2 : index[2 * i + n / 2];
+                        if (!IS_SEED)
+                            index[2 * i + n / 2] = is_better ? column + 8 * j + n % 2 : index[2 * i + n / 2];
                     }
         }
     }
@@ -934,9 +978,10 @@ struct kmeans_draw_args {
     int32_t      run_length; /* a multiple of 32; at most KM_RUNS runs */
 };
 
-/* Block = head, 512 threads: draws seeds first .. first + batch by systematic sampling of the squared distances, see
-   svg2__kmeans_seed_draw. The samples are cut into at most 512 runs; sums of the runs (a warp each) and their prefix sums in
-   f64, then a warp per seed looks up its run and walks through it. 4 KB of shared memory; latency. */
+/* Block = head, 512 threads: draws seeds first .. first + batch by systematic sampling of the squared
+   distances, see svg2__kmeans_seed_draw. The samples are cut into at most 512 runs; sums of the runs (a warp
+   each) and their prefix sums in f64, then a warp per seed looks up its run and walks through it. 4 KB of
+   shared memory; latency. */
 static __global__ void __launch_bounds__(512) kmeans_draw(const __grid_constant__ kmeans_draw_args p)
 {
     SVG2_DYN_SMEM(kmeans_smem, 512);
@@ -949,7 +994,8 @@ static __global__ void __launch_bounds__(512) kmeans_draw(const __grid_constant_
     double total = 0.0;
     if (p.first > 0) {
         for (int run = warp; run < KM_RUNS; run += warps) {
-            const int64_t begin = (int64_t)run * p.run_length, end = min(begin + p.run_length, (int64_t)p.samples);
+            const int64_t begin = (int64_t)run * p.run_length,
+                          end = min(begin + p.run_length, (int64_t)p.samples);
             double sum = 0.0;
             for (int64_t i = begin + lane; i < end; i += WARP) sum += (double)distance[i];
             if (begin < end) sum = warp_sum(sum);
@@ -970,7 +1016,8 @@ static __global__ void __launch_bounds__(512) kmeans_draw(const __grid_constant_
     const double offset = uniform(p.seed, 1, (uint64_t)p.first);
     for (int i = warp; i < p.batch; i += warps) {
         const double quantile = ((double)i + offset) / (double)p.batch;
-        int32_t pick = min((int32_t)(quantile * (double)p.samples), p.samples - 1); /* evenly over the samples */
+        /* evenly over the samples */
+        int32_t pick = min((int32_t)(quantile * (double)p.samples), p.samples - 1);
         if (total > 0.0) { /* else all are seeds already, or these are the first */
             const double target = quantile * total;
             int lo = 0, hi = KM_RUNS; /* the last run that begins at or below the target */
@@ -979,13 +1026,17 @@ static __global__ void __launch_bounds__(512) kmeans_draw(const __grid_constant_
                 if (prefix[mid] <= target) lo = mid;
                 else hi = mid;
             }
-            const int64_t begin = (int64_t)lo * p.run_length, end = min(begin + p.run_length, (int64_t)p.samples);
+            const int64_t begin = (int64_t)lo * p.run_length,
+                          end = min(begin + p.run_length, (int64_t)p.samples);
             double sum = prefix[lo];
             for (int64_t at = begin; at < end; at += WARP) {
-                const double share = at + lane < end ? (double)distance[at + lane] : 0.0, upto = warp_prefix(share);
+                const double share = at + lane < end ? (double)distance[at + lane] : 0.0,
+                             upto = warp_prefix(share);
                 const unsigned over = __ballot_sync(0xffffffffu, sum + upto > target);
                 const unsigned some = __ballot_sync(0xffffffffu, share > 0.0);
-                if (some) pick = (int32_t)at + (over & some ? __ffs((int)(over & some)) - 1 : 31 - __clz((int)some));
+                if (some)
+                    pick =
+                        (int32_t)at + (over & some ? __ffs((int)(over & some)) - 1 : 31 - __clz((int)some));
                 if (over & some) break;
                 sum += __shfl_sync(0xffffffffu, upto, WARP - 1);
             }
@@ -1001,13 +1052,15 @@ static __global__ void __launch_bounds__(512) kmeans_draw(const __grid_constant_
 }
 
 /* ---- update ----
-   The sorted order is cut every 128 rows and at the borders of clusters. Piece w of cluster c, w counting the cuts every 128
-   rows, has slot w + c: from one piece to the next w or c grows, so no two share a slot, and nobody has to count. A giant
-   cluster is spread over many workers, and 128 clusters of one token are one worker's.
+   The sorted order is cut every 128 rows and at the borders of clusters. Piece w of cluster c, w counting the
+   cuts every 128 rows, has slot w + c: from one piece to the next w or c grows, so no two share a slot, and
+   nobody has to count. A giant cluster is spread over many workers, and 128 clusters of one token are one
+   worker's.
 
-   Worker = D/8 lanes, 8 columns each; it walks through its 128 rows in order and writes its sums at the end of each
-   cluster. No barrier, no exchange between lanes: the square sums of the columns are added up by the next kernel.
-   Rows are gathered, 8 loads of 16 bytes (f32: 4 of 32) under way a lane. Limiter: DRAM, one pass over x. */
+   Worker = D/8 lanes, 8 columns each; it walks through its 128 rows in order and writes its sums at the end
+   of each cluster. No barrier, no exchange between lanes: the square sums of the columns are added up by the
+   next kernel. Rows are gathered, 8 loads of 16 bytes (f32: 4 of 32) under way a lane. Limiter: DRAM, one
+   pass over x. */
 struct kmeans_pieces_args {
     tensor         x;
     const float   *mean;
@@ -1017,8 +1070,8 @@ struct kmeans_pieces_args {
     int32_t        heads, dim, clusters, count, pieces, slot, blocks; /* blocks: of a head */
 };
 
-SVG2__DEVICE void kmeans_write_piece(const kmeans_pieces_args &p, int64_t head, int32_t worker, int32_t cluster, int lane,
-                                     const float (&sum)[8], float square)
+SVG2__DEVICE void kmeans_write_piece(const kmeans_pieces_args &p, int64_t head, int32_t worker,
+                                     int32_t cluster, int lane, const float (&sum)[8], float square)
 {
     float *slot = p.piece + (head * ((int64_t)p.pieces + p.clusters) + worker + cluster) * p.slot;
     *(float4 *)(void *)(slot + 8 * lane) = make_float4(sum[0], sum[1], sum[2], sum[3]);
@@ -1033,7 +1086,8 @@ static __global__ void __launch_bounds__(128, 5) kmeans_pieces(const __grid_cons
     if (item >= p.items) return;
     const int64_t head = item / p.blocks;
     if (p.moved[head] == 0) return;
-    const int lanes = p.dim / 8, groups = 128 / lanes, group = (int)threadIdx.x / lanes, lane = (int)threadIdx.x % lanes;
+    const int lanes = p.dim / 8, groups = 128 / lanes, group = (int)threadIdx.x / lanes,
+              lane = (int)threadIdx.x % lanes;
     const int64_t worker64 = item % p.blocks * groups + group;
     if (group >= groups || worker64 >= p.pieces) return;
     const int32_t worker = (int32_t)worker64;
@@ -1056,7 +1110,8 @@ static __global__ void __launch_bounds__(128, 5) kmeans_pieces(const __grid_cons
             raw8<E> raw[U];
 #pragma unroll
             for (int k = 0; k < U; ++k)
-                load_raw8<E, IS_VECTOR>(raw[k], p.x, base + order[min(at + k, end - 1)] * p.x.stride_token, 8 * lane);
+                load_raw8<E, IS_VECTOR>(raw[k], p.x, base + order[min(at + k, end - 1)] * p.x.stride_token,
+                                        8 * lane);
 #pragma unroll
             for (int k = 0; k < U; ++k) {
                 float v[8];
@@ -1076,11 +1131,12 @@ static __global__ void __launch_bounds__(128, 5) kmeans_pieces(const __grid_cons
     }
 }
 
-/* Block = (head, cluster), 128 threads: groups of slot/4 threads, four columns each, every group takes every groups-th piece;
-   f64, always in the same order. Inertia = sum |x - mean of all|^2 - n |centroid|^2. 4 KB of shared memory; latency. */
+/* Block = (head, cluster), 128 threads: groups of slot/4 threads, four columns each, every group takes every
+   groups-th piece; f64, always in the same order. Inertia = sum |x - mean of all|^2 - n |centroid|^2. 4 KB of
+   shared memory; latency. */
 static __global__ void __launch_bounds__(128)
-    kmeans_update(const float *piece, const int32_t *offset, const int32_t *moved, int64_t items, int32_t clusters,
-                  int32_t pieces, int32_t slot, int32_t dim, float *centre, double *inertia)
+    kmeans_update(const float *piece, const int32_t *offset, const int32_t *moved, int64_t items,
+                  int32_t clusters, int32_t pieces, int32_t slot, int32_t dim, float *centre, double *inertia)
 {
     SVG2_DYN_SMEM(kmeans_smem, 512);
     double *sums = (double *)(void *)kmeans_smem; /* [128][4], then 4 more */
@@ -1126,8 +1182,8 @@ static __global__ void __launch_bounds__(128)
 }
 
 /* ---- empty clusters ----
-   The r-th empty cluster takes the farthest token of the cluster with the r-th largest inertia. First who gives to whom, then
-   the points: mostly there is nothing to do, and both kernels leave at once. */
+   The r-th empty cluster takes the farthest token of the cluster with the r-th largest inertia. First who
+   gives to whom, then the points: mostly there is nothing to do, and both kernels leave at once. */
 
 /* true where (a, i) is a larger inertia than (b, j), or the same of a lower index; i < 0: none */
 SVG2__DEVICE bool kmeans_gives_first(double a, int32_t i, double b, int32_t j)
@@ -1136,7 +1192,8 @@ SVG2__DEVICE bool kmeans_gives_first(double a, int32_t i, double b, int32_t j)
 }
 
 /* the first donor among the clusters of this thread */
-SVG2__DEVICE int32_t kmeans_own_donor(const double *inertia, const int32_t *offset, int32_t clusters, double *most)
+SVG2__DEVICE int32_t kmeans_own_donor(const double *inertia, const int32_t *offset, int32_t clusters,
+                                      double *most)
 {
     int32_t donor = -1;
     *most = 0.0;
@@ -1145,11 +1202,11 @@ SVG2__DEVICE int32_t kmeans_own_donor(const double *inertia, const int32_t *offs
     return donor;
 }
 
-/* Block = head, 256 threads; thread i owns clusters i, i + 256, ... and knows the best donor among them, so that a choice
-   costs one reduction over the block. */
+/* Block = head, 256 threads; thread i owns clusters i, i + 256, ... and knows the best donor among them, so
+   that a choice costs one reduction over the block. */
 static __global__ void __launch_bounds__(256)
-    kmeans_donors(const int32_t *moved, const int32_t *all_offset, double *all_inertia, int64_t heads, int32_t clusters,
-                  int32_t *all_empty, int32_t *all_donor, int32_t *pairs)
+    kmeans_donors(const int32_t *moved, const int32_t *all_offset, double *all_inertia, int64_t heads,
+                  int32_t clusters, int32_t *all_empty, int32_t *all_donor, int32_t *pairs)
 {
     SVG2_DYN_SMEM(kmeans_smem, 512);
     double *warp_most = (double *)(void *)kmeans_smem; /* [8] */
@@ -1196,7 +1253,8 @@ static __global__ void __launch_bounds__(256)
         __syncthreads(); /* the warps' candidates */
         top = 0.0, who = -1;
         for (int w = 0; w < 8; ++w)
-            if (kmeans_gives_first(warp_most[w], warp_donor[w], top, who)) top = warp_most[w], who = warp_donor[w];
+            if (kmeans_gives_first(warp_most[w], warp_donor[w], top, who))
+                top = warp_most[w], who = warp_donor[w];
         if (!SVG2__FAULT(15)) __syncthreads(); /* all have read them: the next choice may overwrite them */
         if (who < 0) break;
         if (tid == 0) donor[given] = who;
@@ -1217,8 +1275,8 @@ struct kmeans_reseed_args {
     int32_t        heads, dim, clusters;
 };
 
-/* Block = (head, every 32nd pair), 8 warps: a warp looks at every 8th row of the donor, 4 rows under way. The farthest row wins,
-   the first of equals. */
+/* Block = (head, every 32nd pair), 8 warps: a warp looks at every 8th row of the donor, 4 rows under way. The
+   farthest row wins, the first of equals. */
 template <class E, bool IS_VECTOR>
 static __global__ void __launch_bounds__(256) kmeans_reseed(const __grid_constant__ kmeans_reseed_args p)
 {
@@ -1236,7 +1294,8 @@ static __global__ void __launch_bounds__(256) kmeans_reseed(const __grid_constan
     float *centre = p.centre + head * p.clusters * p.dim;
     for (int32_t r = (int32_t)(item % KM_RESEED_BLOCKS); r < p.pairs[head]; r += KM_RESEED_BLOCKS) {
         const int32_t donor = p.donor[head * p.clusters + r], end = offset[donor + 1];
-        float *target = centre + (int64_t)p.empty[head * p.clusters + r] * p.dim, shift[8], origin[8], x[8], farthest = 0.0f;
+        float *target = centre + (int64_t)p.empty[head * p.clusters + r] * p.dim, shift[8], origin[8], x[8],
+              farthest = 0.0f;
         int32_t at = -1;
         for (int i = 0; i < 8; ++i) {
             shift[i] = mean[column + i];
@@ -1247,9 +1306,10 @@ static __global__ void __launch_bounds__(256) kmeans_reseed(const __grid_constan
             float away[U];
 #pragma unroll
             for (int k = 0; k < U; ++k) /* rows behind the last repeat it */
-                load_raw8<E, IS_VECTOR>(raw[k], p.x, base + order[min(j + 8 * k, (int64_t)end - 1)] * p.x.stride_token,
-                                        column);
-            __syncwarp(); /* all loads before the first use: else the compiler waits for one after the other */
+                load_raw8<E, IS_VECTOR>(
+                    raw[k], p.x, base + order[min(j + 8 * k, (int64_t)end - 1)] * p.x.stride_token, column);
+            /* all loads before the first use: else the compiler waits for one after the other */
+            __syncwarp();
 #pragma unroll
             for (int k = 0; k < U; ++k) {
                 numbers(x, raw[k]);
@@ -1304,7 +1364,8 @@ static __global__ void __launch_bounds__(256) kmeans_finish(const __grid_constan
         p.centroid[c * p.dim + e] = x + p.mean[head * p.dim + e];
         if (!p.store) continue;
         if (!p.is_kept) store1(p.store, p.store_dtype, c * p.dim + e, x);
-        else if (p.store_dtype == SVG2_F32) ((uint32_t *)p.store)[c * p.dim + e] = ((const uint32_t *)p.start)[c * p.dim + e];
+        else if (p.store_dtype == SVG2_F32)
+            ((uint32_t *)p.store)[c * p.dim + e] = ((const uint32_t *)p.start)[c * p.dim + e];
         else ((uint16_t *)p.store)[c * p.dim + e] = ((const uint16_t *)p.start)[c * p.dim + e];
     }
     if (lane != 0) return;
@@ -1323,27 +1384,29 @@ static __global__ void __launch_bounds__(256)
 }
 
 /* ---- host ---- */
-static svg2_result kmeans_pack_run(const svg2_backend *backend, kmeans_pack_args p, int64_t heads, svg2_dtype dtype,
-                                   svg2_error *err)
+static svg2_result kmeans_pack_run(const svg2_backend *backend, kmeans_pack_args p, int64_t heads,
+                                   svg2_dtype dtype, svg2_error *err)
 {
     p.items = heads * ((p.end - p.begin) / 8);
-    return launch(backend, err, "kmeans_pack", dtype == SVG2_F16 ? kmeans_pack<__half> : kmeans_pack<__nv_bfloat16>,
-                  grid_items(p.items), 256, 0, p);
+    return launch(backend, err, "kmeans_pack",
+                  dtype == SVG2_F16 ? kmeans_pack<__half> : kmeans_pack<__nv_bfloat16>, grid_items(p.items),
+                  256, 0, p);
 }
 
 template <int DIM>
-static svg2_result kmeans_assign_dim(const svg2_backend *backend, const kmeans_assign_args &p, bool is_seed, svg2_error *err)
+static svg2_result kmeans_assign_dim(const svg2_backend *backend, const kmeans_assign_args &p, bool is_seed,
+                                     svg2_error *err)
 {
     const bool is_f16 = p.x.dtype == SVG2_F16;
     void (*kernel)(kmeans_assign_args);
     if (is_seed) kernel = is_f16 ? kmeans_assign<DIM, __half, true> : kmeans_assign<DIM, __nv_bfloat16, true>;
     else kernel = is_f16 ? kmeans_assign<DIM, __half, false> : kmeans_assign<DIM, __nv_bfloat16, false>;
-    return launch(backend, err, is_seed ? "kmeans_seed_distance" : "kmeans_assign", kernel, grid_items(p.items), 256,
-                  2 * kmeans_stage<DIM>::BYTES, p);
+    return launch(backend, err, is_seed ? "kmeans_seed_distance" : "kmeans_assign", kernel,
+                  grid_items(p.items), 256, 2 * kmeans_stage<DIM>::BYTES, p);
 }
 
-static svg2_result kmeans_assign_run(const svg2_backend *backend, kmeans_assign_args p, int64_t heads, int32_t padded,
-                                     bool is_seed, svg2_error *err)
+static svg2_result kmeans_assign_run(const svg2_backend *backend, kmeans_assign_args p, int64_t heads,
+                                     int32_t padded, bool is_seed, svg2_error *err)
 {
     p.tiles = (int32_t)(((int64_t)p.rows + KM_TILE - 1) / KM_TILE);
     p.items = heads * p.tiles;
@@ -1365,7 +1428,8 @@ template <class E> static auto kmeans_reseed_for(const tensor &x)
     return x.is_vector ? kmeans_reseed<E, true> : kmeans_reseed<E, false>;
 }
 
-static svg2_result run_kmeans(const svg2_backend *backend, const svg2_kmeans_desc *d, void *workspace, svg2_error *err)
+static svg2_result run_kmeans(const svg2_backend *backend, const svg2_kmeans_desc *d, void *workspace,
+                              svg2_error *err)
 {
     const kmeans_shape s = kmeans_shape_of(d);
     const int32_t dim = d->head_dim, rounds = d->iterations > 0 ? d->iterations : 1;
@@ -1381,15 +1445,15 @@ static svg2_result run_kmeans(const svg2_backend *backend, const svg2_kmeans_des
                      dtype == SVG2_F32   ? kmeans_sum<float>
                      : dtype == SVG2_F16 ? kmeans_sum<__half>
                                          : kmeans_sum<__nv_bfloat16>,
-                     grid_items(s.heads * s.chunks), 256, 256 * 8 * sizeof(float), x, d->heads, dim, s.count, s.chunks,
-                     s.heads * s.chunks, m.partial));
-    SVG2__RUN(launch(backend, err, "kmeans_start", kmeans_start, grid_items(s.heads), 512, 512 * sizeof(double), m.partial,
-                     dim, s.count, s.chunks, s.heads, d->mean, is_single ? m.centre : NULL,
-                     is_single ? NULL : m.moved + s.heads));
+                     grid_items(s.heads * s.chunks), 256, 256 * 8 * sizeof(float), x, d->heads, dim, s.count,
+                     s.chunks, s.heads * s.chunks, m.partial));
+    SVG2__RUN(launch(backend, err, "kmeans_start", kmeans_start, grid_items(s.heads), 512,
+                     512 * sizeof(double), m.partial, dim, s.count, s.chunks, s.heads, d->mean,
+                     is_single ? m.centre : NULL, is_single ? NULL : m.moved + s.heads));
     if (is_single) {
         const int64_t blocks = ((int64_t)s.count + 4095) / 4096;
-        SVG2__RUN(launch(backend, err, "kmeans_label_all", kmeans_label_all, grid_items(s.heads * blocks), 256, 0, label,
-                         (int64_t)d->tokens, s.count, blocks, s.heads * blocks));
+        SVG2__RUN(launch(backend, err, "kmeans_label_all", kmeans_label_all, grid_items(s.heads * blocks),
+                         256, 0, label, (int64_t)d->tokens, s.count, blocks, s.heads * blocks));
     } else {
         kmeans_pack_args pack;
         kmeans_assign_args assign;
@@ -1497,9 +1561,9 @@ static svg2_result run_kmeans(const svg2_backend *backend, const svg2_kmeans_des
                              : dtype == SVG2_F16 ? kmeans_pieces_for<__half>(x)
                                                  : kmeans_pieces_for<__nv_bfloat16>(x),
                              grid_items(pieces.items), 128, 0, pieces));
-            SVG2__RUN(launch(backend, err, "kmeans_update", kmeans_update, grid_items(s.heads * d->clusters), 128,
-                             (4 * 128 + 4) * sizeof(double), m.piece, m.offset, moved, s.heads * d->clusters, d->clusters,
-                             s.pieces, s.slot, dim, m.centre, m.inertia));
+            SVG2__RUN(launch(backend, err, "kmeans_update", kmeans_update, grid_items(s.heads * d->clusters),
+                             128, (4 * 128 + 4) * sizeof(double), m.piece, m.offset, moved,
+                             s.heads * d->clusters, d->clusters, s.pieces, s.slot, dim, m.centre, m.inertia));
             if (!d->keep_empty) {
                 kmeans_reseed_args reseed;
                 memset(&reseed, 0, sizeof reseed);
@@ -1516,8 +1580,9 @@ static svg2_result run_kmeans(const svg2_backend *backend, const svg2_kmeans_des
                 reseed.heads = d->heads;
                 reseed.dim = dim;
                 reseed.clusters = d->clusters;
-                SVG2__RUN(launch(backend, err, "kmeans_donors", kmeans_donors, grid_items(s.heads), 256, 128 + 64, moved,
-                                 m.offset, m.inertia, s.heads, d->clusters, m.empty, m.donor, m.pairs));
+                SVG2__RUN(launch(backend, err, "kmeans_donors", kmeans_donors, grid_items(s.heads), 256,
+                                 128 + 64, moved, m.offset, m.inertia, s.heads, d->clusters, m.empty, m.donor,
+                                 m.pairs));
                 SVG2__RUN(launch(backend, err, "kmeans_reseed",
                                  dtype == SVG2_F32   ? kmeans_reseed_for<float>(x)
                                  : dtype == SVG2_F16 ? kmeans_reseed_for<__half>(x)
@@ -1552,11 +1617,12 @@ static svg2_result run_kmeans(const svg2_backend *backend, const svg2_kmeans_des
 /* ==== >>permute ============================================================================
    A stable counting sort, of labels up to 2048 in one pass, else one pass per digit of them:
 
-       count   block = (head, chunk of 4096 tokens): how often each label occurs       histogram [chunks][bins]
-       scan    block = head: where the tokens of (label, chunk) begin                  the same, and offset
+       count   block = (head, chunk of 4096 tokens): how often each label occurs    histogram [chunks][bins]
+       scan    block = head: where the tokens of (label, chunk) begin               the same, and offset
        rank    block = (head, chunk): warp by warp, 32 tokens at a time, each token's place
 
-   Workspace of a head in bytes: 4 chunks * bins (24 heads of 118,800 tokens, 1002 blocks: 2.8 MB), and 4 S beyond 2048 blocks. */
+   Workspace of a head in bytes: 4 chunks * bins (24 heads of 118,800 tokens, 1002 blocks: 2.8 MB), and 4 S
+   beyond 2048 blocks. */
 namespace svg2__cuda {
 
 enum {
@@ -1577,7 +1643,8 @@ static void sort_shape(sort_job *j)
     j->chunks = (int32_t)(((int64_t)j->count + j->chunk - 1) / j->chunk);
 }
 
-/* A label outside of its range, an error on the CPU, counts as the last cluster: nothing may leave the histogram. */
+/* A label outside of its range, an error on the CPU, counts as the last cluster: nothing may leave the
+   histogram. */
 SVG2__DEVICE int32_t sort_label(const sort_job &j, const int32_t *label, int32_t token)
 {
     if ((uint32_t)(token - j.text_begin) < (uint32_t)j.text_count) return j.clusters;
@@ -1586,8 +1653,8 @@ SVG2__DEVICE int32_t sort_label(const sort_job &j, const int32_t *label, int32_t
 }
 
 /* the digit of the i-th token in the order that the last pass left; source NULL: in their own order */
-SVG2__DEVICE int32_t sort_digit(const sort_job &j, const int32_t *label, const int32_t *source, int32_t i, int32_t shift,
-                                int32_t *token)
+SVG2__DEVICE int32_t sort_digit(const sort_job &j, const int32_t *label, const int32_t *source, int32_t i,
+                                int32_t shift, int32_t *token)
 {
     *token = source ? source[i] : i;
     const int32_t l = sort_label(j, label, *token) >> shift;
@@ -1620,8 +1687,9 @@ static __global__ void __launch_bounds__(256)
     for (int b = (int)threadIdx.x; b < j.bins; b += 256) j.histogram[item * j.bins + b] = bin[b];
 }
 
-/* Thread = bin: its count over all chunks, a prefix sum over the bins, then the beginning of each chunk's share. Up to 1024
-   threads, neighbours read neighbouring bins; 128 bytes of shared memory; latency of 2 * chunks / 8 loads. */
+/* Thread = bin: its count over all chunks, a prefix sum over the bins, then the beginning of each chunk's
+   share. Up to 1024 threads, neighbours read neighbouring bins; 128 bytes of shared memory; latency of 2 *
+   chunks / 8 loads. */
 static __global__ void __launch_bounds__(1024) sort_scan(const __grid_constant__ sort_job j)
 {
     SVG2_DYN_SMEM(kmeans_smem, 512);
@@ -1660,12 +1728,13 @@ static __global__ void __launch_bounds__(1024) sort_scan(const __grid_constant__
     if (j.passes == 1 && tid == 0) j.offset[head * ((int64_t)j.blocks + 1) + j.blocks] = j.count;
 }
 
-/* 8 warps, each with an eighth of the chunk in order and with its own counters: 32 bins bytes of shared memory (1002 bins:
-   32 KB). First the warps count, which tells where each one's tokens of a bin begin; then lanes with the same bin find each
-   other by match, and the rank among them is a popcount. Limiter: latency of shared memory; writes of order are scattered,
-   but stay in L2. */
+/* 8 warps, each with an eighth of the chunk in order and with its own counters: 32 bins bytes of shared
+   memory (1002 bins: 32 KB). First the warps count, which tells where each one's tokens of a bin begin; then
+   lanes with the same bin find each other by match, and the rank among them is a popcount. Limiter: latency
+   of shared memory; writes of order are scattered, but stay in L2. */
 static __global__ void __launch_bounds__(256)
-    sort_rank(const __grid_constant__ sort_job j, const int32_t *all_source, int32_t *all_target, int32_t shift)
+    sort_rank(const __grid_constant__ sort_job j, const int32_t *all_source, int32_t *all_target,
+              int32_t shift)
 {
     SVG2_DYN_SMEM(kmeans_smem, 512);
     int32_t *counter = (int32_t *)(void *)kmeans_smem; /* [8][bins] */
@@ -1674,9 +1743,11 @@ static __global__ void __launch_bounds__(256)
     const int64_t head = item / j.chunks, chunk_first = item % j.chunks * j.chunk;
     if (j.moved && j.moved[head] == 0) return;
     const int tid = (int)threadIdx.x, warp = tid / WARP, lane = tid % WARP;
-    const int32_t *label = j.label + head * j.stride, *source = all_source ? all_source + head * j.pitch : NULL;
+    const int32_t *label = j.label + head * j.stride,
+                  *source = all_source ? all_source + head * j.pitch : NULL;
     int32_t *target = all_target + head * j.pitch, *own = counter + (int64_t)warp * j.bins;
-    const int64_t first = chunk_first + (int64_t)warp * (j.chunk / 8), last = min(first + j.chunk / 8, (int64_t)j.count);
+    const int64_t first = chunk_first + (int64_t)warp * (j.chunk / 8),
+                  last = min(first + j.chunk / 8, (int64_t)j.count);
     for (int b = tid; b < 8 * j.bins; b += 256) counter[b] = 0;
     __syncthreads(); /* zeros before counts */
     for (int64_t i = first + lane; i < last; i += WARP) {
@@ -1712,7 +1783,8 @@ static __global__ void __launch_bounds__(256) sort_offset(const __grid_constant_
     if (i >= j.heads * extent) return;
     const int64_t head = i / extent;
     if (j.moved && j.moved[head] == 0) return;
-    const int32_t *label = j.label + head * j.stride, *order = j.order + head * j.pitch, block = (int32_t)(i % extent);
+    const int32_t *label = j.label + head * j.stride, *order = j.order + head * j.pitch,
+                  block = (int32_t)(i % extent);
     int32_t lo = 0, hi = j.count; /* the first token of this block or a later one is in [lo, hi] */
     while (lo < hi) {
         const int32_t mid = lo + (hi - lo) / 2;
@@ -1730,11 +1802,11 @@ static svg2_result sort_run(const svg2_backend *backend, const sort_job *j, svg2
     for (int32_t pass = 0; pass < j->passes; ++pass) {
         int32_t *target = (j->passes - 1 - pass) % 2 ? j->swap : j->order; /* the last pass writes order */
         const int32_t shift = pass * j->digit;
-        SVG2__RUN(launch(backend, err, "sort_count", sort_count, grid_items(items), 256, (size_t)j->bins * 4, *j, source,
-                         shift));
+        SVG2__RUN(launch(backend, err, "sort_count", sort_count, grid_items(items), 256, (size_t)j->bins * 4,
+                         *j, source, shift));
         SVG2__RUN(launch(backend, err, "sort_scan", sort_scan, grid_items(j->heads), threads, 32 * 4, *j));
-        SVG2__RUN(launch(backend, err, "sort_rank", sort_rank, grid_items(items), 256, (size_t)j->bins * 32, *j, source,
-                         target, shift));
+        SVG2__RUN(launch(backend, err, "sort_rank", sort_rank, grid_items(items), 256, (size_t)j->bins * 32,
+                         *j, source, target, shift));
         source = target;
     }
     if (j->passes > 1)
@@ -1766,7 +1838,8 @@ static size_t permute_layout(const svg2_permute_desc *d, void *base, sort_job *j
     return a.used;
 }
 
-static svg2_result run_permute(const svg2_backend *backend, const svg2_permute_desc *d, void *workspace, svg2_error *err)
+static svg2_result run_permute(const svg2_backend *backend, const svg2_permute_desc *d, void *workspace,
+                               svg2_error *err)
 {
     sort_job j;
     (void)permute_layout(d, workspace, &j);
@@ -1777,13 +1850,13 @@ static svg2_result run_permute(const svg2_backend *backend, const svg2_permute_d
 } /* namespace svg2__cuda */
 
 /* ==== >>score ==============================================================================
-   The rows of a head, sorted by cluster, are worked on in units: up to R rows of one cluster. Cluster j has the
-   units from (offset[j] + (R - 1) j) / R on; as many as it needs fit before those of cluster j + 1. So a block knows
-   its rows after a search among the offsets, without a list that a scan would have to make; the price is one empty
-   unit or none per cluster. A cluster of one unit is finished where it is read. The units of a larger one leave
-   partial results, which a second kernel adds in order: a giant cluster spreads over the machine, and the bits do
-   not depend on who was first. The number of units is below 2^31 because the orders, 4 bytes a row, have to fit into
-   memory. */
+   The rows of a head, sorted by cluster, are worked on in units: up to R rows of one cluster. Cluster j has
+   the units from (offset[j] + (R - 1) j) / R on; as many as it needs fit before those of cluster j + 1. So a
+   block knows its rows after a search among the offsets, without a list that a scan would have to make; the
+   price is one empty unit or none per cluster. A cluster of one unit is finished where it is read. The units
+   of a larger one leave partial results, which a second kernel adds in order: a giant cluster spreads over
+   the machine, and the bits do not depend on who was first. The number of units is below 2^31 because the
+   orders, 4 bytes a row, have to fit into memory. */
 namespace svg2__cuda {
 
 static inline int units_of(int64_t rows, int64_t clusters, int shift) /* R = 2^shift */
@@ -1796,14 +1869,16 @@ SVG2__DEVICE int64_t first_unit(const int32_t *offset, int64_t cluster, int shif
     return (offset[cluster] + (((int64_t)1 << shift) - 1) * cluster) >> shift;
 }
 
-/* The last cluster whose first unit is not behind this one. A search by the whole warp, 32 candidates a round. */
+/* The last cluster whose first unit is not behind this one. A search by the whole warp, 32 candidates a
+   round. */
 SVG2__DEVICE int cluster_of_unit(const int32_t *offset, int clusters, int shift, int64_t unit)
 {
     const int lane = threadIdx.x & 31;
     int at = 0, left = clusters; /* it is in [at, at + left) */
     while (left > 1) {
         const int step = (left + 31) / 32, more = lane * step;
-        const unsigned before = __ballot_sync(0xffffffffu, more < left && first_unit(offset, at + more, shift) <= unit);
+        const unsigned before =
+            __ballot_sync(0xffffffffu, more < left && first_unit(offset, at + more, shift) <= unit);
         const int last = (31 - __clz((int)before)) * step; /* before is a run of ones from lane 0 on */
         at += last;
         left = min(step, left - last);
@@ -1843,18 +1918,20 @@ struct summarize_args {
     tensor v;
     const int32_t *order, *offset;
     float *value_mean, *value_var;
-    float *sum, *square; /* [heads, units, D], [heads, units]: of rows relative to the first of their cluster */
+    float *sum, *square; /* [heads, units, D], [heads, units]: relative to the first row of the cluster */
     int heads, tokens, dim, clusters, blocks;
     int units;     /* of a head */
     int64_t count; /* of all    */
 };
 
 /* 8 columns of the first row of a cluster; 0 for lanes without columns */
-SVG2__DEVICE void summarize_shift(float (&shift)[8], const summarize_args &a, int64_t head, int first, int column)
+SVG2__DEVICE void summarize_shift(float (&shift)[8], const summarize_args &a, int64_t head, int first,
+                                  int column)
 {
     for (int i = 0; i < 8; ++i) shift[i] = 0.0f;
     if (column < a.dim)
-        load8(shift, a.v, row_at(a.v, head / a.heads, head % a.heads, a.order[head * a.tokens + first]), column);
+        load8(shift, a.v, row_at(a.v, head / a.heads, head % a.heads, a.order[head * a.tokens + first]),
+              column);
 }
 
 /* Lanes below D / 8 hold the sums of 8 columns each; square is that of the row. */
@@ -1875,15 +1952,16 @@ SVG2__DEVICE void summarize_write(const summarize_args &a, int64_t at, int n, co
     if (lane == 0) a.value_var[at] = square > 0.0 ? (float)(square * scale) : 0.0f;
 }
 
-/* One warp = one unit: D / 8 lanes side by side on a row, 32 / (D / 8) rows at once, 4 of those steps under way.
+/* One warp = one unit: D / 8 lanes side by side on a row, 32 / (D / 8) rows at once, 4 of those steps under
+   way.
 
        D = 128, bf16:   lanes  0..15   row r      16 bytes each
                         lanes 16..31   row r + 1
 
-   Sums relative to the cluster's first row keep the variance of values with a large mean accurate; f32 inside a unit
-   (128 rows over 32 / (D / 8) groups), f64 across units. No shared memory, no barrier. Limiter: reading V once, 16 KB
-   of rows under way in an SM at 8 warps already, at 2 bytes an element; the partial sums of
-   clusters of more than 128 rows add 4 bytes per column of a unit, 3 % at 128 rows each. */
+   Sums relative to the cluster's first row keep the variance of values with a large mean accurate; f32 inside
+   a unit (128 rows over 32 / (D / 8) groups), f64 across units. No shared memory, no barrier. Limiter:
+   reading V once, 16 KB of rows under way in an SM at 8 warps already, at 2 bytes an element; the partial
+   sums of clusters of more than 128 rows add 4 bytes per column of a unit, 3 % at 128 rows each. */
 template <class E, bool IS_VECTOR>
 static __global__ void __launch_bounds__(256) summarize_units(const __grid_constant__ summarize_args a)
 {
@@ -1903,9 +1981,10 @@ static __global__ void __launch_bounds__(256) summarize_units(const __grid_const
         raw8<E> raw[SUMMARY_AHEAD];
 #pragma unroll
         for (int i = 0; i < SUMMARY_AHEAD; ++i) /* rows behind the last repeat it, and count nothing */
-            load_raw8<E, IS_VECTOR>(raw[i], a.v,
-                                    base + order[u.first + min(row + i * groups, u.count - 1)] * a.v.stride_token, column);
-        __syncwarp(); /* all loads before the first use: else the compiler waits for one after the other */
+            load_raw8<E, IS_VECTOR>(
+                raw[i], a.v, base + order[u.first + min(row + i * groups, u.count - 1)] * a.v.stride_token,
+                column);
+        __syncwarp(); /* all loads before the first use: else the compiler waits for each */
 #pragma unroll
         for (int i = 0; i < SUMMARY_AHEAD; ++i) {
             float x[8];
@@ -1920,7 +1999,8 @@ static __global__ void __launch_bounds__(256) summarize_units(const __grid_const
     }
     for (int i = 0; i < 8; ++i) { /* the groups one after the other, into the lanes of the first */
         float all = sum[i];
-        for (int g = 1; g < groups; ++g) all += __shfl_sync(0xffffffffu, sum[i], (lane % lanes + g * lanes) & 31);
+        for (int g = 1; g < groups; ++g)
+            all += __shfl_sync(0xffffffffu, sum[i], (lane % lanes + g * lanes) & 31);
         sum[i] = all;
     }
     square = warp_sum(square);
@@ -1959,7 +2039,8 @@ static __global__ void __launch_bounds__(256) summarize_merge(summarize_args a, 
     summarize_write(a, at, n, shift, sum, square);
 }
 
-/* (S + 127 C) / 128 units of D + 1 floats per head: 24 heads of 119,000 tokens, 1000 clusters, D = 128: 24 MB. */
+/* (S + 127 C) / 128 units of D + 1 floats per head: 24 heads of 119,000 tokens, 1000 clusters, D = 128: 24
+   MB. */
 static size_t summarize_layout(const svg2_summarize_desc *d, void *base, summarize_args *out = NULL)
 {
     arena a = {(char *)base, 0};
@@ -1999,8 +2080,8 @@ static svg2_result run_summarize(const svg2_backend *backend, const svg2_summari
                      : a.v.dtype == SVG2_F16 ? summarize_units_for<__half>(a.v)
                                              : summarize_units_for<__nv_bfloat16>(a.v),
                      dim3(grid_of((a.count + 7) / 8)), 256, 0, a));
-    SVG2__RUN(launch(backend, err, "summarize_merge", summarize_merge, dim3(grid_of((clusters + 7) / 8)), 256, 0, a,
-                     clusters));
+    SVG2__RUN(launch(backend, err, "summarize_merge", summarize_merge, dim3(grid_of((clusters + 7) / 8)), 256,
+                     0, a, clusters));
     return ok(err);
 }
 
@@ -2010,19 +2091,20 @@ static svg2_result run_summarize(const svg2_backend *backend, const svg2_summari
        log mass   query centroids (A) x keys relative to their centroid (B), reduced over the keys
        share      key centroids relative to the mean (A) x query rows (B), reduced over both
 
-   scale * log2(e) enters in f32 after the product, where it costs nothing (one fused multiply-add per logit) and rounds
-   nothing. The A operands are packed once in the order of the fragments of mma.m16n8k16, 16 bytes per lane: a fragment
-   is then one load, from global memory or from a copy in shared memory, without bank conflicts. */
+   scale * log2(e) enters in f32 after the product, where it costs nothing (one fused multiply-add per logit)
+   and rounds nothing. The A operands are packed once in the order of the fragments of mma.m16n8k16, 16 bytes
+   per lane: a fragment is then one load, from global memory or from a copy in shared memory, without bank
+   conflicts. */
 enum { SCORE_TILE = 64 }; /* key centroids that the blocks of the share take through shared memory at once */
 
 template <int DP> struct score_shape {
     enum {
-        STEPS = DP / 16,             /* of 16 dimensions                                                       */
-        FRAGMENTS = DP > 128 ? 1 : 2, /* of 16 query centroids, that a warp holds in registers                 */
-        UNITS = DP > 128 ? 2 : 4,    /* of 64 keys, in the tile of a block                                     */
-        COLUMNS = DP > 128 ? 2 : 4,  /* fragments of 8 query rows, that a warp holds in registers              */
-        ROW_SHIFT = DP > 128 ? 7 : 8, /* log2 of the query rows of a unit: 8 warps x COLUMNS x 8               */
-        STAGES = DP > 128 ? 2 : 3,   /* tiles of key centroids in shared memory                                */
+        STEPS = DP / 16,              /* of 16 dimensions                                              */
+        FRAGMENTS = DP > 128 ? 1 : 2, /* of 16 query centroids, that a warp holds in registers         */
+        UNITS = DP > 128 ? 2 : 4,     /* of 64 keys, in the tile of a block                            */
+        COLUMNS = DP > 128 ? 2 : 4,   /* fragments of 8 query rows, that a warp holds in registers     */
+        ROW_SHIFT = DP > 128 ? 7 : 8, /* log2 of the query rows of a unit: 8 warps x COLUMNS x 8       */
+        STAGES = DP > 128 ? 2 : 3,    /* tiles of key centroids in shared memory                       */
         TILE_BYTES = SCORE_TILE * DP * 2,
         LOG_MASS_SMEM = UNITS * 64 * DP * 2 + UNITS * 32,
         SHARE_SMEM = STAGES * TILE_BYTES + 2 * SCORE_TILE * 4 + 2 * 8 * SCORE_TILE * 4
@@ -2040,17 +2122,18 @@ struct score_args {
     int cq, ck, query_blocks, key_blocks;
     int query_tiles, key_tiles;   /* of 16 centroids, in a pack */
     int tiles, units;             /* blocks of a head: log mass, share */
-    float factor;                 /* scale * log2(e); for the log mass its magnitude, the sign is in the pack */
+    float factor;                 /* scale * log2(e); for the log mass |that|, the sign is in the pack */
 };
 
-/* One thread = one lane's 16 bytes of a fragment of 16 rows x 16 dimensions of factor * (x - shift). Rows behind the
-   last repeat it: they meet what it meets, a NaN too, and are never written. is_wide: the dimensions in the order in
-   which lanes that load 16 bytes of a row at once hold them (score_share): lane t of a quad has 32s + 8t .. 32s + 8t +
-   7, two steps at once. The order does not matter to the product as long as both operands have it. */
+/* One thread = one lane's 16 bytes of a fragment of 16 rows x 16 dimensions of factor * (x - shift). Rows
+   behind the last repeat it: they meet what it meets, a NaN too, and are never written. is_wide: the
+   dimensions in the order in which lanes that load 16 bytes of a row at once hold them (score_share): lane t
+   of a quad has 32s + 8t .. 32s + 8t + 7, two steps at once. The order does not matter to the product as long
+   as both operands have it. */
 template <class T>
-static __global__ void __launch_bounds__(256) score_pack(const float *x, const float *shift, float factor, int rows,
-                                                         int dim, int tiles, int steps, int is_wide, uint4 *out,
-                                                         int64_t count)
+static __global__ void __launch_bounds__(256)
+    score_pack(const float *x, const float *shift, float factor, int rows, int dim, int tiles, int steps,
+               int is_wide, uint4 *out, int64_t count)
 {
     const int64_t at = (int64_t)blockIdx.x * 256 + threadIdx.x;
     if (at >= count) return;
@@ -2064,13 +2147,15 @@ static __global__ void __launch_bounds__(256) score_pack(const float *x, const f
         float v[2] = {0.0f, 0.0f};
         for (int c = 0; c < 2; ++c)
             if (e + c < dim)
-                v[c] = factor * (x[(head * rows + row) * dim + e + c] - (shift ? shift[head * dim + e + c] : 0.0f));
+                v[c] = factor
+                       * (x[(head * rows + row) * dim + e + c] - (shift ? shift[head * dim + e + c] : 0.0f));
         r[i] = pack2(v[0], v[1], T());
     }
     out[at] = make_uint4(r[0], r[1], r[2], r[3]);
 }
 
-/* How the rows of a tensor are read: f32, or elements of type T, on 16 bytes; or in any way, one row after the other. */
+/* How the rows of a tensor are read: f32, or elements of type T, on 16 bytes; or in any way, one row after
+   the other. */
 enum { SCORE_F32, SCORE_16, SCORE_ANY };
 template <int KIND, class T> struct score_element { typedef float type; };
 template <class T> struct score_element<SCORE_16, T> { typedef T type; };
@@ -2086,8 +2171,8 @@ template <int KIND, class E> SVG2__DEVICE void score_load(raw8<E> &raw, const te
     }
 }
 
-/* The keys of a tile, less the centroid, into shared memory; zeros up to a multiple of 16. A thread stays in its 8 columns,
-   and has up to 8 rows under way: all that it has of a unit at D = 128. */
+/* The keys of a tile, less the centroid, into shared memory; zeros up to a multiple of 16. A thread stays in
+   its 8 columns, and has up to 8 rows under way: all that it has of a unit at D = 128. */
 template <int KIND, class T, int DP>
 SVG2__DEVICE void score_gather(unsigned char *tile, const unit_rows *unit, const score_args &a, int64_t kv)
 {
@@ -2114,8 +2199,9 @@ SVG2__DEVICE void score_gather(unsigned char *tile, const unit_rows *unit, const
             raw8<E> raw[AHEAD];
 #pragma unroll
             for (int r = 0; r < AHEAD; ++r) /* rows behind the last repeat it */
-                score_load<KIND>(raw[r], a.k,
-                                 base + order[unit[i].first + min(row + r * GROUPS, n - 1)] * a.k.stride_token, column);
+                score_load<KIND>(
+                    raw[r], a.k,
+                    base + order[unit[i].first + min(row + r * GROUPS, n - 1)] * a.k.stride_token, column);
 #pragma unroll
             for (int r = 0; r < AHEAD; ++r) {
                 const bool is_key = is_inside && row + r * GROUPS < n;
@@ -2135,16 +2221,17 @@ SVG2__DEVICE void score_gather(unsigned char *tile, const unit_rows *unit, const
     }
 }
 
-/* 16 PAIRS keys, of which min(n, 32) are some, against FRAGMENTS x 16 query centroids: the products, and the running
-   maximum m (of products) and sum l of this lane's columns. */
+/* 16 PAIRS keys, of which min(n, 32) are some, against FRAGMENTS x 16 query centroids: the products, and the
+   running maximum m (of products) and sum l of this lane's columns. */
 template <class T, int DP, int PAIRS>
-SVG2__DEVICE void score_keys(const uint32_t (&a)[score_shape<DP>::FRAGMENTS][score_shape<DP>::STEPS][4], uint32_t keys,
-                             int n, float factor, float (&m)[score_shape<DP>::FRAGMENTS][2],
+SVG2__DEVICE void score_keys(const uint32_t (&a)[score_shape<DP>::FRAGMENTS][score_shape<DP>::STEPS][4],
+                             uint32_t keys, int n, float factor, float (&m)[score_shape<DP>::FRAGMENTS][2],
                              float (&l)[score_shape<DP>::FRAGMENTS][2])
 {
     enum { F = score_shape<DP>::FRAGMENTS, STEPS = score_shape<DP>::STEPS, GROUP = DP % 64 == 0 ? 4 : 2 };
     const int lane = threadIdx.x & 31;
-    /* tile_at by hand, for few registers: inside a group of steps only the swizzled bits of the address differ */
+    /* tile_at by hand, for few registers: inside a group of steps only the swizzled bits of the address
+       differ */
     const uint32_t first = keys + tile_at<DP>((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);
     float s[F][2 * PAIRS][4];
 #pragma unroll
@@ -2187,22 +2274,24 @@ SVG2__DEVICE void score_keys(const uint32_t (&a)[score_shape<DP>::FRAGMENTS][sco
         }
 }
 
-/* One block = one tile: 4 units of 64 keys (2 for D > 128), of any clusters, against all query centroids of the head.
+/* One block = one tile: 4 units of 64 keys (2 for D > 128), of any clusters, against all query centroids of
+   the head.
 
        key tile [256][D]    gathered by the order, less the centroid, rounded: in shared memory, once
-       warp w               query centroids 32 w .., 32 (w + 4) .., ...: fragments from global memory into registers,
-                            then 32 keys at a time: 2 x 4 accumulators of 16x8, maximum and sum per row and lane
+       warp w               query centroids 32 w .., 32 (w + 4) .., ...: fragments from global memory into
+                            registers, then 32 keys at a time: 2 x 4 accumulators of 16x8, maximum and sum
+                            per row and lane
 
-   After the gather the warps meet at no barrier. A unit costs what its keys fill, rounded up to 16, so that clusters of
-   60 to 120 keys waste 8 of them on average. A cluster that ends in its tile is reduced over the quad and written; one
-   that goes on in another tile leaves its log mass in partial: [0] of a tile for a cluster from before, [1] for one
-   that goes on behind it.
-   Shared memory 64 KB at D = 128 (3 blocks an SM on sm_90, 2 on sm_80), registers below 168.
-   Limiter: the tensor cores, at mma.sync rate: per unit and 32 centroids 2 x 64 x D x 32 flop against 8 KB of fragments
-   from L2 per 256 keys and 16 KB of keys from shared memory per warp, 2 to 3 exponentials per 2 D products. Tiles of
-   128 keys would ask L2 for 4 TB/s. */
+   After the gather the warps meet at no barrier. A unit costs what its keys fill, rounded up to 16, so that
+   clusters of 60 to 120 keys waste 8 of them on average. A cluster that ends in its tile is reduced over the
+   quad and written; one that goes on in another tile leaves its log mass in partial: [0] of a tile for a
+   cluster from before, [1] for one that goes on behind it. Shared memory 64 KB at D = 128 (3 blocks an SM on
+   sm_90, 2 on sm_80), registers below 168. Limiter: the tensor cores, at mma.sync rate: per unit and 32
+   centroids 2 x 64 x D x 32 flop against 8 KB of fragments from L2 per 256 keys and 16 KB of keys from shared
+   memory per warp, 2 to 3 exponentials per 2 D products. Tiles of 128 keys would ask L2 for 4 TB/s. */
 template <class T, int DP>
-static __global__ void __launch_bounds__(128, DP > 128 ? 2 : 3) score_log_mass(const __grid_constant__ score_args a)
+static __global__ void __launch_bounds__(128, DP > 128 ? 2 : 3)
+    score_log_mass(const __grid_constant__ score_args a)
 {
     enum { F = score_shape<DP>::FRAGMENTS, STEPS = score_shape<DP>::STEPS, UNITS = score_shape<DP>::UNITS };
     SVG2_DYN_SMEM(smem, 128);
@@ -2280,7 +2369,8 @@ static __global__ void __launch_bounds__(128, DP > 128 ? 2 : 3) score_log_mass(c
 /* One block = one key cluster: joins the tiles of a large one; -INFINITY for an empty one. */
 static __global__ void __launch_bounds__(128) score_merge(score_args a, int units)
 {
-    const int64_t bh = (int)blockIdx.x / a.ck, j = (int)blockIdx.x % a.ck, kv = kv_head(bh, a.heads, a.heads_kv);
+    const int64_t bh = (int)blockIdx.x / a.ck, j = (int)blockIdx.x % a.ck,
+                  kv = kv_head(bh, a.heads, a.heads_kv);
     const int32_t *offset = a.key_offset + kv * ((int64_t)a.key_blocks + 1);
     const int64_t first = first_unit(offset, j, KEY_SHIFT);
     const int64_t pieces = ((int64_t)offset[j + 1] - offset[j] + 63) >> KEY_SHIFT;
@@ -2290,8 +2380,8 @@ static __global__ void __launch_bounds__(128) score_merge(score_args a, int unit
         float m = -INFINITY, l = 0.0f;
 #pragma unroll 4
         for (int64_t tile = begin; pieces && tile <= end; ++tile) {
-            const float x = a.partial[((bh * a.tiles + tile) * 2 + (tile == begin)) * a.cq + row], top = fmaxf(m, x),
-                        shift = top == -INFINITY ? 0.0f : top;
+            const float x = a.partial[((bh * a.tiles + tile) * 2 + (tile == begin)) * a.cq + row],
+                        top = fmaxf(m, x), shift = top == -INFINITY ? 0.0f : top;
             l = l * svg2__exp2(m - shift) + svg2__exp2(x - shift);
             m = top;
         }
@@ -2299,11 +2389,11 @@ static __global__ void __launch_bounds__(128) score_merge(score_args a, int unit
     }
 }
 
-/* The rows of a warp as fragments of B, see score_pack for the order of the dimensions. Columns behind the last row repeat
-   it, and get no weight. */
+/* The rows of a warp as fragments of B, see score_pack for the order of the dimensions. Columns behind the
+   last row repeat it, and get no weight. */
 template <int KIND, class T, int DP>
-SVG2__DEVICE void score_rows(uint32_t (&b)[score_shape<DP>::COLUMNS][score_shape<DP>::STEPS][2], const score_args &a,
-                             int64_t bh, const unit_rows &u)
+SVG2__DEVICE void score_rows(uint32_t (&b)[score_shape<DP>::COLUMNS][score_shape<DP>::STEPS][2],
+                             const score_args &a, int64_t bh, const unit_rows &u)
 {
     typedef typename score_element<KIND, T>::type E;
     enum { C = score_shape<DP>::COLUMNS };
@@ -2341,15 +2431,16 @@ SVG2__DEVICE void score_rows(uint32_t (&b)[score_shape<DP>::COLUMNS][score_shape
 
        warp w       rows 32 w .. 32 w + 31 as B fragments in registers: 64 of them at D = 128
        tile         64 key centroids as A fragments, through shared memory with cp.async, 3 stages
-       pass 1       running maximum and sum per row: both live in the lane that owns the row's products, no shuffles
-       pass 2       the same products and exponentials, weighted; sums over the rows by fragment, quad, warp, in order
+       pass 1       running maximum and sum per row: both live in the lane that owns the row's products, no
+                    shuffles
+       pass 2       the same products and exponentials, weighted; sums over the rows by fragment, quad, warp,
+                    in order
 
-   Keys as A and rows as B: then the sum over keys (pass 1) runs down the accumulators of a lane and the sum over rows
-   (pass 2) along them. Why products twice: the weights of 64 rows and 1000 clusters would fill 128 KB as f16, units
-   would be a quarter as large, and streaming the key centroids, Ck D 2 bytes a unit, would ask L2 for more than it has;
-   and any Ck works on any device.
-   Shared memory 3 x 16 KB + 5 KB at D = 128, 128 registers: 2 blocks an SM. Limiter:
-   tensor cores at mma.sync rate, then the 2 exponentials per 4 D flop. */
+   Keys as A and rows as B: then the sum over keys (pass 1) runs down the accumulators of a lane and the sum
+   over rows (pass 2) along them. Why products twice: the weights of 64 rows and 1000 clusters would fill 128
+   KB as f16, units would be a quarter as large, and streaming the key centroids, Ck D 2 bytes a unit, would
+   ask L2 for more than it has; and any Ck works on any device. Shared memory 3 x 16 KB + 5 KB at D = 128, 128
+   registers: 2 blocks an SM. Limiter: tensor cores at mma.sync rate, then the 2 exponentials per 4 D flop. */
 template <class T, int DP>
 static __global__ void __launch_bounds__(256, 2) score_share(const __grid_constant__ score_args a)
 {
@@ -2396,7 +2487,8 @@ static __global__ void __launch_bounds__(256, 2) score_share(const __grid_consta
     }
 #pragma unroll
     for (int c = 0; c < C; ++c) {
-        m[c][0] = m[c][1] = -3.0e38f; /* not -Inf: x - m must be -Inf, not NaN, for the x = -Inf of an empty cluster */
+        /* not -Inf: x - m must be -Inf, not NaN, for the x = -Inf of an empty cluster */
+        m[c][0] = m[c][1] = -3.0e38f;
         l[c][0] = l[c][1] = 0.0f;
     }
     const auto store = [&](int it) { /* tile it, of pass 2: the share, or this unit's part of it */
@@ -2410,8 +2502,8 @@ static __global__ void __launch_bounds__(256, 2) score_share(const __grid_consta
 
     for (int it = 0; it < 2 * tiles; ++it) {
         if (!SVG2__FAULT(32)) svg2__cp_async_wait<STAGES - 2>();
-        /* tile it, its bias and the columns of tile it - 1 are complete; all are done with the stage that fetch fills,
-           the bias and the columns that are written below */
+        /* tile it, its bias and the columns of tile it - 1 are complete; all are done with the stage that
+           fetch fills, the bias and the columns that are written below */
         if (!SVG2__FAULT(33)) __syncthreads();
         fetch(it + STAGES - 1);
         if (threadIdx.x < SCORE_TILE) bias[((it + 1) & 1) * SCORE_TILE + threadIdx.x] = next;
@@ -2421,7 +2513,7 @@ static __global__ void __launch_bounds__(256, 2) score_share(const __grid_consta
 #pragma unroll
             for (int c = 0; c < C; ++c)
 #pragma unroll
-                for (int e = 0; e < 2; ++e) { /* rows are columns 2t, 2t + 1 of fragment c, spread over 8 lanes */
+                for (int e = 0; e < 2; ++e) { /* rows: columns 2t, 2t + 1 of fragment c, over 8 lanes */
                     float top = m[c][e], sum;
                     for (int o = 4; o < 32; o <<= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, o));
                     sum = l[c][e] * svg2__exp2(m[c][e] - top);
@@ -2431,7 +2523,8 @@ static __global__ void __launch_bounds__(256, 2) score_share(const __grid_consta
                 }
         if (!is_busy) {
             if (it >= tiles)
-                for (int i = lane; i < SCORE_TILE; i += 32) column[((it & 1) * 8 + warp) * SCORE_TILE + i] = 0.0f;
+                for (int i = lane; i < SCORE_TILE; i += 32)
+                    column[((it & 1) * 8 + warp) * SCORE_TILE + i] = 0.0f;
             continue;
         }
         const unsigned char *tile = smem + it % STAGES * BYTES;
@@ -2442,7 +2535,8 @@ static __global__ void __launch_bounds__(256, 2) score_share(const __grid_consta
             for (int c = 0; c < C; ++c) s[c][0] = s[c][1] = s[c][2] = s[c][3] = 0.0f;
 #pragma unroll
             for (int step = 0; step < STEPS; ++step) {
-                const uint4 v = *(const uint4 *)(const void *)(tile + ((part * STEPS + step) * 32 + lane) * 16);
+                const uint4 v =
+                    *(const uint4 *)(const void *)(tile + ((part * STEPS + step) * 32 + lane) * 16);
                 const uint32_t k[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
                 for (int c = 0; c < C; ++c) svg2__mma_m16n8k16(s[c], k, b[c][step][0], b[c][step][1], T());
@@ -2454,8 +2548,8 @@ static __global__ void __launch_bounds__(256, 2) score_share(const __grid_consta
 #pragma unroll
                 for (int e = 0; e < 4; ++e) s[c][e] = fmaf(s[c][e], a.factor, e < 2 ? low : high);
             if (it < tiles) {
-                /* The reference follows the maximum only when it is 2^32 behind: exponents up to 32 are as exact as
-                   those up to 0, and a vote is cheaper than an exponential per row and step. */
+                /* The reference follows the maximum only when it is 2^32 behind: exponents up to 32 are as
+                   exact as those up to 0, and a vote is cheaper than an exponential per row and step. */
                 int is_behind = 0;
 #pragma unroll
                 for (int c = 0; c < C; ++c)
@@ -2488,7 +2582,8 @@ static __global__ void __launch_bounds__(256, 2) score_share(const __grid_consta
                     sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 1);
                     sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 2);
                     if (t == 0)
-                        column[((it & 1) * 8 + warp) * SCORE_TILE + part * 16 + half * 8 + (lane >> 2)] = sum[half];
+                        column[((it & 1) * 8 + warp) * SCORE_TILE + part * 16 + half * 8 + (lane >> 2)] =
+                            sum[half];
                 }
             }
         }
@@ -2523,13 +2618,14 @@ static inline int score_dim(int dim)
 /* Per head (Cq + Ck) DP 2 bytes of packed centroids, and the larger of
      log mass   (Skv + 63 Ck) / 256 tiles x 2 Cq x 4 bytes
      share      (Sq + 255 Cq) / 256 units x Ck x 4 bytes
-   (tiles and units are of half the size for D > 128). 24 heads of 119,000 tokens, D = 128, 400 x 1000 clusters:
-   92 MB. */
+   (tiles and units are of half the size for D > 128). 24 heads of 119,000 tokens, D = 128, 400 x 1000
+   clusters: 92 MB. */
 static size_t score_layout(const svg2_score_desc *d, void *base, score_args *out = NULL)
 {
     arena a = {(char *)base, 0};
     score_args w;
-    const int64_t dp = score_dim(d->head_dim), bh = (int64_t)d->batch * d->heads, bkv = (int64_t)d->batch * d->heads_kv;
+    const int64_t dp = score_dim(d->head_dim), bh = (int64_t)d->batch * d->heads,
+                  bkv = (int64_t)d->batch * d->heads_kv;
     const int unit_shift = dp > 128 ? 7 : 8;
     size_t log_mass, share;
     memset(&w, 0, sizeof w);
@@ -2548,29 +2644,32 @@ static size_t score_layout(const svg2_score_desc *d, void *base, score_args *out
 }
 
 template <class T, int DP>
-static svg2_result run_score_typed(const svg2_backend *backend, const svg2_score_desc *d, score_args a, svg2_error *err)
+static svg2_result run_score_typed(const svg2_backend *backend, const svg2_score_desc *d, score_args a,
+                                   svg2_error *err)
 {
     typedef score_shape<DP> shape;
     const int64_t bh = (int64_t)d->batch * d->heads, bkv = (int64_t)d->batch * d->heads_kv;
-    const int64_t queries = bh * a.query_tiles * shape::STEPS * WARP, keys = bkv * a.key_tiles * shape::STEPS * WARP;
+    const int64_t queries = bh * a.query_tiles * shape::STEPS * WARP,
+                  keys = bkv * a.key_tiles * shape::STEPS * WARP;
     /* maxima of products need a factor > 0 */
     const float sign = d->scale > 0.0f ? 1.0f : d->scale < 0.0f ? -1.0f : 0.0f;
     a.factor = d->scale == 0.0f ? 1.0f : fabsf(d->scale) * 1.44269504f;
     SVG2__RUN(launch(backend, err, "score_pack", score_pack<T>, dim3(grid_of((queries + 255) / 256)), 256, 0,
-                     d->query_centroid, (const float *)NULL, sign, a.cq, a.dim, a.query_tiles, (int)shape::STEPS, 0,
-                     a.query_pack, queries));
+                     d->query_centroid, (const float *)NULL, sign, a.cq, a.dim, a.query_tiles,
+                     (int)shape::STEPS, 0, a.query_pack, queries));
     SVG2__RUN(launch(backend, err, "score_log_mass", score_log_mass<T, DP>, dim3(grid_of(bh * a.tiles)), 128,
                      (size_t)shape::LOG_MASS_SMEM, a));
-    SVG2__RUN(launch(backend, err, "score_merge", score_merge, dim3(grid_of(bh * a.ck)), 128, 0, a, (int)shape::UNITS));
+    SVG2__RUN(launch(backend, err, "score_merge", score_merge, dim3(grid_of(bh * a.ck)), 128, 0, a,
+                     (int)shape::UNITS));
     if (d->tokens == 0) return ok(err);
     a.factor = d->scale * 1.44269504f;
     SVG2__RUN(launch(backend, err, "score_pack", score_pack<T>, dim3(grid_of((keys + 255) / 256)), 256, 0,
-                     d->key_centroid, d->key_mean, 1.0f, a.ck, a.dim, a.key_tiles, (int)shape::STEPS, 1, a.key_pack,
-                     keys));
+                     d->key_centroid, d->key_mean, 1.0f, a.ck, a.dim, a.key_tiles, (int)shape::STEPS, 1,
+                     a.key_pack, keys));
     SVG2__RUN(launch(backend, err, "score_share", score_share<T, DP>, dim3(grid_of(bh * a.units)), 256,
                      (size_t)shape::SHARE_SMEM, a));
-    SVG2__RUN(launch(backend, err, "score_share_merge", score_share_merge, dim3(grid_of(bh * a.cq)), 256, 0, a,
-                     (int)shape::ROW_SHIFT));
+    SVG2__RUN(launch(backend, err, "score_share_merge", score_share_merge, dim3(grid_of(bh * a.cq)), 256, 0,
+                     a, (int)shape::ROW_SHIFT));
     return ok(err);
 }
 
@@ -2586,7 +2685,8 @@ static svg2_result run_score_dim(const svg2_backend *backend, const svg2_score_d
     }
 }
 
-static svg2_result run_score(const svg2_backend *backend, const svg2_score_desc *d, void *workspace, svg2_error *err)
+static svg2_result run_score(const svg2_backend *backend, const svg2_score_desc *d, void *workspace,
+                             svg2_error *err)
 {
     const svg2_layout f32 = SVG2_ZERO;
     score_args a;
