@@ -88,13 +88,13 @@ $B/emu/bench: bench/bench_cuda.cu bench/synth.h $B/tests/impl.o $B/emu/svg2_cuda
 TOOL_OF_svg2 := examples/svg2.c
 TOOL_OF_wan := examples/wan/wan.c
 $B/emu/tool_svg2.o $B/emu/tool_wan.o: $B/emu/tool_%.o: build/.deps | $B/emu
-	$(CC) $(FLAGS) $(OPENMP) -DSVG2_TOOL_CUDA -I. -c $(TOOL_OF_$*) $$(CC="$(CC)" tests/deps.sh wan-flags) -o $@
+	$(CC) $(FLAGS) $(OPENMP) -DSVG2_TOOL_CUDA -I. -c $(TOOL_OF_$*) $$(CC="$(CC)" tests/deps.sh wan-flags | grep -o -e '-D[A-Z0-9_]*') -o $@
 $B/emu/tool_svg2.o: examples/svg2.c
 $B/emu/tool_wan.o: examples/wan/wan.c
 $B/emu/tool_device.o: examples/device.cu examples/device.h | $B/emu
 	$(CXX) $(EMU_FLAGS) $(FLAGS_$(config)) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h -c $< -o $@
 $B/tests/svg2_cuda $B/tests/wan_cuda: $B/tests/%_cuda: $B/emu/tool_%.o $B/emu/tool_device.o $B/emu/svg2_cuda.o $B/emu/cuda_emu.o | $B/tests
-	$(CXX) $(FLAGS_$(config)) $(OPENMP) $^ $$(CC="$(CC)" tests/deps.sh wan-flags | grep -o -e '-l[a-z]*') $(LDFLAGS) -lpthread -lm -o $@
+	$(CC) $(FLAGS_$(config)) $(OPENMP) $^ $$(CC="$(CC)" tests/deps.sh wan-flags | grep -o -e '-l[a-z]*') $(LDFLAGS) -lstdc++ -lpthread -lm -o $@
 
 # The same tests on a GPU, and the benchmark: make gpu arch=sm_90. bench/gpu.sh does it and runs them. small_test_*: sizes for
 # compute-sanitizer.
@@ -132,7 +132,7 @@ $G/libsvg2.so: $G/shim_cuda.o $G/svg2_cuda.o $G/impl.o
 	$(NVCC) -arch=$(arch) -shared -Xlinker -Bsymbolic $^ -lm -o $@
 # the tools with the CUDA backend: make cuda arch=sm_90
 $G/tool_svg2.o $G/tool_wan.o: $G/tool_%.o: build/.deps | $G
-	$(CC) $(FLAGS) $(OPENMP) -DSVG2_TOOL_CUDA -I. -c $(TOOL_OF_$*) $$(CC="$(CC)" tests/deps.sh wan-flags) -o $@
+	$(CC) $(FLAGS) $(OPENMP) -DSVG2_TOOL_CUDA -I. -c $(TOOL_OF_$*) $$(CC="$(CC)" tests/deps.sh wan-flags | grep -o -e '-D[A-Z0-9_]*') -o $@
 $G/tool_svg2.o: examples/svg2.c
 $G/tool_wan.o: examples/wan/wan.c
 $G/tool_device.o: examples/device.cu examples/device.h | $G
