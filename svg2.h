@@ -346,6 +346,26 @@ typedef enum svg2_budget {
     SVG2_BUDGET_FORCE_I32 = 0x7fffffff
 } svg2_budget;
 
+/* Rules that leave tiles out while attention runs: 64 rows of a query block x up to 64 keys of its list. The logits of
+   a tile are always computed; if every one of its rows agrees, its weights and its product with V are not. The first
+   tile of a row stays. The rules as formulas, and the proof of the third, are in >>attention. */
+typedef enum svg2_skip {
+    SVG2_SKIP_NONE = 0,
+    SVG2_SKIP_CONSTANT = 1, /* largest weight of the tile < skip_threshold * largest so far: BLASST, arXiv 2512.12087 */
+    SVG2_SKIP_ENERGY = 2,   /* largest weight < exp(energy_lambda) * sum of weights so far: cumulative energy
+                               filtering, arXiv 2606.16317                                                         */
+    SVG2_SKIP_RECALL = 3,   /* an account for each row of what it has lost: every row keeps at least this part of its
+                               attention mass (of the mass inside the map, where there is one), whatever the input */
+    SVG2_SKIP_FORCE_I32 = 0x7fffffff
+} svg2_skip;
+
+typedef enum svg2_visit {
+    SVG2_VISIT_DEFAULT = 0,
+    SVG2_VISIT_NATURAL = 1,  /* keys in the order of their list */
+    SVG2_VISIT_DIAGONAL = 2, /* from the queries' own place in the list outwards: what matters most comes early */
+    SVG2_VISIT_FORCE_I32 = 0x7fffffff
+} svg2_visit;
+
 /* What to compute. Zero means the default named behind each field; svg2_resolve() shows what 0 became. Fields
    whose zero would be a meaningful value take a negative number for it. */
 typedef struct svg2_desc {
@@ -388,6 +408,13 @@ typedef struct svg2_desc {
                                   head's output falls under it; excludes density                   */
     float dense_above;         /* 0.8; with target_error, a head that would need more becomes dense */
 
+    /* which tiles of the exact blocks are left out while they are computed; goes with every method, dense included */
+    svg2_skip  skip;           /* none                                                             */
+    svg2_visit visit;          /* diagonal when method is dense, else natural                      */
+    float skip_threshold;      /* SKIP_CONSTANT: 0.1; in (0, 1]                                    */
+    float energy_lambda;       /* SKIP_ENERGY: ln(1.464 * 64 / keys), the published constant; < 0  */
+    float recall;              /* SKIP_RECALL: 0.95; in (0, 1]                                     */
+
     /* schedule: dense at first, where the picture's layout is decided */
     int32_t layer;             /* 0; index of this layer                                           */
     int32_t dense_layers;      /* 0; layers below are dense                                        */
@@ -417,8 +444,10 @@ SVG2_API svg2_action svg2_schedule(const svg2_desc *desc, int32_t step);
 /* What a call computed, per (batch, head). In the backend's memory. */
 typedef struct svg2_head_stats {
     int64_t pairs;       /* query-key pairs computed exactly                                       */
+    int64_t pairs_pv;    /* those of them whose product with V was computed: fewer with a skip rule */
     int64_t pairs_total; /* pairs that dense attention computes (padding left out)                 */
     float   density;     /* pairs / pairs_total                                                    */
+    float   density_pv;  /* pairs_pv / pairs_total                                                 */
     float   error_estimate; /* estimated relative L2 error of the output; 0 when dense; -1 = not estimated
                                (estimated when target_error is set)                                */
     int32_t is_dense;    /* 1 = target_error sent this head to dense                               */
@@ -700,7 +729,12 @@ SVG2_API svg2_result svg2_tail(const svg2_backend *backend, const svg2_tail_desc
    key_mean [B, Hkv, D]: subtracted from the keys (accuracy; the LSE is corrected). NULL = none.
    Tail: query blocks < tail_query_blocks also see one virtual key for each non-empty key block < tail_key_blocks
    that their map row lacks: logit scale*q.key_centroid + log_mass (NULL = ln n), value value_mean; tail_matrix
-   (NULL = order 0) is svg2_tail's output for the same heads. */
+   (NULL = order 0) is svg2_tail's output for the same heads.
+   Skip: tiles of the listed keys may be left out (virtual keys never are); out and lse are those of the keys that
+   stayed. lse_seed [B, H, Sq], read unless NULL: an estimate of every row's LSE, the last step's, say, so that
+   SKIP_ENERGY and SKIP_RECALL need not see the heavy keys first; SKIP_RECALL then keeps its promise if no estimate is
+   more than 0.25 above the truth. stats [B, H]: pairs_pv and density_pv are written with a skip rule (density_pv from
+   pairs_total, which svg2_select writes). */
 struct svg2_attention_desc {
     int32_t batch, heads, heads_kv, tokens, tokens_kv, head_dim;
     int32_t head_begin, head_count;
@@ -717,6 +751,11 @@ struct svg2_attention_desc {
     const float *key_centroid, *value_mean;     /* [B, Hkv, tail_key_blocks, D] */
     const float *log_mass;                      /* [B, H, tail_query_blocks, tail_key_blocks] */
     const float *tail_matrix;                   /* [head_count, tail_query_blocks, D, D] */
+    svg2_skip skip;                             /* no defaults here */
+    svg2_visit visit;                           /* 0 = natural */
+    float skip_threshold, energy_lambda, recall;
+    const float *lse_seed;
+    svg2_head_stats *stats;
 };
 SVG2_API svg2_result svg2_attention(const svg2_backend *backend, const svg2_attention_desc *desc, void *workspace,
                                     size_t workspace_bytes, svg2_error *err);
@@ -787,6 +826,7 @@ enum {
     SVG2__LANES = 64,  /* query rows of one unit. Lanes of the inner loops run over queries (or tokens), so that
                           row maxima and row sums need no shuffles; 64 also is the unit of the GPU kernels     */
     SVG2__KEYS = 128,  /* keys of one tile                                                                     */
+    SVG2__SKIP_KEYS = 64, /* and with a skip rule: what is left out is left out in smaller pieces              */
     SVG2__UNITS = 4,   /* units that share a loaded key tile: loading and transposing it then costs about 1 %  */
     SVG2__ROWS = SVG2__LANES * SVG2__UNITS,
     SVG2__PANEL = 16,  /* key dimensions of C_j that svg2_tail works on at once                                */
@@ -3442,8 +3482,9 @@ static void svg2__select_head(const svg2__select_task *t)
     for (row = 0; row < cq; ++row) empty += query_offset[row + 1] == query_offset[row];
     for (j = 0; j < ck; ++j) empty += key_offset[j + 1] == key_offset[j];
     d->stats[t->bh].pairs = pairs;
+    d->stats[t->bh].pairs_pv = pairs;
     d->stats[t->bh].pairs_total = total;
-    d->stats[t->bh].density = total ? (float)((double)pairs / (double)total) : 0.0f;
+    d->stats[t->bh].density = d->stats[t->bh].density_pv = total ? (float)((double)pairs / (double)total) : 0.0f;
     if (!t->need_loss) d->stats[t->bh].error_estimate = pairs == total ? 0.0f : -1.0f;
     else if (is_dense || !(signal > 0.0)) d->stats[t->bh].error_estimate = 0.0f;
     else
@@ -3562,6 +3603,7 @@ typedef struct svg2__attention_task {
     uint32_t *value16;          /* [kv_count, D/4, tail4/2, 4]  pairs of clusters                  */
     int64_t kv_begin, kv_count;
     int32_t tail4;              /* tail_key_blocks, rounded up to 4 */
+    int64_t *pairs;             /* [items]  pairs multiplied with V (skip rules only) */
     /* block mass only */
     float *partial;             /* [items, key_blocks] */
     float *recall;
@@ -3578,6 +3620,7 @@ typedef struct svg2__attention_scratch {
     float   *rows;     /* [4, D]                                             */
     float   *bias;     /* [keys]                                             */
     float   *m, *l, *tail; /* [units, 64]  running maximum, sum, tail's part of the sum */
+    float   *lost, *seed; /* [units, 64]  (skip)  mass left out, in units of exp2(m); estimate of the LSE, base 2 */
     float   *alpha;    /* [64]                                               */
     uint32_t *query16; /* [units, D/2, 64] bf16 pairs                        */
     uint32_t *p16;     /* [keys/2, 64]     bf16 pairs                        */
@@ -3606,6 +3649,8 @@ static size_t svg2__attention_scratch_layout(const svg2_backend *backend, const 
     w.m = svg2__take_f32(&a, SVG2__ROWS);
     w.l = svg2__take_f32(&a, SVG2__ROWS);
     w.tail = svg2__take_f32(&a, SVG2__ROWS);
+    w.lost = svg2__take_f32(&a, !is_mass && d->skip ? SVG2__ROWS : 0);
+    w.seed = svg2__take_f32(&a, !is_mass && d->skip ? SVG2__ROWS : 0);
     w.alpha = svg2__take_f32(&a, SVG2__LANES);
     w.query16 = (uint32_t *)svg2__take(&a, sizeof(uint32_t), has_tail16 ? n / 2 * SVG2__ROWS : 0);
     w.p16 = (uint32_t *)svg2__take(&a, sizeof(uint32_t), has_tail16 ? SVG2__KEYS / 2 * SVG2__LANES : 0);
@@ -3646,6 +3691,7 @@ static size_t svg2__attention_layout(const svg2_backend *backend, const svg2_att
     w.items = (const svg2__attention_item *)svg2__take(&a, sizeof(svg2__attention_item), (size_t)items);
     w.scratch = (float *)svg2__take(&a, scratch_bytes, svg2__workers(backend));
     w.partial = svg2__take_f32(&a, is_mass ? svg2__count(items, key_blocks, 1, 1) : 0);
+    w.pairs = (int64_t *)svg2__take(&a, sizeof(int64_t), !is_mass && d->skip ? (size_t)items : 0);
     w.key16 = (uint32_t *)svg2__take(&a, sizeof(uint32_t), pairs);
     w.value16 = (uint32_t *)svg2__take(&a, sizeof(uint32_t), pairs);
     if (t) {
@@ -3653,6 +3699,7 @@ static size_t svg2__attention_layout(const svg2_backend *backend, const svg2_att
         t->scratch = w.scratch;
         t->scratch_floats = scratch_bytes / sizeof(float);
         t->partial = w.partial;
+        t->pairs = w.pairs;
         t->key16 = w.key16;
         t->value16 = w.value16;
         t->kv_count = kv_count;
@@ -3733,6 +3780,19 @@ static void svg2__attention_load_keys(const svg2__attention_task *t, int64_t kv,
     }
 }
 
+static void svg2__attention_load_values(const svg2__attention_task *t, int64_t kv, const float *table,
+                                        const int32_t *index, int32_t n, svg2__attention_scratch *s)
+{
+    const int32_t dim = t->d->head_dim;
+    const int64_t b = kv / t->d->heads_kv, h = kv % t->d->heads_kv;
+    int32_t key;
+    for (key = 0; key < n; ++key) {
+        float *value = s->value + (size_t)key * (size_t)(dim + 16);
+        if (table) memcpy(value, table + (size_t)index[key] * (size_t)dim, (size_t)dim * sizeof(float));
+        else t->loops->load(value, svg2__row(t->d->v, &t->v, b, h, index[key]), t->v.dtype, 0, dim);
+    }
+}
+
 /* Rows of the next tile, asked for bit by bit between the products of this one: waiting for them one by one
    costs more than loading them. */
 typedef struct svg2__attention_ahead {
@@ -3761,7 +3821,6 @@ static void svg2__attention_tile(const svg2__attention_task *t, const svg2__atte
                                  svg2__attention_scratch *s)
 {
     const int32_t dim = t->d->head_dim, ld = dim + 16;
-    const int64_t b = kv / t->d->heads_kv, h = kv % t->d->heads_kv;
     const float *centroids =
         is_tail ? t->d->key_centroid + (size_t)kv * (size_t)t->d->tail_key_blocks * (size_t)dim : 0;
     const float *values = is_tail ? t->d->value_mean + (size_t)kv * (size_t)t->d->tail_key_blocks * (size_t)dim
@@ -3773,11 +3832,7 @@ static void svg2__attention_tile(const svg2__attention_task *t, const svg2__atte
     ahead.done = ahead.call = 0;
     ahead.calls = (item->count + SVG2__LANES - 1) / SVG2__LANES * ((n + 3) / 4 + dim / 4);
     svg2__attention_load_keys(t, kv, centroids, index, n, s);
-    for (key = 0; key < n; ++key) {
-        float *value = s->value + (size_t)key * (size_t)ld;
-        if (is_tail) memcpy(value, values + (size_t)index[key] * (size_t)dim, (size_t)dim * sizeof(float));
-        else t->loops->load(value, svg2__row(t->d->v, &t->v, b, h, index[key]), t->v.dtype, 0, dim);
-    }
+    svg2__attention_load_values(t, kv, values, index, n, s);
     for (unit = 0; unit * SVG2__LANES < item->count; ++unit) {
         const int nv = (svg2__min32(SVG2__LANES, item->count - unit * SVG2__LANES) + 15) / 16;
         const float *query = s->query + (size_t)unit * (size_t)dim * SVG2__LANES;
@@ -3801,6 +3856,129 @@ static void svg2__attention_tile(const svg2__attention_task *t, const svg2__atte
             t->loops->mk(nv, n, s->value + d, ld, s->p, SVG2__LANES, output + d * SVG2__LANES, SVG2__LANES, 1);
         }
     }
+}
+
+/* ---- skip rules ----
+   Row i has seen tiles whose largest logit was m and whose weights sum to l, in units of e^m; tile j has n keys, largest
+   logit t and sum of weights u, in the same units. It is left out if for every row of the unit
+
+     constant   e^(t-m) < skip_threshold
+     energy     e^(t-m) < e^energy_lambda * l
+     recall     lost + u <= rho * l  and  u <= 16 * rho * l / T      rho = (1-R)/R,  T tiles in all;  then lost += u
+
+   With an estimate of the row's LSE, l of the last two is at least e^(LSE - 0.25 - m) (times R in rho * l).
+
+   Recall is never less than R. Measure everything in fixed units: what a row keeps, E = l e^m, never falls, and what it
+   has lost, M = lost e^m, grows only when a tile is left out, at which moment M <= rho E. E can only grow afterwards, so
+   M <= rho E at the end, and recall = E / (E + M) >= 1 / (1 + rho) = R. The order of tiles does not matter, nor whether
+   other rows wanted the tile. u is the exact sum, not a bound from t: n e^(t-m) overstates it several times and leaves
+   out a quarter as much. rho is taken 0.1 % smaller than that: the sums are rounded.
+   The second condition spreads what may be lost over the tiles: without it the first few heavy ones take all of it. */
+
+/* Whether all rows of a unit agree. p: base-2 logits of n keys; becomes weights under SKIP_RECALL, and then m, l, lost
+   and alpha are those after the tile, kept or left out. */
+static int svg2__attention_leaves_out(const svg2__attention_task *t, float *p, int32_t n, int32_t rows, int32_t tiles,
+                                      const float *seed, float *m, float *l, float *lost, float *alpha, int *changed)
+{
+    const svg2_attention_desc *d = t->d;
+    const int nv = (rows + 15) / 16;
+    float top[SVG2__LANES], sum[SVG2__LANES], next[SVG2__LANES];
+    int32_t key;
+    int lane, leaves_out = 1;
+    if (d->skip == SVG2_SKIP_RECALL) {
+        const float rho = (1.0f - d->recall) / d->recall * 0.999f, most = 16.0f / (float)tiles;
+        memcpy(next, m, sizeof next);
+        memset(sum, 0, sizeof sum);
+        *changed = t->loops->softmax(p, n, nv, 0, next, sum, alpha);
+        for (lane = 0; lane < rows; ++lane) {
+            const float hint = d->recall * (seed[lane] == -INFINITY ? 0.0f : exp2f(seed[lane] - next[lane]));
+            const float kept = l[lane] * alpha[lane], limit = rho * (kept > hint ? kept : hint);
+            /* not <= : a NaN stays. alpha: sums that all but vanish beside the tile are not worth an account */
+            if (!(sum[lane] <= most * limit && lost[lane] * alpha[lane] + sum[lane] <= limit && alpha[lane] > 1e-6f))
+                leaves_out = 0;
+        }
+        for (lane = 0; lane < 16 * nv; ++lane) {
+            if (leaves_out) {
+                lost[lane] += sum[lane] / alpha[lane];
+            } else {
+                m[lane] = next[lane];
+                l[lane] = l[lane] * alpha[lane] + sum[lane];
+                lost[lane] *= alpha[lane];
+            }
+        }
+        return leaves_out;
+    }
+    for (lane = 0; lane < 16 * nv; ++lane) top[lane] = -INFINITY;
+    for (key = 0; key < n; ++key)
+        for (lane = 0; lane < 16 * nv; ++lane) {
+            const float x = p[key * SVG2__LANES + lane];
+            top[lane] = x > top[lane] ? x : top[lane];
+        }
+    for (lane = 0; lane < rows; ++lane) {
+        float limit = d->skip_threshold;
+        if (d->skip == SVG2_SKIP_ENERGY) {
+            const float hint = seed[lane] == -INFINITY ? 0.0f : exp2f(seed[lane] - m[lane]);
+            limit = expf(d->energy_lambda) * (l[lane] > hint ? l[lane] : hint);
+        }
+        if (!(exp2f(top[lane] - m[lane]) < limit) || m[lane] == -INFINITY) leaves_out = 0;
+    }
+    return leaves_out;
+}
+
+/* One tile of n keys against all units; each leaves it out or not. Returns the pairs that were multiplied with V. */
+static int64_t svg2__attention_skip_tile(const svg2__attention_task *t, const svg2__attention_item *item, int64_t kv,
+                                         const int32_t *index, int32_t n, int32_t tiles, svg2__attention_scratch *s)
+{
+    const int32_t dim = t->d->head_dim, ld = dim + 16;
+    int32_t key, d, unit, has_values = 0;
+    int64_t pairs = 0;
+    svg2__attention_load_keys(t, kv, 0, index, n, s);
+    for (unit = 0; unit * SVG2__LANES < item->count; ++unit) {
+        const int32_t rows = svg2__min32(SVG2__LANES, item->count - unit * SVG2__LANES), at = unit * SVG2__LANES;
+        const int nv = (rows + 15) / 16;
+        const float *query = s->query + (size_t)at * (size_t)dim;
+        float *output = s->output + (size_t)at * (size_t)dim;
+        int changed = 0;
+        for (key = 0; key < n; key += 4)
+            t->loops->mk(nv, dim, s->key + (size_t)key * (size_t)dim, 4, query, SVG2__LANES, s->p + key * SVG2__LANES,
+                         SVG2__LANES, 0);
+        if (svg2__attention_leaves_out(t, s->p, n, rows, tiles, s->seed + at, s->m + at, s->l + at, s->lost + at,
+                                       s->alpha, &changed))
+            continue;
+        if (t->d->skip != SVG2_SKIP_RECALL) changed = t->loops->softmax(s->p, n, nv, 0, s->m + at, s->l + at, s->alpha);
+        if (changed) t->loops->rescale(output, dim, nv, s->alpha);
+        if (!has_values) svg2__attention_load_values(t, kv, 0, index, n, s), has_values = 1;
+        for (d = 0; d < dim; d += 4)
+            t->loops->mk(nv, n, s->value + d, ld, s->p, SVG2__LANES, output + d * SVG2__LANES, SVG2__LANES, 1);
+        pairs += (int64_t)rows * n;
+    }
+    return pairs;
+}
+
+/* All listed keys of an item, n of them, under a skip rule. */
+static int64_t svg2__attention_skip(const svg2__attention_task *t, const svg2__attention_item *item, int64_t kv, int32_t n,
+                                    const double *shift_logit, svg2__attention_scratch *s)
+{
+    const int32_t tiles = (n + SVG2__SKIP_KEYS - 1) / SVG2__SKIP_KEYS;
+    int64_t pairs = 0;
+    int32_t i, r, tile = 0, below, above;
+    for (r = 0; r < SVG2__ROWS; ++r) {
+        const float *lse = r < item->count ? t->d->lse_seed : 0;
+        s->lost[r] = 0.0f;
+        s->seed[r] = -INFINITY;
+        if (lse) s->seed[r] = (float)(((double)lse[item->bh * t->d->tokens + svg2__query_token(t, item, r)] - 0.25 - shift_logit[r])
+                                      * 1.4426950408889634);
+    }
+    if (t->d->visit == SVG2_VISIT_DIAGONAL && tiles)
+        tile = (int32_t)(((int64_t)item->first + item->count / 2) * tiles / t->d->tokens);
+    below = tile - 1, above = tile + 1;
+    for (i = 0; i < tiles; ++i) {
+        const int32_t at = tile * SVG2__SKIP_KEYS;
+        pairs += svg2__attention_skip_tile(t, item, kv, s->token + at, svg2__min32(SVG2__SKIP_KEYS, n - at), tiles, s);
+        /* the nearer side next; equally near: the later one */
+        tile = below < 0 || (above < tiles && i % 2 == 0) ? above++ : below--;
+    }
+    return pairs;
 }
 
 /* o += (tail weight) * s * A^T q, before the division by l */
@@ -4003,7 +4181,8 @@ static void svg2__attention_items(void *task, int64_t begin, int64_t end, int32_
             n += count;
             SVG2_ASSERT(n <= d->tokens_kv);
         }
-        for (at = 0; at < n; at += SVG2__KEYS) {
+        if (d->skip) t->pairs[begin] = svg2__attention_skip(t, item, kv, n, shift_logit, &s);
+        for (at = 0; at < n && !d->skip; at += SVG2__KEYS) {
             const int32_t keys = svg2__min32(SVG2__KEYS, n - at), nexts = svg2__min32(SVG2__KEYS, n - at - keys);
             svg2__attention_tile(t, item, kv, 0, s.token + at, keys, nexts, &s);
         }
@@ -4056,10 +4235,34 @@ static svg2_result svg2__cpu_attention(const svg2_backend *backend, const svg2_a
                                        svg2_error *err)
 {
     svg2__attention_task t;
+    int64_t items;
     svg2__attention_task_init(&t, backend, d, 0, workspace);
     if (t.tail4) svg2__run(backend, svg2__attention_pack16, &t, t.kv_count * (t.tail4 / 4), 16);
-    svg2__run(backend, svg2__attention_items, &t, svg2__attention_plan(&t, workspace), 1);
+    items = svg2__attention_plan(&t, workspace);
+    svg2__run(backend, svg2__attention_items, &t, items, 1);
+    if (d->skip && d->stats) {
+        int64_t i;
+        for (i = 0; i < svg2__attention_heads(d); ++i) d->stats[d->head_begin + i].pairs_pv = 0;
+        for (i = 0; i < items; ++i) d->stats[t.items[i].bh].pairs_pv += t.pairs[i];
+        for (i = d->head_begin; i < d->head_begin + svg2__attention_heads(d); ++i) {
+            svg2_head_stats *h = &d->stats[i];
+            h->density_pv = h->pairs_total ? (float)((double)h->pairs_pv / (double)h->pairs_total) : 0.0f;
+        }
+    }
     return svg2__ok(err);
+}
+
+static svg2_result svg2__check_skip(svg2_skip skip, float threshold, float lambda, float recall, svg2_error *err)
+{
+    SVG2__CHECK(skip >= SVG2_SKIP_NONE && skip <= SVG2_SKIP_RECALL, SVG2_ERR_RANGE, "skip",
+                "must be none, constant, energy or recall");
+    SVG2__CHECK(skip != SVG2_SKIP_CONSTANT || (threshold > 0.0f && threshold <= 1.0f), SVG2_ERR_RANGE, "skip_threshold",
+                "must be in (0, 1]");
+    SVG2__CHECK(skip != SVG2_SKIP_ENERGY || (lambda < 0.0f && lambda >= -3.0e38f), SVG2_ERR_RANGE, "energy_lambda",
+                "must be negative");
+    SVG2__CHECK(skip != SVG2_SKIP_RECALL || (recall > 0.0f && recall <= 1.0f), SVG2_ERR_RANGE, "recall",
+                "must be in (0, 1]");
+    return SVG2_OK;
 }
 
 static svg2_result svg2__check_attention(const svg2_attention_desc *d, int is_mass, svg2_error *err)
@@ -4098,7 +4301,9 @@ static svg2_result svg2__check_attention(const svg2_attention_desc *d, int is_ma
         SVG2__NOT_NULL(d->key_centroid, "key_centroid");
         SVG2__NOT_NULL(d->value_mean, "value_mean");
     }
-    return SVG2_OK;
+    SVG2__CHECK(d->visit >= SVG2_VISIT_DEFAULT && d->visit <= SVG2_VISIT_DIAGONAL, SVG2_ERR_RANGE, "visit",
+                "must be natural or diagonal");
+    return svg2__check_skip(d->skip, d->skip_threshold, d->energy_lambda, d->recall, err);
 }
 
 SVG2_API svg2_result svg2_attention(const svg2_backend *backend, const svg2_attention_desc *desc, void *workspace,
@@ -4553,10 +4758,15 @@ SVG2_API svg2_result svg2_block_mass(const svg2_backend *backend, const svg2_mas
 }
 
 /* ==== >>schedule ========================================================================= */
+static int svg2__is_warm_up(const svg2_desc *d, int32_t step)
+{
+    return d->layer < d->dense_layers || step < d->dense_steps;
+}
+
 SVG2_API svg2_action svg2_schedule(const svg2_desc *desc, int32_t step)
 {
     if (!desc || desc->method == SVG2_METHOD_DENSE) return SVG2_ACTION_DENSE;
-    if (desc->layer >= desc->dense_layers && step >= desc->dense_steps) return SVG2_ACTION_SPARSE;
+    if (!svg2__is_warm_up(desc, step)) return SVG2_ACTION_SPARSE;
     /* a layer that is always dense has no use for clusters */
     return desc->init_on_dense && desc->layer >= desc->dense_layers ? SVG2_ACTION_DENSE_INIT : SVG2_ACTION_DENSE;
 }
@@ -4754,6 +4964,18 @@ SVG2_API svg2_result svg2_resolve(svg2_desc *desc, svg2_error *err)
     SVG2__CHECK(d.dense_above > 0.0f && d.dense_above <= 1.0f, SVG2_ERR_RANGE, "dense_above",
                 "must be in (0, 1]");
 
+    if (d.visit == SVG2_VISIT_DEFAULT)
+        d.visit = d.method == SVG2_METHOD_DENSE ? SVG2_VISIT_DIAGONAL : SVG2_VISIT_NATURAL;
+    SVG2__CHECK(d.visit == SVG2_VISIT_NATURAL || d.visit == SVG2_VISIT_DIAGONAL, SVG2_ERR_RANGE, "visit",
+                "must be natural or diagonal");
+    if (d.skip_threshold == 0.0f) d.skip_threshold = 0.1f;
+    if (d.energy_lambda == 0.0f) {
+        d.energy_lambda = logf(1.464f * (float)SVG2__SKIP_KEYS / (float)d.tokens_kv);
+        if (!(d.energy_lambda < -0.01f)) d.energy_lambda = -0.01f; /* fewer keys than two tiles */
+    }
+    if (d.recall == 0.0f) d.recall = 0.95f;
+    SVG2__TRY(svg2__check_skip(d.skip, d.skip_threshold, d.energy_lambda, d.recall, err));
+
     SVG2__CHECK(d.layer >= 0, SVG2_ERR_RANGE, "layer", "must not be negative");
     SVG2__CHECK(d.dense_layers >= 0, SVG2_ERR_RANGE, "dense_layers", "must not be negative");
     SVG2__CHECK(d.dense_steps >= 0, SVG2_ERR_RANGE, "dense_steps", "must not be negative");
@@ -4938,14 +5160,15 @@ typedef struct svg2__call {
     svg2_action action;
     int32_t clusters[2], blocks[2];
     int32_t text_begin[2], text_count, padding_begin[2], padding_count, video_begin;
-    int need_summary;
+    int need_summary, is_warm_up; /* is_warm_up: a layer or step that the schedule wants dense */
 } svg2__call;
 
 static void svg2__call_init(svg2__call *c, const svg2_backend *backend, const svg2_desc *resolved,
-                            svg2_action action)
+                            svg2_action action, int is_warm_up)
 {
     int i;
     memset(c, 0, sizeof *c);
+    c->is_warm_up = is_warm_up;
     c->backend = backend;
     c->d = *resolved;
     c->action = action;
@@ -5108,7 +5331,8 @@ static svg2_select_desc svg2__call_select(const svg2__call *c, const svg2__work 
 }
 
 static svg2_attention_desc svg2__call_attention(const svg2__call *c, const svg2__work *w, const void *q,
-                                                const void *k, const void *v, void *out, float *lse)
+                                                const void *k, const void *v, void *out, float *lse,
+                                                svg2_head_stats *stats)
 {
     const svg2_desc *d = &c->d;
     svg2_attention_desc a;
@@ -5137,6 +5361,14 @@ static svg2_attention_desc svg2__call_attention(const svg2__call *c, const svg2_
     a.key_offset = w->offset[1];
     a.map = w->map;
     a.key_mean = w->mean[1];
+    if (!c->is_warm_up) {
+        a.skip = d->skip;
+        a.visit = d->visit;
+        a.skip_threshold = d->skip_threshold;
+        a.energy_lambda = d->energy_lambda;
+        a.recall = d->recall;
+        a.stats = stats;
+    }
     if (d->tail != SVG2_TAIL_NONE) {
         a.tail_query_blocks = c->clusters[0];
         a.tail_key_blocks = c->clusters[1];
@@ -5235,7 +5467,7 @@ static size_t svg2__call_layout(const svg2__call *c, void *base, svg2__work *wor
         const svg2_summarize_desc s = svg2__call_summarize(c, &w, 0);
         const svg2_score_desc l = svg2__call_score(c, &w, 0, 0);
         const svg2_select_desc m = svg2__call_select(c, &w, 0);
-        const svg2_attention_desc t = svg2__call_attention(c, &w, 0, 0, 0, 0, 0);
+        const svg2_attention_desc t = svg2__call_attention(c, &w, 0, 0, 0, 0, 0, 0);
         if (c->need_summary)
             most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_SUMMARIZE, &s));
         if (c->need_summary)
@@ -5261,10 +5493,10 @@ SVG2_API size_t svg2_workspace_bytes(const svg2_backend *backend, const svg2_des
     if (!desc || svg2__check_backend(backend, 0) != SVG2_OK) return SIZE_MAX;
     d = *desc;
     if (svg2_resolve(&d, 0) != SVG2_OK) return SIZE_MAX;
-    svg2__call_init(&c, backend, &d, SVG2_ACTION_DENSE);
+    svg2__call_init(&c, backend, &d, SVG2_ACTION_DENSE, 0);
     dense = svg2__call_layout(&c, 0, 0);
     if (d.method != SVG2_METHOD_DENSE) {
-        svg2__call_init(&c, backend, &d, SVG2_ACTION_SPARSE);
+        svg2__call_init(&c, backend, &d, SVG2_ACTION_SPARSE, 0);
         sparse = svg2__call_layout(&c, 0, 0);
     }
     return svg2__max_size(dense, sparse);
@@ -5280,7 +5512,7 @@ SVG2_API svg2_plan svg2_plan_view(const svg2_backend *backend, const svg2_desc *
     if (!desc || !workspace || svg2__check_backend(backend, 0) != SVG2_OK) return p;
     d = *desc;
     if (svg2_resolve(&d, 0) != SVG2_OK || svg2_schedule(&d, step) == SVG2_ACTION_DENSE) return p;
-    svg2__call_init(&c, backend, &d, svg2_schedule(&d, step));
+    svg2__call_init(&c, backend, &d, svg2_schedule(&d, step), svg2__is_warm_up(&d, step));
     (void)svg2__call_layout(&c, (void *)(uintptr_t)workspace, &w); /* only to find the pointers: nothing is written */
     p.query_blocks = c.blocks[0];
     p.key_blocks = c.blocks[1];
@@ -5321,7 +5553,7 @@ SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *d
     SVG2__CHECK((uintptr_t)lse % sizeof(float) == 0, SVG2_ERR_ALIGN, "lse",
                 "must be aligned to the size of its elements");
     SVG2__CHECK((uintptr_t)stats % sizeof(int64_t) == 0, SVG2_ERR_ALIGN, "stats", "must be aligned to 8 bytes");
-    svg2__call_init(&c, backend, &d, svg2_schedule(&d, step));
+    svg2__call_init(&c, backend, &d, svg2_schedule(&d, step), svg2__is_warm_up(&d, step));
     if (d.method != SVG2_METHOD_DENSE) SVG2__TRY(svg2__check_state(state, &d, err));
     SVG2_ASSERT(svg2__call_layout(&c, 0, 0) <= svg2_workspace_bytes(backend, &d));
     SVG2__TRY(svg2__check_memory(workspace, workspace_bytes, svg2_workspace_bytes(backend, &d), backend->align,
@@ -5350,7 +5582,7 @@ SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *d
     }
     if (c.d.tail == SVG2_TAIL_ORDER1) { /* the matrices of all heads at once would be too much memory */
         svg2_tail_desc tail = svg2__call_tail(&c, &w, k, v);
-        svg2_attention_desc attention = svg2__call_attention(&c, &w, q, k, v, out, lse);
+        svg2_attention_desc attention = svg2__call_attention(&c, &w, q, k, v, out, lse, stats);
         const int32_t heads = d.batch * d.heads;
         attention.tail_matrix = w.matrix;
         for (; tail.head_begin < heads; tail.head_begin += tail.head_count) {
@@ -5361,7 +5593,7 @@ SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *d
             SVG2__TRY(svg2_attention(backend, &attention, w.scratch, w.scratch_bytes, err));
         }
     } else {
-        const svg2_attention_desc attention = svg2__call_attention(&c, &w, q, k, v, out, lse);
+        const svg2_attention_desc attention = svg2__call_attention(&c, &w, q, k, v, out, lse, stats);
         SVG2__TRY(svg2_attention(backend, &attention, w.scratch, w.scratch_bytes, err));
     }
     return svg2__ok(err);
