@@ -1,6 +1,7 @@
 #!/bin/sh
 # What nvcc says of svg2_cuda.cu, where there is an nvcc (no GPU is needed): no warning, no spills, nothing exported but
 # svg2_cuda_*, a bearable compile time, and the PTX of every device operation as it is written down in tests/ptx_golden.txt.
+# And that what bench/gpu.sh builds beside it compiles.
 #   tests/nvcc.sh          all checks
 #   tests/nvcc.sh golden   writes the PTX of the device operations as it is now, for tests/ptx_golden.txt
 cd "$(dirname "$0")/.." || exit 1
@@ -109,6 +110,15 @@ for arch in $ARCHS; do
     check "sm_$arch: only svg2_cuda_* is exported" sh -c "
         nm -g --defined-only $dir/sm_$arch.o | awk '\$2 != \"V\" {print \$3}' | sort >$dir/exported
         test -s $dir/exported && ! grep -v '^svg2_cuda_[a-z]' $dir/exported"
+done
+# ---- what bench/gpu.sh builds beside it ----
+cp $dir/ptx.h $dir/ops.inc
+for source in bench/bench_cuda.cu tests/gpu/ops.cu tests/gpu/probe.cu tests/device.cc; do
+    check "$source compiles" "$NVCC" -std=c++17 -arch=sm_80 -I. -I$dir -Xcompiler -Wall,-Wno-unused-function \
+        -Werror all-warnings -x cu -c "$source" -o $dir/program.o
+done
+for source in tests/test_cuda_*.c bench/compare/shim_cuda.c; do
+    check "$source compiles with the small cmocka" "${CC:-gcc}" -std=c99 -Wall -Wextra -Werror -Itests/gpu/lite -fsyntax-only "$source"
 done
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]
