@@ -3908,11 +3908,12 @@ static int svg2__attention_leaves_out(const svg2__attention_task *t, float *p, i
         }
         return leaves_out;
     }
-    for (lane = 0; lane < 16 * nv; ++lane) top[lane] = -INFINITY;
+    for (lane = 0; lane < 16 * nv; ++lane) top[lane] = -INFINITY, sum[lane] = 0.0f;
     for (key = 0; key < n; ++key)
         for (lane = 0; lane < 16 * nv; ++lane) {
             const float x = p[key * SVG2__LANES + lane];
             top[lane] = x > top[lane] ? x : top[lane];
+            sum[lane] += 0.0f * x; /* a NaN, which the comparison passes over; an Inf */
         }
     for (lane = 0; lane < rows; ++lane) {
         float limit = d->skip_threshold;
@@ -3920,7 +3921,7 @@ static int svg2__attention_leaves_out(const svg2__attention_task *t, float *p, i
             const float hint = seed[lane] == -INFINITY ? 0.0f : exp2f(seed[lane] - m[lane]);
             limit = expf(d->energy_lambda) * (l[lane] > hint ? l[lane] : hint);
         }
-        if (!(exp2f(top[lane] - m[lane]) < limit) || m[lane] == -INFINITY) leaves_out = 0;
+        if (!(exp2f(top[lane] - m[lane]) + sum[lane] < limit)) leaves_out = 0;
     }
     return leaves_out;
 }
