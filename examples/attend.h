@@ -3,8 +3,8 @@
    >>arguments  options to svg2_desc      >>inputs  tensors      >>timing  seconds per stage
    >>check      dense and the oracle      >>dump    what the call planned      >>report  table, JSON, picture
 
-   The call can run on a GPU (device.h): tensors, state and workspace then have twins there, and everything that looks at
-   results looks at the host's copies. */
+   The call can run on a GPU (device.h): tensors, state and workspace are then memory of it, and everything that
+   looks at results looks at the host's copies. */
 #include "plan.h"
 
 /* ==== >>arguments ======================================================================== */
@@ -66,7 +66,8 @@ static size_t attend_options(attend_arguments *a, tool_option *options)
         {TOOL_HEADING, "", "", NULL, 0, 0, 0, "how"},
         {TOOL_INT, "repeat", "N", &a->repeat, 1, 100000, 0, "denoising steps on the same input, to see the warm start (1)"},
         {TOOL_FLAG, "check", "", &a->is_check, 0, 0, 0, "also dense attention and the exact oracle: errors, recall"},
-        {TOOL_TEXT, "backend", "cpu|cuda", &a->backend_name, 0, 0, 0, "(cpu); cuda: svg2_cuda.cu, in a build that has it"},
+        {TOOL_TEXT, "backend", "cpu|cuda", &a->backend_name, 0, 0, 0,
+         "(cpu); cuda: svg2_cuda.cu, in a build that has it"},
         {TOOL_CHOICE, "simd", "scalar|avx2|avx512|avx512bf16", &a->simd, 0, 0, 0, "(the best there is)"},
         {TOOL_INT, "threads", "N", &a->threads, 1, 1024, 0, "(number of CPUs)"},
     };
@@ -826,7 +827,7 @@ static void attend_write_picture(FILE *file, const attend_result *r, const atten
 #endif
 
 /* ==== the command ======================================================================== */
-/* Where the call works: the host's memory, or its twin on the GPU. */
+/* What the call works on: memory of the host, or its twins on the GPU. */
 typedef struct attend_memory {
     const void      *q, *k, *v;
     void            *out, *workspace, *state;
@@ -850,10 +851,12 @@ static void *attend_twin(const void *host, size_t bytes) /* host NULL: contents 
 
 static size_t attend_out_bytes(const attend_result *r)
 {
-    return (size_t)r->desc.batch * (size_t)r->desc.heads * (size_t)r->desc.tokens * (size_t)r->desc.head_dim * dtype_bytes(r->desc.out.dtype);
+    const size_t rows = (size_t)r->desc.batch * (size_t)r->desc.heads * (size_t)r->desc.tokens;
+    return rows * (size_t)r->desc.head_dim * dtype_bytes(r->desc.out.dtype);
 }
 
-static attend_memory attend_to_device(const attend_result *r, const attend_tensor *q, const attend_tensor *k, const attend_tensor *v)
+static attend_memory attend_to_device(const attend_result *r, const attend_tensor *q, const attend_tensor *k,
+                                      const attend_tensor *v)
 {
     size_t        heads = (size_t)r->desc.batch * (size_t)r->desc.heads;
     attend_memory m;
@@ -889,7 +892,8 @@ static void attend_time_dense(attend_result *r, const attend_memory *m)
     workspace = attend_twin(NULL, bytes);
     for (i = 0; i < 2; ++i) {
         double start = now();
-        if (svg2_attend(&r->backend, &dense, NULL, 0, m->q, m->k, m->v, m->out, NULL, NULL, workspace, bytes, &err) != SVG2_OK) {
+        if (svg2_attend(&r->backend, &dense, NULL, 0, m->q, m->k, m->v, m->out, NULL, NULL, workspace, bytes,
+                        &err) != SVG2_OK) {
             attend_fail(&err);
         }
         r->dense_seconds = now() - start;
@@ -899,9 +903,9 @@ static void attend_time_dense(attend_result *r, const attend_memory *m)
 
 static void attend_free_device(attend_memory *m)
 {
-    void *all[] = {(void *)(uintptr_t)m->q, (void *)(uintptr_t)m->k, (void *)(uintptr_t)m->v, m->out, m->lse, m->stats, m->workspace, m->state};
-    size_t i;
-    for (i = 0; i < sizeof all / sizeof *all; ++i) device_free(all[i]);
+    const void *all[] = {m->q, m->k, m->v, m->out, m->lse, m->stats, m->workspace, m->state};
+    size_t      i;
+    for (i = 0; i < sizeof all / sizeof *all; ++i) device_free((void *)(uintptr_t)all[i]);
 }
 
 static void attend_run(attend_result *r, const attend_arguments *a, const attend_tensor *q, const attend_tensor *k,

@@ -14,8 +14,10 @@ const char *device_check(const char **name)
     static cudaDeviceProp device;
     svg2_error err;
     int id = 0, driver = 0;
-    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0) return "there is no GPU, or no driver for it";
-    if (svg2_cuda_check(&err) != SVG2_OK) return err.cuda ? err.text : "the GPU's compute capability is below 8.0";
+    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0)
+        return "there is no GPU, or no driver for it";
+    if (svg2_cuda_check(&err) != SVG2_OK)
+        return err.cuda ? err.text : "the GPU's compute capability is below 8.0";
     const cudaError_t e = cudaGetDevice(&id);
     if (e != cudaSuccess) return sentence(e);
     if (name) *name = cudaGetDeviceProperties(&device, id) == cudaSuccess ? device.name : "GPU";

@@ -1,7 +1,8 @@
-/* device.h - MIT licence - the GPU as the tools need it, in plain C; device.cu implements it on the CUDA runtime
+/* device.h - MIT licence - the GPU as the tools need it, in plain C
 
-   A build with -DSVG2_TOOL_CUDA has it (make cuda). In any other the answer of each function is that there is
-   none. What returns const char * returns NULL, or a sentence that says what failed, which lives for ever. */
+   A build with -DSVG2_TOOL_CUDA has it, by device.cu and svg2_cuda.cu (make cuda). In any other the answer of each
+   function is that there is none. What returns const char * returns NULL, or a sentence that says what failed,
+   which lives for ever. */
 #ifndef DEVICE_H_INCLUDED
 #define DEVICE_H_INCLUDED
 

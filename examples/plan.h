@@ -1,4 +1,4 @@
-/* plan.h - MIT licence - what a call on the GPU planned (svg2_plan), as arrays of the host; after svg2.h, tool.h */
+/* plan.h - MIT licence - what a call on the GPU planned (svg2_plan), as arrays of the host; after tool.h */
 #ifndef PLAN_H_INCLUDED
 #define PLAN_H_INCLUDED
 
@@ -12,7 +12,7 @@ static void *plan_array(const void *device, size_t heads, int32_t count, size_t 
     return host;
 }
 
-/* device: of svg2_plan_view with a workspace on the GPU. Only this much of the workspace, which may be gigabytes. */
+/* device: of svg2_plan_view with a workspace on the GPU. No more of it is copied: it may have gigabytes. */
 static svg2_plan plan_from_device(const svg2_plan *device, const svg2_desc *d)
 {
     const size_t word = 4, heads = (size_t)d->batch * (size_t)d->heads,
@@ -35,8 +35,8 @@ static svg2_plan plan_from_device(const svg2_plan *device, const svg2_desc *d)
 
 static void plan_free(svg2_plan *p)
 {
-    const void *all[] = {p->query_label, p->query_order,  p->query_offset, p->query_centroid, p->query_mean, p->key_label,
-                         p->key_order,   p->key_offset,   p->key_centroid, p->key_mean,       p->map};
+    const void *all[] = {p->query_label, p->query_order, p->query_offset, p->query_centroid, p->query_mean, p->map,
+                         p->key_label,   p->key_order,   p->key_offset,   p->key_centroid,   p->key_mean};
     size_t i;
     for (i = 0; i < sizeof all / sizeof *all; ++i) free((void *)(uintptr_t)all[i]);
     memset(p, 0, sizeof *p);

@@ -1,7 +1,7 @@
 /* gpu.h - MIT licence - part of wan.c: self-attention on a GPU, in a model whose arrays are the host's
 
-   Workspace and states of a run are memory of its backend: the clusters never leave the GPU. Q, K, V, the output and
-   the statistics have twins there, allocated once per run and copied around each call. */
+   Workspace and states of a run are memory of its backend: the clusters never leave the GPU. Q, K, V, the output
+   and the statistics have twins there, allocated once per run and copied around each call. */
 #include "../plan.h"
 
 static void wan_expect_device(const char *failure)
