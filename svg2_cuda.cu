@@ -2937,8 +2937,8 @@ SVG2__DEVICE void sort_keys(uint64_t *key, int n)
    one warp, whose lanes all add the same, up to where it ends; row budgets by the score. Row decisions are written to
    the map here; otherwise the map gets what every row keeps, and score and mass go on. Shared memory: 8 bytes a key,
    rounded up to a power of two, and 5 a key cluster: 13 KB at 1000, 52 KB at 4096; larger rows sort in the workspace.
-   Limiter: the 55 steps of the sort at 1000 clusters, 10 of them with a barrier; about 8 blocks an SM hide each
-   other's. */
+   Limiter: the 55 steps of the sort at 1000 clusters, 10 of them with a barrier; the 3 blocks an SM for which there
+   are registers hide each other's. */
 template <int IS_LARGE>
 static __global__ void __launch_bounds__(256, 3) select_rows(select_args a, int64_t rows)
 {
@@ -3425,6 +3425,7 @@ static size_t select_layout(const svg2_select_desc *d, void *base, select_args *
     const int64_t bh = (int64_t)d->batch * d->heads, bkv = (int64_t)d->batch * d->heads_kv;
     const size_t rows = count_of(bh, d->query_clusters), pairs = mul(rows, (size_t)d->key_clusters);
     const int need_loss = d->target_error > 0.0f, is_large = d->key_clusters > SELECT_SORTED;
+    if (d->key_clusters > 1 << 24) return SIZE_MAX; /* a query need not have a valid desc */
     memset(&w, 0, sizeof w);
     for (w.sort_size = 1; w.sort_size < d->key_clusters; w.sort_size *= 2) {}
     w.blocks = SELECT_SCRATCH / w.sort_size;
@@ -3608,7 +3609,7 @@ SVG2__DEVICE int32_t tail_pieces_of(int32_t tokens)
 }
 
 /* tail_plan - one block a slot, a thread a key cluster at a time. The search for a row that skips the cluster nearly always
-   ends at the first or second; a cluster that everybody computes costs one load a query cluster.
+   ends with the first eight; a cluster that everybody computes costs one load a query cluster, eight at a time.
    Limiter: latency (three dependent loads); shared memory 256 bytes. */
 static __global__ void __launch_bounds__(1024) tail_plan(const __grid_constant__ tail_args a)
 {
@@ -3625,8 +3626,10 @@ static __global__ void __launch_bounds__(1024) tail_plan(const __grid_constant__
             n = offset[j + 1] - offset[j];
             for (int32_t h = 0; h < heads.count && n >= 2 && !is_active; ++h) { /* one token has no spread */
                 const uint8_t *map = a.map + (int64_t)(a.head_begin + heads.begin + h) * a.query_blocks * a.key_blocks + j;
-                for (int32_t row = 0; row < a.query_clusters && !is_active; ++row)
-                    is_active = map[(int64_t)row * a.key_blocks] == 0;
+                for (int32_t row = 0; row < a.query_clusters && !is_active; row += 8)
+#pragma unroll
+                    for (int32_t i = 0; i < 8; ++i)
+                        is_active |= map[(int64_t)min(row + i, a.query_clusters - 1) * a.key_blocks] == 0;
             }
         }
         const int32_t own = is_active && n > TAIL_PIECE ? tail_pieces_of(n) : 0;
@@ -4068,6 +4071,7 @@ static size_t tail_layout(const svg2_tail_desc *d, void *base, tail_args *args)
 {
     arena m = {(char *)base, 0};
     tail_args a;
+    if (d->heads_kv < 1 || d->heads_kv > d->heads) return SIZE_MAX; /* a query need not have a valid desc */
     memset(&a, 0, sizeof a);
     const int64_t slots = tail_slots(d), rows = (int64_t)d->head_count * d->query_clusters;
     const int64_t skv = d->tokens_kv, size = (int64_t)d->head_dim * d->head_dim;
@@ -4604,8 +4608,8 @@ template <int DP> SVG2__DEVICE void find_rows(const key_source &s, unsigned char
             int lo = *hint;
             if (key >= run_first[lo + 1]) { /* no run is empty, and the last look was at most two tiles ago */
                 int hi = min(lo + 2 * L::KEYS, list->runs - 1);
-                ++lo;
-                while (lo < hi) {
+                ++lo; /* mostly this is it */
+                while (lo < hi && run_first[lo + 1] <= key) {
                     const int mid = (lo + hi + 1) / 2;
                     if (run_first[mid] <= key) lo = mid;
                     else hi = mid - 1;
@@ -5171,10 +5175,10 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
 
    head_dim   shared memory, bytes         registers     blocks and stages a multiprocessor
    up to        2 / 3 / 4 stages           8.0 / 9.0     8.0: 164 KB   8.6, 8.9, 12.0: 100 KB   9.0, 10.0: 228 KB
-       64     47,616 / 55,808 / 64,000     @64@      2 of 4        2 of 2                   2 of 4
-       96     64,000 / 76,288 / 88,576     @96@      2 of 3        1 of 4                   2 of 4
-      128     80,384 / 96,768 / 113,152    @128@      2 of 2        1 of 3                   2 of 4
-      256     75,136 / 91,520 / 107,904    @256@      2 of 2        1 of 3                   2 of 4
+       64     47,616 / 55,808 / 64,000     197 / 212     2 of 4        2 of 2                   2 of 4
+       96     64,000 / 76,288 / 88,576     229 / 246     2 of 3        1 of 4                   2 of 4
+      128     80,384 / 96,768 / 113,152    255 / 255     2 of 2        1 of 3                   2 of 4
+      256     75,136 / 91,520 / 107,904    227 / 229     2 of 2        1 of 3                   2 of 4
 
    Limiter, by counting at head_dim 128 (a tile of 64 keys, 128 rows): 1,024 products m16n8k16 take the tensor cores of
    an 8.0 2,048 cycles, those of an 8.6, 8.9 or 12.0 twice to four times as many; 320 ldmatrix.x4 and the copies move
