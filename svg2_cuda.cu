@@ -2720,37 +2720,38 @@ static svg2_result run_score(const svg2_backend *backend, const svg2_score_desc 
    As on the CPU, with a launch for each phase in which the rows of a head have to agree:
 
        select_logits          S [BH, Cq, Ck], f32
-       select_rows            a block per query cluster: mass, SVG2's rule, row budgets; scores of what is left
+       select_rows            a block per query cluster: mass, SVG2's rule, row budgets; scores of what is
+                              left
      with a target error
        select_values          |value mean|^2
        select_loss            output of each query cluster, what skipping a block costs, sums of both
      with a target error or a budget of the head
        select_begin           that budget
-       select_count, _digit   three times: weights by a digit of the score's bits, in int64, so exact in any order; the
-                              digit where the budget runs out
+       select_count, _digit   three times: weights by a digit of the score's bits, in int64, so exact in any
+                              order; the digit where the budget runs out
        select_ties, _settle   weight on the threshold by row; of all rows before
        select_finish          map; what was kept and lost by row
      always
        select_end, _border    statistics; dense heads, text, padding
 
-   Sums of floats have a fixed order. The products are f32 on the CUDA cores: a decision hangs on the logits, and
-   2 Cq Ck D flop are a thousandth of those of the attention that is decided about. */
+   Sums of floats have a fixed order. The products are f32 on the CUDA cores: a decision hangs on the logits,
+   and 2 Cq Ck D flop are a thousandth of those of the attention that is decided about. */
 namespace svg2__cuda {
 
 enum {
-    SELECT_SORTED = 4096,   /* key clusters of a row that shared memory holds beside their sorting keys          */
-    SELECT_SCRATCH = 1 << 24, /* sorting keys of the blocks that work on larger rows at one time, about          */
+    SELECT_SORTED = 4096,     /* key clusters of a row that shared memory holds beside their sorting keys */
+    SELECT_SCRATCH = 1 << 24, /* sorting keys of the blocks that work on larger rows at one time, about   */
     SELECT_BINS = 2048,
-    SELECT_COUNT_ROWS = 16, /* rows that share a histogram in shared memory                                      */
+    SELECT_COUNT_ROWS = 16,   /* rows that share a histogram in shared memory                             */
     SELECT_LOSS_ROWS = 32,
     SELECT_LOSS_KEYS = 32
 };
 
 struct select_state { /* of a head */
-    double  unit, allowed, signal; /* fixed-point units per loss; loss that may stay; length of the output        */
-    int64_t left;                  /* budget below the digits found so far                                        */
-    uint32_t prefix;               /* those digits                                                                */
-    int32_t is_open, is_dense;     /* is_open: there is a threshold to find                                       */
+    double  unit, allowed, signal; /* fixed-point units per loss; loss that may stay; length of the output  */
+    int64_t left;                  /* budget below the digits found so far                                  */
+    uint32_t prefix;               /* those digits                                                          */
+    int32_t is_open, is_dense;     /* is_open: there is a threshold to find                                 */
 };
 
 struct select_args {
@@ -2762,8 +2763,10 @@ struct select_args {
     float   *score;      /* [BH, Cq, Ck]  logits, then scores; < 0 = not for the taking              */
     float   *loss;       /* [BH, Cq, Ck]  mass, then contribution to the squared error if skipped    */
     float   *value_square; /* [BHkv, Ck]                                                             */
-    double  *row_signal, *row_all, *row_lost; /* [BH, Cq]  output; loss of what is for the taking; of what stays out */
-    int64_t *row_area, *row_kept, *row_tie;   /* [BH, Cq]  key tokens of SVG2's rule; kept; weight on the threshold  */
+    double  *row_signal, *row_all, *row_lost; /* [BH, Cq]  output; loss of what is for the taking; of what
+                                                           stays out                                       */
+    int64_t *row_area, *row_kept, *row_tie;   /* [BH, Cq]  key tokens of SVG2's rule; kept; weight on the
+                                                           threshold                                       */
     unsigned long long *histogram; /* [BH, 2048]                                                     */
     select_state *state;           /* [BH]                                                           */
     uint64_t *sort_key;  /* [blocks, sort_size]  where shared memory is too small                    */
@@ -2771,7 +2774,8 @@ struct select_args {
     int      sort_size;  /* power of two                                                             */
     int heads, heads_kv, dim, cq, ck, qb, kb, has_text, has_padding;
     int floor;           /* clusters that every row keeps                                            */
-    int is_literal, need_loss, is_row, is_spread, tail; /* is_literal: SVG2's own rule; is_row: rows decide alone */
+    int is_literal, need_loss, is_row, is_spread, tail; /* is_literal: SVG2's own rule; is_row: rows decide
+                                                           alone                                           */
     int64_t blocks;      /* of select_rows                                                           */
     float scale, top_p, density, target_error, dense_above;
 };
@@ -2822,8 +2826,8 @@ SVG2__DEVICE int64_t block_scan(int64_t x, int64_t *total, void *scratch)
     return before;
 }
 
-/* Where a row of the map and the offsets of its two sides lie. There are less than 2^31 rows: each takes 48 bytes of
-   workspace. */
+/* Where a row of the map and the offsets of its two sides lie. There are less than 2^31 rows: each takes 48
+   bytes of workspace. */
 struct select_row {
     int64_t bh, kv, at; /* at: first element of the row in [BH, Cq, Ck] */
     const int32_t *query_offset, *key_offset;
@@ -2851,8 +2855,9 @@ SVG2__DEVICE float select_spread(float log_mass, int n)
     return x < 0.0f ? 0.0f : x;
 }
 
-/* ---- logits ---- One block = 64 query clusters x 128 key clusters, 4 x 8 of them a thread, 16 dimensions at a time
-   through shared memory, transposed, so that 3 loads of 16 bytes feed 32 multiply-adds. Limiter: FMA issue. */
+/* ---- logits ---- One block = 64 query clusters x 128 key clusters, 4 x 8 of them a thread, 16 dimensions at
+   a time through shared memory, transposed, so that 3 loads of 16 bytes feed 32 multiply-adds. Limiter: FMA
+   issue. */
 static __global__ void __launch_bounds__(256) select_logits(select_args a, int row_tiles, int column_tiles)
 {
     enum { M = 64, N = 128, K = 16, LD_M = M + 4, LD_N = N + 4 };
@@ -2866,7 +2871,8 @@ static __global__ void __launch_bounds__(256) select_logits(select_args a, int r
     for (int e0 = 0; e0 < a.dim; e0 += K) {
         __syncthreads(); /* all are done with the last dimensions */
         for (int i = threadIdx.x; i < (M + N) * K / 8; i += 256) {
-            const int is_key = i >= M * K / 8, at = is_key ? i - M * K / 8 : i, row = is_key ? at % N : at % M;
+            const int is_key = i >= M * K / 8, at = is_key ? i - M * K / 8 : i;
+            const int row = is_key ? at % N : at % M;
             const int e = (is_key ? at / N : at / M) * 8;
             float v[8] = {0.0f};
             if (e0 + e < a.dim) {
@@ -2878,7 +2884,8 @@ static __global__ void __launch_bounds__(256) select_logits(select_args a, int r
                     for (int c = 0; c < 8; ++c) v[c] *= a.scale;
                 }
             }
-            for (int c = 0; c < 8; ++c) *(is_key ? &k[(e + c) * LD_N + row] : &q[(e + c) * LD_M + row]) = v[c];
+            for (int c = 0; c < 8; ++c)
+                *(is_key ? &k[(e + c) * LD_N + row] : &q[(e + c) * LD_M + row]) = v[c];
         }
         __syncthreads(); /* q and k are complete */
 #pragma unroll
@@ -2909,8 +2916,9 @@ SVG2__DEVICE uint64_t falling_key(float score, int j)
 SVG2__DEVICE int index_of(uint64_t key) { return (int)(uint32_t)key; }
 SVG2__DEVICE float score_of(uint64_t key) { return __uint_as_float(~(uint32_t)(key >> 32)); }
 
-/* Bitonic sort of n keys (a power of two), ascending, by the whole block. Pair p of a step belongs to thread p modulo
-   the block, so at distances of up to 32 a warp stays among its own 64 keys and needs no barrier of the block. */
+/* Bitonic sort of n keys (a power of two), ascending, by the whole block. Pair p of a step belongs to thread
+   p modulo the block, so at distances of up to 32 a warp stays among its own 64 keys and needs no barrier of
+   the block. */
 SVG2__DEVICE void sort_keys(uint64_t *key, int n)
 {
     int last = 64;
@@ -2932,28 +2940,31 @@ SVG2__DEVICE void sort_keys(uint64_t *key, int n)
     __syncthreads(); /* the keys are sorted for everybody (and written, if there was one) */
 }
 
-/* One block = one query cluster (blocks of large rows take several, one after the other). Mass from the shares or from
-   the logits; SVG2's rule on the masses in falling order, its running sum in f32 and in that order, as on the CPU: by
-   one warp, whose lanes all add the same, up to where it ends; row budgets by the score. Row decisions are written to
-   the map here; otherwise the map gets what every row keeps, and score and mass go on. Shared memory: 8 bytes a key,
-   rounded up to a power of two, and 5 a key cluster: 13 KB at 1000, 52 KB at 4096; larger rows sort in the workspace.
-   Limiter: the 55 steps of the sort at 1000 clusters, 10 of them with a barrier; the 3 blocks an SM for which there
-   are registers hide each other's. */
+/* One block = one query cluster (blocks of large rows take several, one after the other). Mass from the
+   shares or from the logits; SVG2's rule on the masses in falling order, its running sum in f32 and in that
+   order, as on the CPU: by one warp, whose lanes all add the same, up to where it ends; row budgets by the
+   score. Row decisions are written to the map here; otherwise the map gets what every row keeps, and score
+   and mass go on. Shared memory: 8 bytes a key, rounded up to a power of two, and 5 a key cluster: 13 KB at
+   1000, 52 KB at 4096; larger rows sort in the workspace. Limiter: the 55 steps of the sort at 1000 clusters,
+   10 of them with a barrier; the 3 blocks an SM for which there are registers hide each other's. */
 template <int IS_LARGE>
 static __global__ void __launch_bounds__(256, 3) select_rows(select_args a, int64_t rows)
 {
     SVG2_DYN_SMEM(smem, 128);
     void *scratch = smem; /* 64 bytes */
     int *length = (int *)(void *)(smem + 64);
-    uint64_t *key = IS_LARGE ? a.sort_key + (int64_t)blockIdx.x * a.sort_size : (uint64_t *)(void *)(smem + 80);
+    uint64_t *key =
+        IS_LARGE ? a.sort_key + (int64_t)blockIdx.x * a.sort_size : (uint64_t *)(void *)(smem + 80);
     float *mass = IS_LARGE ? a.sort_mass + (int64_t)blockIdx.x * a.ck : (float *)(void *)(key + a.sort_size);
     const int t = threadIdx.x, ck = a.ck;
     /* a floor, SVG2's rule itself and its area need the order; only the heaviest does not */
-    const int need_area = a.is_literal || (!(a.density > 0.0f) && !a.need_loss), need_sort = need_area || a.floor > 0;
+    const int need_area = a.is_literal || (!(a.density > 0.0f) && !a.need_loss);
+    const int need_sort = need_area || a.floor > 0;
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
         const select_row r = select_row_of(a, (int)row / a.cq, (int)row % a.cq);
         const float *log_mass = a.log_mass ? a.log_mass + r.at : NULL;
-        const float *share = a.share && r.queries > 0 ? a.share + r.at : NULL; /* no rows to ask in an empty cluster */
+        /* no rows to ask in an empty cluster */
+        const float *share = a.share && r.queries > 0 ? a.share + r.at : NULL;
         float *score = a.score + r.at, *loss = a.need_loss ? a.loss + r.at : NULL;
         uint8_t *kept = IS_LARGE ? r.map : (uint8_t *)(mass + ck);
         float top = -INFINITY;
@@ -3031,7 +3042,8 @@ static __global__ void __launch_bounds__(256, 3) select_rows(select_args a, int6
             for (int j = t; j < ck; j += 256) best = min(best, key[j]);
             for (int o = 16; o; o >>= 1) best = min(best, __shfl_xor_sync(0xffffffffu, best, o));
             if ((t & 31) == 0) ((uint64_t *)scratch)[t >> 5] = best;
-            __syncthreads(); /* the warps' best are there; before, block_sum's barriers kept scratch for its readers */
+            __syncthreads(); /* the warps' best are there; before, block_sum's barriers kept scratch for its
+                                readers */
             for (int w = 0; w < 8; ++w) best = min(best, ((uint64_t *)scratch)[w]);
             if (t == 0) kept[index_of(best)] = 1;
         }
@@ -3040,8 +3052,8 @@ static __global__ void __launch_bounds__(256, 3) select_rows(select_args a, int6
             for (int j = t; j < ck; j += 256) { /* score per pair of what is left for the taking */
                 const int n = keys_of(r, j);
                 const float x = kept[j] || n == 0 || r.queries == 0
-                                    ? -1.0f
-                                    : mass[j] / (float)n * (a.is_spread ? select_spread(log_mass[j], n) : 1.0f);
+                    ? -1.0f
+                    : mass[j] / (float)n * (a.is_spread ? select_spread(log_mass[j], n) : 1.0f);
                 mass[j] = score[j] = x;
                 if (kept[j]) taken += n;
                 key[j] = falling_key(x < 0.0f ? 0.0f : x, j);
@@ -3054,7 +3066,8 @@ static __global__ void __launch_bounds__(256, 3) select_rows(select_args a, int6
             for (int j = ck + t; j < a.sort_size; j += 256) key[j] = ~(uint64_t)0;
             sort_keys(key, a.sort_size);
             for (int i0 = 0; i0 < ck && before < budget; i0 += 256) {
-                const int i = i0 + t, j = i < ck ? index_of(key[i]) : 0, is_free = i < ck && !(mass[j] < 0.0f);
+                const int i = i0 + t, j = i < ck ? index_of(key[i]) : 0;
+                const int is_free = i < ck && !(mass[j] < 0.0f);
                 int64_t here;
                 const int64_t at = before + block_scan(is_free ? keys_of(r, j) : 0, &here, scratch);
                 if (is_free && at < budget) kept[j] = 1;
@@ -3073,10 +3086,12 @@ static __global__ void __launch_bounds__(256, 3) select_rows(select_args a, int6
     }
 }
 
-/* ---- the loss ---- What skipping a block costs, per query row, from its share of the mass P, the variance of its
-   logits (spread), its mean value and the variance of its values, and the row's output.
-     no tail   the block's mean value is missing. Dropped blocks err together, as the rest is scaled up: amplitudes add.
-     order 0   values that follow the key inside the block: first order. Blocks err independently: squares add.
+/* ---- the loss ---- What skipping a block costs, per query row, from its share of the mass P, the variance
+   of its logits (spread), its mean value and the variance of its values, and the row's output.
+     no tail   the block's mean value is missing. Dropped blocks err together, as the rest is scaled up:
+               amplitudes add.
+     order 0   values that follow the key inside the block: first order. Blocks err independently: squares
+               add.
      order 1   second order, of the values and of the weight: squares add. */
 SVG2__DEVICE float block_loss(int tail, float mass, float spread, float value_square, float value_var,
                               float output_square)
@@ -3099,10 +3114,11 @@ static __global__ void __launch_bounds__(256) select_values(select_args a, int64
     if ((threadIdx.x & 31) == 0) a.value_square[at] = sum;
 }
 
-/* One block = 32 query clusters: their outputs, mass [32, Ck] x value means [Ck, D], of which only the lengths are
-   needed; then the losses, in place of the masses. Warp w has rows 4w .. 4w + 3, lane l columns 4l .. 4l + 3 and 128 +
-   the same; 32 key clusters at a time through shared memory (37 KB at D = 256). A zero mass is not skipped: a NaN among
-   the values must arrive. Limiter: FMA issue and loads from shared memory alike. */
+/* One block = 32 query clusters: their outputs, mass [32, Ck] x value means [Ck, D], of which only the
+   lengths are needed; then the losses, in place of the masses. Warp w has rows 4w .. 4w + 3, lane l columns
+   4l .. 4l + 3 and 128 + the same; 32 key clusters at a time through shared memory (37 KB at D = 256). A zero
+   mass is not skipped: a NaN among the values must arrive. Limiter: FMA issue and loads from shared memory
+   alike. */
 static __global__ void __launch_bounds__(256) select_loss(select_args a, int row_tiles)
 {
     enum { M = SELECT_LOSS_ROWS, K = SELECT_LOSS_KEYS, LD = M + 4 };
@@ -3116,7 +3132,8 @@ static __global__ void __launch_bounds__(256) select_loss(select_args a, int row
         __syncthreads(); /* all are done with the last key clusters */
         for (int i = warp; i < M; i += 8) {
             const int row = row0 + i;
-            mass[lane * LD + i] = row < a.cq && j0 + lane < a.ck ? a.loss[(bh * a.cq + row) * a.ck + j0 + lane] : 0.0f;
+            mass[lane * LD + i] =
+                row < a.cq && j0 + lane < a.ck ? a.loss[(bh * a.cq + row) * a.ck + j0 + lane] : 0.0f;
         }
         for (int i = threadIdx.x; i < K * dp / 8; i += 256) {
             const int j = i / (dp / 8), e = i % (dp / 8) * 8;
@@ -3164,13 +3181,15 @@ static __global__ void __launch_bounds__(256) select_loss(select_args a, int row
         if (lane == 0) {
             a.row_all[bh * a.cq + row] = all;
             a.row_signal[bh * a.cq + row] =
-                (double)r.queries * (a.tail == SVG2_TAIL_NONE ? sqrt((double)output_square) : (double)output_square);
+                (double)r.queries
+                * (a.tail == SVG2_TAIL_NONE ? sqrt((double)output_square) : (double)output_square);
         }
     }
 }
 
-/* ---- the threshold of a head ---- Blocks are taken by falling score (ties in index order) until their weights reach
-   the budget. The weight of a block is its area, or its loss in fixed point, so that sums are exact in any order. */
+/* ---- the threshold of a head ---- Blocks are taken by falling score (ties in index order) until their
+   weights reach the budget. The weight of a block is its area, or its loss in fixed point, so that sums are
+   exact in any order. */
 SVG2__DEVICE int64_t select_weight(const select_args &a, const select_row &r, int j, double unit)
 {
     if (a.need_loss) {
@@ -3208,8 +3227,10 @@ static __global__ void __launch_bounds__(256) select_begin(select_args a)
     if (a.need_loss) {
         const double target = (double)a.target_error;
         s.allowed = (a.tail == SVG2_TAIL_NONE ? target : target * target) * signal;
-        if (!(all <= 1.0e300 && signal <= 1.0e300)) s.is_dense = 1; /* NaN or Inf in v: nothing can be estimated */
-        else if (all > 0.0) s.unit = 1152921504606846976.0 / all, s.is_open = all > s.allowed; /* 2^60: fixed point */
+        if (!(all <= 1.0e300 && signal <= 1.0e300)) /* NaN or Inf in v: nothing can be estimated */
+            s.is_dense = 1;
+        else if (all > 0.0) /* 2^60: fixed point */
+            s.unit = 1152921504606846976.0 / all, s.is_open = all > s.allowed;
     } else {
         const int64_t video_pairs = (int64_t)query_offset[a.cq] * key_offset[a.ck];
         if (a.density > 0.0f) budget += (int64_t)((double)a.density * (double)video_pairs + 0.5);
@@ -3223,15 +3244,16 @@ static __global__ void __launch_bounds__(256) select_begin(select_args a)
 SVG2__DEVICE int digit_shift(int pass) { return pass == 0 ? 21 : pass == 1 ? 10 : 0; }
 SVG2__DEVICE int digit_bins(int pass) { return pass == 2 ? 1024 : 2048; }
 
-/* One block = 16 rows of one head: the weights of the scores that have the digits found so far, by their next digit.
-   Lanes of one digit would take turns at its counter: where a whole warp has one (all scores equal), it adds up first.
-   */
+/* One block = 16 rows of one head: the weights of the scores that have the digits found so far, by their next
+   digit. Lanes of one digit would take turns at its counter: where a whole warp has one (all scores equal),
+   it adds up first. */
 static __global__ void __launch_bounds__(256, 5) select_count(select_args a, int pass, int row_tiles)
 {
     SVG2_DYN_SMEM(smem, 128);
     unsigned long long *count = (unsigned long long *)(void *)smem;
     const int64_t bh = (int)blockIdx.x / row_tiles;
-    const int row0 = (int)blockIdx.x % row_tiles * SELECT_COUNT_ROWS, lane = threadIdx.x & 31, bins = digit_bins(pass);
+    const int row0 = (int)blockIdx.x % row_tiles * SELECT_COUNT_ROWS;
+    const int lane = threadIdx.x & 31, bins = digit_bins(pass);
     const select_state state = a.state[bh];
     const uint32_t above = pass == 0 ? 0u : pass == 1 ? ~0u << 21 : ~0u << 10;
     if (!state.is_open) return;
@@ -3262,7 +3284,8 @@ static __global__ void __launch_bounds__(256, 5) select_count(select_args a, int
         if (count[i]) atomicAdd(&a.histogram[bh * SELECT_BINS + i], count[i]);
 }
 
-/* One block = one head: the digit, from the highest on, where the weights reach what is left of the budget. */
+/* One block = one head: the digit, from the highest on, where the weights reach what is left of the
+   budget. */
 static __global__ void __launch_bounds__(256) select_digit(select_args a, int pass)
 {
     SVG2_DYN_SMEM(smem, 128);
@@ -3278,7 +3301,8 @@ static __global__ void __launch_bounds__(256) select_digit(select_args a, int pa
         state.left = (int64_t)(((double)total - state.allowed * state.unit) * (1.0 + 1e-12)) + 1;
     if (state.left <= 0) {
         if (threadIdx.x == 0) a.state[bh].is_open = 0;
-    } else if ((before < state.left && state.left <= before + sum) || (threadIdx.x == 255 && total < state.left)) {
+    } else if ((before < state.left && state.left <= before + sum)
+               || (threadIdx.x == 255 && total < state.left)) {
         int digit = high;
         while (digit > high - each + 1 && before + (int64_t)histogram[digit] < state.left)
             before += (int64_t)histogram[digit--];
@@ -3301,7 +3325,8 @@ static __global__ void __launch_bounds__(256, 6) select_ties(select_args a, int6
     if (!state.is_open) return;
     for (int j = threadIdx.x & 31; j < a.ck; j += 32) {
         const float score = a.score[r.at + j];
-        if (!(score < 0.0f) && __float_as_uint(score + 0.0f) == state.prefix) sum += select_weight(a, r, j, state.unit);
+        if (!(score < 0.0f) && __float_as_uint(score + 0.0f) == state.prefix)
+            sum += select_weight(a, r, j, state.unit);
     }
     sum = warp_sum(sum);
     if ((threadIdx.x & 31) == 0) a.row_tie[row] = sum;
@@ -3400,8 +3425,8 @@ static __global__ void __launch_bounds__(256) select_end(select_args a)
     s->empty_clusters = empty;
 }
 
-/* One warp = one row of the map: text sees and is seen by all that is valid, padding by nobody; heads that became
-   dense. */
+/* One warp = one row of the map: text sees and is seen by all that is valid, padding by nobody; heads that
+   became dense. */
 static __global__ void __launch_bounds__(256) select_border(select_args a, int64_t rows)
 {
     const int64_t at = (int64_t)blockIdx.x * 8 + (threadIdx.x >> 5);
@@ -3416,8 +3441,9 @@ static __global__ void __launch_bounds__(256) select_border(select_args a, int64
     if (lane == 0 && a.has_padding) line[a.kb - 1] = 0;
 }
 
-/* Per head Cq Ck 4 bytes of scores, as many again with a target error, 48 Cq + 16 KB; above 4096 key clusters up to 256
-   times 12 bytes a key cluster for sorting. 24 heads, 400 x 1000 clusters: 39 MB, 78 MB with a target error. */
+/* Per head Cq Ck 4 bytes of scores, as many again with a target error, 48 Cq + 16 KB; above 4096 key clusters
+   up to 256 times 12 bytes a key cluster for sorting. 24 heads, 400 x 1000 clusters: 39 MB, 78 MB with a
+   target error. */
 static size_t select_layout(const svg2_select_desc *d, void *base, select_args *out = NULL)
 {
     arena a = {(char *)base, 0};
@@ -3448,7 +3474,8 @@ static size_t select_layout(const svg2_select_desc *d, void *base, select_args *
     return a.used;
 }
 
-static svg2_result run_select(const svg2_backend *backend, const svg2_select_desc *d, void *workspace, svg2_error *err)
+static svg2_result run_select(const svg2_backend *backend, const svg2_select_desc *d, void *workspace,
+                              svg2_error *err)
 {
     const svg2_layout f32 = SVG2_ZERO;
     const int64_t bh = (int64_t)d->batch * d->heads, bkv = (int64_t)d->batch * d->heads_kv;
@@ -3491,21 +3518,23 @@ static svg2_result run_select(const svg2_backend *backend, const svg2_select_des
     a.dense_above = d->dense_above;
 
     const int row_tiles = (a.cq + 63) / 64, column_tiles = (a.ck + 127) / 128;
-    SVG2__RUN(launch(backend, err, "select_logits", select_logits, dim3(grid_of(bh * row_tiles * column_tiles)), 256,
-                     (size_t)16 * (68 + 132) * 4, a, row_tiles, column_tiles));
+    SVG2__RUN(launch(backend, err, "select_logits", select_logits,
+                     dim3(grid_of(bh * row_tiles * column_tiles)), 256, (size_t)16 * (68 + 132) * 4, a,
+                     row_tiles, column_tiles));
     if (a.ck > SELECT_SORTED)
-        SVG2__RUN(launch(backend, err, "select_rows", select_rows<1>, dim3(grid_of(a.blocks < rows ? a.blocks : rows)),
-                         256, (size_t)80, a, rows));
+        SVG2__RUN(launch(backend, err, "select_rows", select_rows<1>,
+                         dim3(grid_of(a.blocks < rows ? a.blocks : rows)), 256, (size_t)80, a, rows));
     else
         SVG2__RUN(launch(backend, err, "select_rows", select_rows<0>, dim3(grid_of(rows)), 256,
                          (size_t)(80 + a.sort_size * 8 + a.ck * 5), a, rows));
     if (a.need_loss) {
         const int loss_tiles = (a.cq + SELECT_LOSS_ROWS - 1) / SELECT_LOSS_ROWS;
-        const size_t bytes = (size_t)SELECT_LOSS_KEYS * (SELECT_LOSS_ROWS + 4 + (a.dim <= 128 ? 128 : 256)) * 4;
-        SVG2__RUN(launch(backend, err, "select_values", select_values, dim3(grid_of((bkv * a.ck + 7) / 8)), 256, 0, a,
-                         bkv * a.ck));
-        SVG2__RUN(launch(backend, err, "select_loss", select_loss, dim3(grid_of(bh * loss_tiles)), 256, bytes, a,
-                         loss_tiles));
+        const size_t bytes =
+            (size_t)SELECT_LOSS_KEYS * (SELECT_LOSS_ROWS + 4 + (a.dim <= 128 ? 128 : 256)) * 4;
+        SVG2__RUN(launch(backend, err, "select_values", select_values, dim3(grid_of((bkv * a.ck + 7) / 8)),
+                         256, 0, a, bkv * a.ck));
+        SVG2__RUN(launch(backend, err, "select_loss", select_loss, dim3(grid_of(bh * loss_tiles)), 256, bytes,
+                         a, loss_tiles));
     }
     if (!a.is_row) {
         const int count_tiles = (a.cq + SELECT_COUNT_ROWS - 1) / SELECT_COUNT_ROWS;
@@ -3521,16 +3550,16 @@ static svg2_result run_select(const svg2_backend *backend, const svg2_select_des
     }
     SVG2__RUN(launch(backend, err, "select_end", select_end, dim3(heads), 256, scratch, a));
     if (a.need_loss || a.has_text || a.has_padding)
-        SVG2__RUN(launch(backend, err, "select_border", select_border, dim3(grid_of((bh * a.qb + 7) / 8)), 256, 0, a,
-                         bh * a.qb));
+        SVG2__RUN(launch(backend, err, "select_border", select_border, dim3(grid_of((bh * a.qb + 7) / 8)),
+                         256, 0, a, bh * a.qb));
     return ok(err);
 }
 
 } /* namespace svg2__cuda */
 
 /* ==== >>tail ===============================================================================
-   The matrices A_I = sum_j w_Ij C_j are a product W [Cq, Ck] x C [Ck, D*D] on the tensor cores. Both factors are bf16
-   whatever the inputs are: 8 bits of a difference from a mean do for a correction of second order.
+   The matrices A_I = sum_j w_Ij C_j are a product W [Cq, Ck] x C [Ck, D*D] on the tensor cores. Both factors
+   are bf16 whatever the inputs are: 8 bits of a difference from a mean do for a correction of second order.
 
      tail_plan      which key clusters count; pieces of those that are too long for one block
      tail_logits    S_Ij + lambda_Ij of the blocks that are skipped
@@ -3539,13 +3568,15 @@ static svg2_result run_select(const svg2_backend *backend, const svg2_select_des
      tail_merge     C_j of the clusters in several pieces
      tail_product   A = W C
 
-   Only key clusters with two tokens that somebody skips have a row of C and a column of W, without holes between them.
-   Heads of the call that share a kv head share its C and are one product, their W on top of each other.
+   Only key clusters with two tokens that somebody skips have a row of C and a column of W, without holes
+   between them. Heads of the call that share a kv head share its C and are one product, their W on top of
+   each other.
 
    Workspace, in bytes, for n heads of the call on m kv heads (nearly all of it is C):
-     2 m min(Ck, Skv/2) D^2 + 4 m (Skv/1024) D^2 + 6 n Cq Ck     33 + 7 + 2 MB a head for 110K tokens, 400/1000 clusters,
-   D = 128. A is written (26 MB a head then) and C written and read: 0.1 GB a head, which is what limits short clusters;
-   2 (Skv + Cq Ck) D^2 flop are 17 GFLOP a head, under 1 % of its attention. */
+     2 m min(Ck, Skv/2) D^2 + 4 m (Skv/1024) D^2 + 6 n Cq Ck
+   33 + 7 + 2 MB a head for 110K tokens, 400/1000 clusters, D = 128. A is written (26 MB a head then) and C
+   written and read: 0.1 GB a head, which is what limits short clusters; 2 (Skv + Cq Ck) D^2 flop are 17 GFLOP
+   a head, under 1 % of its attention. */
 namespace svg2__cuda {
 
 enum {
@@ -3596,7 +3627,8 @@ struct tail_heads {
 SVG2__DEVICE tail_heads tail_heads_of(const tail_args &a, int32_t slot)
 {
     const int64_t first = (int64_t)(a.kv_begin + slot) * a.group - a.head_begin;
-    const int64_t begin = first < 0 ? 0 : first, end = first + a.group < a.head_count ? first + a.group : a.head_count;
+    const int64_t begin = first < 0 ? 0 : first;
+    const int64_t end = first + a.group < a.head_count ? first + a.group : a.head_count;
     tail_heads h;
     h.begin = (int32_t)begin;
     h.count = (int32_t)(end - begin);
@@ -3608,14 +3640,15 @@ SVG2__DEVICE int32_t tail_pieces_of(int32_t tokens)
     return tokens / TAIL_PIECE + (tokens % TAIL_PIECE != 0);
 }
 
-/* tail_plan - one block a slot, a thread a key cluster at a time. The search for a row that skips the cluster nearly always
-   ends with the first eight; a cluster that everybody computes costs one load a query cluster, eight at a time.
-   Limiter: latency (three dependent loads); shared memory 256 bytes. */
+/* tail_plan - one block a slot, a thread a key cluster at a time. The search for a row that skips the cluster
+   nearly always ends with the first eight; a cluster that everybody computes costs one load a query cluster,
+   eight at a time. Limiter: latency (three dependent loads); shared memory 256 bytes. */
 static __global__ void __launch_bounds__(1024) tail_plan(const __grid_constant__ tail_args a)
 {
     SVG2_DYN_SMEM(smem, 128);
     int32_t *warp_actives = (int32_t *)(void *)smem, *warp_pieces = warp_actives + 32;
-    const int32_t slot = (int32_t)blockIdx.x, lane = (int32_t)threadIdx.x % WARP, warp = (int32_t)threadIdx.x / WARP;
+    const int32_t slot = (int32_t)blockIdx.x;
+    const int32_t lane = (int32_t)threadIdx.x % WARP, warp = (int32_t)threadIdx.x / WARP;
     const tail_heads heads = tail_heads_of(a, slot);
     const int32_t *offset = a.key_offset + (int64_t)(a.kv_begin + slot) * ((int64_t)a.key_blocks + 1);
     int32_t actives = 0, pieces = 0; /* of the clusters before `from` */
@@ -3625,7 +3658,8 @@ static __global__ void __launch_bounds__(1024) tail_plan(const __grid_constant__
         if (j < a.key_clusters) {
             n = offset[j + 1] - offset[j];
             for (int32_t h = 0; h < heads.count && n >= 2 && !is_active; ++h) { /* one token has no spread */
-                const uint8_t *map = a.map + (int64_t)(a.head_begin + heads.begin + h) * a.query_blocks * a.key_blocks + j;
+                const uint8_t *map =
+                    a.map + (int64_t)(a.head_begin + heads.begin + h) * a.query_blocks * a.key_blocks + j;
                 for (int32_t row = 0; row < a.query_clusters && !is_active; row += 8)
 #pragma unroll
                     for (int32_t i = 0; i < 8; ++i)
@@ -3635,7 +3669,8 @@ static __global__ void __launch_bounds__(1024) tail_plan(const __grid_constant__
         const int32_t own = is_active && n > TAIL_PIECE ? tail_pieces_of(n) : 0;
         int32_t at = is_active, piece = own; /* inclusive sums over the warp */
         for (int o = 1; o < WARP; o *= 2) {
-            const int32_t x = __shfl_up_sync(0xffffffffu, at, (unsigned)o), y = __shfl_up_sync(0xffffffffu, piece, (unsigned)o);
+            const int32_t x = __shfl_up_sync(0xffffffffu, at, (unsigned)o);
+            const int32_t y = __shfl_up_sync(0xffffffffu, piece, (unsigned)o);
             if (lane >= o) at += x, piece += y;
         }
         if (lane == WARP - 1) {
@@ -3664,10 +3699,11 @@ static __global__ void __launch_bounds__(1024) tail_plan(const __grid_constant__
     }
 }
 
-/* tail_logits - one block: 64 query clusters x 64 key clusters of a head, 4 x 4 a thread, in f32 as weights are exponentials
-   of these. Rows of both sides go through shared memory transposed, 32 dimensions at a time; leading dimension 65 keeps the
-   transposed stores and the loads free of bank conflicts (a thread owns every 16th row and column).
-   Limiter: shared memory loads, 8 for 16 FMA; the whole is 2 Cq Ck D flop a head. Shared memory 16.6 KB. */
+/* tail_logits - one block: 64 query clusters x 64 key clusters of a head, 4 x 4 a thread, in f32 as weights
+   are exponentials of these. Rows of both sides go through shared memory transposed, 32 dimensions at a time;
+   leading dimension 65 keeps the transposed stores and the loads free of bank conflicts (a thread owns every
+   16th row and column). Limiter: shared memory loads, 8 for 16 FMA; the whole is 2 Cq Ck D flop a head.
+   Shared memory 16.6 KB. */
 static __global__ void __launch_bounds__(256) tail_logits(const __grid_constant__ tail_args a)
 {
     enum { LEAD = TAIL_TILE + 1 };
@@ -3689,10 +3725,10 @@ static __global__ void __launch_bounds__(256) tail_logits(const __grid_constant_
         const int32_t e = e0 + lane;
         const float mean = e < a.dim ? a.key_mean[kv * a.dim + e] : 0.0f;
         for (int32_t r = warp; r < TAIL_TILE; r += 8) {
-            query[lane * LEAD + r] =
-                e < a.dim && row0 + r < a.query_clusters ? qc[(int64_t)(row0 + r) * a.dim + e] * a.scale : 0.0f;
-            key[lane * LEAD + r] =
-                e < a.dim && col0 + r < a.key_clusters ? kc[(int64_t)(col0 + r) * a.dim + e] - mean : 0.0f;
+            const bool is_row = e < a.dim && row0 + r < a.query_clusters;
+            const bool is_column = e < a.dim && col0 + r < a.key_clusters;
+            query[lane * LEAD + r] = is_row ? qc[(int64_t)(row0 + r) * a.dim + e] * a.scale : 0.0f;
+            key[lane * LEAD + r] = is_column ? kc[(int64_t)(col0 + r) * a.dim + e] - mean : 0.0f;
         }
         __syncthreads(); /* both tiles are complete */
         for (int32_t i = 0; i < 32; ++i) {
@@ -3721,13 +3757,14 @@ static __global__ void __launch_bounds__(256) tail_logits(const __grid_constant_
     }
 }
 
-/* tail_weights - one warp: one row of W. Single tokens count in the sum though they have no column. A row that skips
-   nothing, or whose sum is NaN, is 0. Three passes over Ck logits, the last two from the cache.
+/* tail_weights - one warp: one row of W. Single tokens count in the sum though they have no column. A row
+   that skips nothing, or whose sum is NaN, is 0. Three passes over Ck logits, the last two from the cache.
    Limiter: latency; 4 Cq Ck bytes a head. */
 static __global__ void __launch_bounds__(256) tail_weights(const __grid_constant__ tail_args a)
 {
     const float log2e = 1.4426950408889634f;
-    const int64_t row = (int64_t)blockIdx.x * 8 + threadIdx.x / WARP, rows = (int64_t)a.head_count * a.query_clusters;
+    const int64_t row = (int64_t)blockIdx.x * 8 + threadIdx.x / WARP;
+    const int64_t rows = (int64_t)a.head_count * a.query_clusters;
     const int32_t lane = (int32_t)threadIdx.x % WARP;
     if (row >= rows) return; /* the whole warp */
     const int32_t slot = (int32_t)((a.head_begin + row / a.query_clusters) / a.group - a.kv_begin);
@@ -3742,7 +3779,8 @@ static __global__ void __launch_bounds__(256) tail_weights(const __grid_constant
     sum = warp_sum(sum);
     const float scale = sum > 0.0f ? 1.0f / sum : 0.0f;
     for (int32_t i = lane; i < actives; i += WARP)
-        weight[i] = __float2bfloat16_rn(scale > 0.0f ? svg2__exp2((logit[active[i]] - top) * log2e) * scale : 0.0f);
+        weight[i] =
+            __float2bfloat16_rn(scale > 0.0f ? svg2__exp2((logit[active[i]] - top) * log2e) * scale : 0.0f);
 }
 
 /* 8 elements of a 16-bit tensor as floats */
@@ -3764,18 +3802,20 @@ SVG2__DEVICE void tail_unpack8(float (&x)[8], uint4 v, int32_t dtype)
     }
 }
 
-/* 8 elements of rows token[r] and token[r + 16] from element `origin` of row 0 on, less shift, as bf16 into these rows of a
-   tile; zeros from row n on. IS_RAW: 16-bit rows that may be read 16 bytes at a time; then the loads go out together. */
+/* 8 elements of rows token[r] and token[r + 16] from element `origin` of row 0 on, less shift, as bf16 into
+   these rows of a tile; zeros from row n on. IS_RAW: 16-bit rows that may be read 16 bytes at a time; then
+   the loads go out together. */
 template <int PANEL, bool IS_RAW>
-SVG2__DEVICE void tail_load(unsigned char *tile, const tensor &t, int64_t origin, const int32_t *token, int n, const float *shift,
-                            int r, int chunk)
+SVG2__DEVICE void tail_load(unsigned char *tile, const tensor &t, int64_t origin, const int32_t *token, int n,
+                            const float *shift, int r, int chunk)
 {
     uint4 raw[2];
     if (IS_RAW) {
 #pragma unroll
         for (int i = 0; i < 2; ++i)
             if (r + 16 * i < n)
-                raw[i] = *(const uint4 *)(const void *)((const uint16_t *)t.data + origin + token[r + 16 * i] * t.stride_token);
+                raw[i] = *(const uint4 *)(const void *)((const uint16_t *)t.data + origin
+                                                        + token[r + 16 * i] * t.stride_token);
     }
     const float4 s0 = *(const float4 *)(const void *)shift, s1 = *(const float4 *)(const void *)(shift + 4);
 #pragma unroll
@@ -3790,19 +3830,21 @@ SVG2__DEVICE void tail_load(unsigned char *tile, const tensor &t, int64_t origin
             v.z = pack2(x[4] - s1.x, x[5] - s1.y, __nv_bfloat16());
             v.w = pack2(x[6] - s1.z, x[7] - s1.w, __nv_bfloat16());
         }
-        if (!SVG2__FAULT(50) || r + 16 * i < n) *(uint4 *)(void *)(tile + tile_at<PANEL>(r + 16 * i, chunk)) = v;
+        if (!SVG2__FAULT(50) || r + 16 * i < n)
+            *(uint4 *)(void *)(tile + tile_at<PANEL>(r + 16 * i, chunk)) = v;
     }
 }
 
-/* tail_moments - one block: one PANEL x PANEL piece of C_j (all of it up to D = 128), or of the sum over a piece of 2048
-   tokens of a long cluster; pieces are the first blocks of a slot, for they last longest.
+/* tail_moments - one block: one PANEL x PANEL piece of C_j (all of it up to D = 128), or of the sum over a
+   piece of 2048 tokens of a long cluster; pieces are the first blocks of a slot, for they last longest.
 
        tokens 64 at a time -> registers -> less centroid / value mean, bf16 -> shared memory
        C += key tile^T value tile, warps WARPS_M x WARPS_N, both operands by ldmatrix.trans
 
-   A thread keeps its 8 dimensions and takes every 16th token. Tokens behind the end are zeros. Limiter: gathered rows, 4 D
-   bytes a token in 16-bit, and 2 D^2 bytes a cluster written (through shared memory, so that rows leave whole); two blocks
-   an SM overlap the loads of one with the products of the other. Registers: 64 of C a thread.
+   A thread keeps its 8 dimensions and takes every 16th token. Tokens behind the end are zeros. Limiter:
+   gathered rows, 4 D bytes a token in 16-bit, and 2 D^2 bytes a cluster written (through shared memory, so
+   that rows leave whole); two blocks an SM overlap the loads of one with the products of the other.
+   Registers: 64 of C a thread.
    Shared memory 264 PANEL + 8192 bytes. */
 template <int PANEL> struct tail_shape;
 template <> struct tail_shape<64> { enum { WARPS_M = 2, WARPS_N = 2 }; };
@@ -3820,7 +3862,8 @@ static __global__ void __launch_bounds__(2 * PANEL, 2) tail_moments(const __grid
         WN = PANEL / WARPS_N,
         CHUNKS = PANEL / 8
     };
-    static_assert(THREADS == 2 * PANEL && THREADS / CHUNKS == 16, "a thread keeps its chunk and takes every 16th row");
+    static_assert(THREADS == 2 * PANEL && THREADS / CHUNKS == 16,
+                  "a thread keeps its chunk and takes every 16th row");
     SVG2_DYN_SMEM(smem, 128);
     unsigned char *key_tile = smem, *value_tile = smem + TAIL_TOKENS * PANEL * 2;
     float *key_shift = (float *)(void *)(smem + 4 * TAIL_TOKENS * PANEL), *value_shift = key_shift + PANEL;
@@ -3829,7 +3872,8 @@ static __global__ void __launch_bounds__(2 * PANEL, 2) tail_moments(const __grid
     const int32_t wm = warp / WARPS_N * WM, wn = warp % WARPS_N * WN;
 
     int64_t x = (int64_t)blockIdx.x;
-    const int32_t value_panel = (int32_t)(x % a.panels) * PANEL, key_panel = (int32_t)(x / a.panels % a.panels) * PANEL;
+    const int32_t value_panel = (int32_t)(x % a.panels) * PANEL;
+    const int32_t key_panel = (int32_t)(x / a.panels % a.panels) * PANEL;
     x /= (int64_t)a.panels * a.panels;
     const int32_t item = (int32_t)(x % (a.pieces + a.actives)), slot = (int32_t)(x / (a.pieces + a.actives));
     int32_t row = item - a.pieces;
@@ -3858,7 +3902,8 @@ static __global__ void __launch_bounds__(2 * PANEL, 2) tail_moments(const __grid
     }
     const int32_t *order = a.key_order + kv * a.tokens_kv + begin;
 
-    const int32_t chunk = tid % CHUNKS, r = tid / CHUNKS, key_e = key_panel + chunk * 8, value_e = value_panel + chunk * 8;
+    const int32_t chunk = tid % CHUNKS, r = tid / CHUNKS;
+    const int32_t key_e = key_panel + chunk * 8, value_e = value_panel + chunk * 8;
     {
         const bool is_key = tid < PANEL;
         const int32_t e = is_key ? key_panel + tid : value_panel + tid - PANEL;
@@ -3868,7 +3913,8 @@ static __global__ void __launch_bounds__(2 * PANEL, 2) tail_moments(const __grid
     for (int32_t i = tid; i < n; i += THREADS) token[i] = order[i];
     __syncthreads(); /* the means and the indices are there */
 
-    const int64_t key_origin = row_at(a.k, batch, head, 0) + key_e, value_origin = row_at(a.v, batch, head, 0) + value_e;
+    const int64_t key_origin = row_at(a.k, batch, head, 0) + key_e;
+    const int64_t value_origin = row_at(a.v, batch, head, 0) + value_e;
     float sum[WM / 16][WN / 8][4] = {};
     for (int32_t t = 0; t < n; t += TAIL_TOKENS) {
 #pragma unroll 1 /* registers; 32 KB of loads under way in two blocks */
@@ -3899,7 +3945,8 @@ static __global__ void __launch_bounds__(2 * PANEL, 2) tail_moments(const __grid
                 }
             }
         }
-        if (!SVG2__FAULT(52)) __syncthreads(); /* everybody is through with the tiles before they are overwritten */
+        if (!SVG2__FAULT(52)) __syncthreads(); /* everybody is through with the tiles before they are
+                                                  overwritten */
     }
 
     const int32_t g = lane / 4, c2 = lane % 4 * 2;
@@ -3921,7 +3968,8 @@ static __global__ void __launch_bounds__(2 * PANEL, 2) tail_moments(const __grid
 #pragma unroll
         for (int c = 0; c < WN / 8; ++c)
             for (int i = 0; i < 2; ++i)
-                *(uint32_t *)(void *)(smem + tile_at<PANEL>(wm + 16 * m + 8 * i + g, (wn + 8 * c) / 8) + c2 * 2) =
+                *(uint32_t *)(void *)(smem + tile_at<PANEL>(wm + 16 * m + 8 * i + g, (wn + 8 * c) / 8)
+                                      + c2 * 2) =
                     pack2(sum[m][c][2 * i] * scale, sum[m][c][2 * i + 1] * scale, __nv_bfloat16());
     __syncthreads(); /* C is complete */
     for (int32_t i = tid; i < PANEL * CHUNKS; i += THREADS) {
@@ -3932,8 +3980,8 @@ static __global__ void __launch_bounds__(2 * PANEL, 2) tail_moments(const __grid
     }
 }
 
-/* tail_merge - C of the clusters in several pieces, added in order: one block 1024 elements of the piece that comes first.
-   Limiter: memory, 4 bytes an element and piece. */
+/* tail_merge - C of the clusters in several pieces, added in order: one block 1024 elements of the piece that
+   comes first. Limiter: memory, 4 bytes an element and piece. */
 static __global__ void __launch_bounds__(256) tail_merge(const __grid_constant__ tail_args a)
 {
     const int64_t elements = (int64_t)a.dim * a.dim, parts = (elements + 1023) / 1024;
@@ -3946,7 +3994,8 @@ static __global__ void __launch_bounds__(256) tail_merge(const __grid_constant__
     const int32_t *offset = a.key_offset + ((int64_t)a.kv_begin + slot) * ((int64_t)a.key_blocks + 1)
                             + a.ws.active[(int64_t)slot * a.actives + row];
     const int32_t n = offset[1] - offset[0], pieces = tail_pieces_of(n);
-    const float *from = a.ws.partial + ((int64_t)slot * a.pieces + piece) * elements + e, scale = 1.0f / (float)n;
+    const float *from = a.ws.partial + ((int64_t)slot * a.pieces + piece) * elements + e;
+    const float scale = 1.0f / (float)n;
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     for (int32_t i = 0; i < pieces; ++i) {
         const float4 x = *(const float4 *)(const void *)(from + i * elements);
@@ -3957,16 +4006,19 @@ static __global__ void __launch_bounds__(256) tail_merge(const __grid_constant__
     *(uint2 *)(void *)(a.ws.moment + ((int64_t)slot * a.actives + row) * elements + e) = v;
 }
 
-/* One stage of tail_product on its way into shared memory: rows of W 64 bytes long, rows of C 512. What lies outside is 0. */
-SVG2__DEVICE void tail_stage(uint32_t stage, const tail_args &a, const __nv_bfloat16 *weight, const __nv_bfloat16 *moment,
-                             int64_t rows, int64_t columns, int32_t depth, int32_t k0)
+/* One stage of tail_product on its way into shared memory: rows of W 64 bytes long, rows of C 512. What lies
+   outside is 0. */
+SVG2__DEVICE void tail_stage(uint32_t stage, const tail_args &a, const __nv_bfloat16 *weight,
+                             const __nv_bfloat16 *moment, int64_t rows, int64_t columns, int32_t depth,
+                             int32_t k0)
 {
     const int32_t tid = (int32_t)threadIdx.x;
 #pragma unroll
     for (int i = 0; i < TAIL_ROWS / 64; ++i) {
         const int32_t r = tid / 4 + 64 * i, k = k0 + tid % 4 * 8, left = r < rows ? (depth - k) * 2 : 0;
         const int32_t bytes = left < 0 ? 0 : left > 16 ? 16 : left;
-        svg2__cp_async16(stage + tile_at<TAIL_DEPTH>(r, tid % 4), bytes ? weight + (int64_t)r * a.stride + k : weight, bytes);
+        svg2__cp_async16(stage + tile_at<TAIL_DEPTH>(r, tid % 4),
+                         bytes ? weight + (int64_t)r * a.stride + k : weight, bytes);
     }
     const uint32_t stage_b = stage + TAIL_ROWS * TAIL_DEPTH * 2;
 #pragma unroll
@@ -3978,14 +4030,16 @@ SVG2__DEVICE void tail_stage(uint32_t stage, const tail_args &a, const __nv_bflo
     }
 }
 
-/* tail_product - one block: 128 rows x 256 columns of A. 8 warps of 64 x 64; key clusters come 32 at a time through 4 stages
-   of shared memory, three of them under way. Blocks of the same columns follow each other, so C is read from memory once.
+/* tail_product - one block: 128 rows x 256 columns of A. 8 warps of 64 x 64; key clusters come 32 at a time
+   through 4 stages of shared memory, three of them under way. Blocks of the same columns follow each other,
+   so C is read from memory once.
 
        W  [128 rows][32 clusters]   A operand, ldmatrix
        C  [32 clusters][256]        B operand, ldmatrix.trans
 
-   Limiter: the tensor cores by mma.sync; 85 flop a byte from L2. A warp whose 64 rows are all behind the end leaves the
-   tensor cores to the other. Registers: 128 of A a thread. Shared memory 96 KB, one block an SM, on every device from 8.0 on. */
+   Limiter: the tensor cores by mma.sync; 85 flop a byte from L2. A warp whose 64 rows are all behind the end
+   leaves the tensor cores to the other. Registers: 128 of A a thread. Shared memory 96 KB, one block an SM,
+   on every device from 8.0 on. */
 static __global__ void __launch_bounds__(256) tail_product(const __grid_constant__ tail_args a)
 {
     SVG2_DYN_SMEM(smem, 128);
@@ -3996,11 +4050,13 @@ static __global__ void __launch_bounds__(256) tail_product(const __grid_constant
     const int64_t size = (int64_t)a.dim * a.dim;
     const int64_t down = ((int64_t)most * a.query_clusters + TAIL_ROWS - 1) / TAIL_ROWS,
                   across = (size + TAIL_COLUMNS - 1) / TAIL_COLUMNS;
-    const int64_t row0 = (int64_t)blockIdx.x % down * TAIL_ROWS, col0 = (int64_t)blockIdx.x / down % across * TAIL_COLUMNS;
+    const int64_t row0 = (int64_t)blockIdx.x % down * TAIL_ROWS;
+    const int64_t col0 = (int64_t)blockIdx.x / down % across * TAIL_COLUMNS;
     const int32_t slot = (int32_t)((int64_t)blockIdx.x / down / across);
     const tail_heads heads = tail_heads_of(a, slot);
-    const int64_t first = (int64_t)heads.begin * a.query_clusters + row0;          /* row of W and of A         */
-    const int64_t rows = (int64_t)heads.count * a.query_clusters - row0, columns = size - col0; /* left from here on */
+    const int64_t first = (int64_t)heads.begin * a.query_clusters + row0; /* row of W and of A */
+    /* left from here on */
+    const int64_t rows = (int64_t)heads.count * a.query_clusters - row0, columns = size - col0;
     if (rows <= 0) return;
     const __nv_bfloat16 *weight = a.ws.weight + first * a.stride;
     const __nv_bfloat16 *moment = a.ws.moment + (int64_t)slot * a.actives * size + col0;
@@ -4008,29 +4064,35 @@ static __global__ void __launch_bounds__(256) tail_product(const __grid_constant
 
     float sum[4][8][4] = {};
     for (int s = 0; s < TAIL_STAGES - 1; ++s) {
-        if (s < steps) tail_stage(base + s * TAIL_STAGE_BYTES, a, weight, moment, rows, columns, depth, s * TAIL_DEPTH);
+        if (s < steps)
+            tail_stage(base + s * TAIL_STAGE_BYTES, a, weight, moment, rows, columns, depth, s * TAIL_DEPTH);
         svg2__cp_async_commit();
     }
     for (int32_t step = 0; step < steps; ++step) {
-        if (!SVG2__FAULT(53)) svg2__cp_async_wait<TAIL_STAGES - 2>(); /* this thread's copies of this stage have arrived */
-        if (!SVG2__FAULT(54)) __syncthreads(); /* so have the others'; and everybody is through with the stage before, which
-                                                  the next copies overwrite */
+        /* this thread's copies of this stage have arrived */
+        if (!SVG2__FAULT(53)) svg2__cp_async_wait<TAIL_STAGES - 2>();
+        if (!SVG2__FAULT(54)) __syncthreads(); /* so have the others'; and everybody is through with the stage
+                                                  before, which the next copies overwrite */
         const int32_t ahead = step + TAIL_STAGES - 1;
         if (ahead < steps)
-            tail_stage(base + ahead % TAIL_STAGES * TAIL_STAGE_BYTES, a, weight, moment, rows, columns, depth, ahead * TAIL_DEPTH);
+            tail_stage(base + ahead % TAIL_STAGES * TAIL_STAGE_BYTES, a, weight, moment, rows, columns, depth,
+                       ahead * TAIL_DEPTH);
         svg2__cp_async_commit();
         if (wm >= rows) continue;
-        const uint32_t stage_a = base + step % TAIL_STAGES * TAIL_STAGE_BYTES, stage_b = stage_a + TAIL_ROWS * TAIL_DEPTH * 2;
+        const uint32_t stage_a = base + step % TAIL_STAGES * TAIL_STAGE_BYTES;
+        const uint32_t stage_b = stage_a + TAIL_ROWS * TAIL_DEPTH * 2;
 #pragma unroll
         for (int k = 0; k < TAIL_DEPTH / 16; ++k) {
             uint32_t wa[4][4];
 #pragma unroll
             for (int m = 0; m < 4; ++m)
-                svg2__ldmatrix_x4(wa[m], stage_a + tile_at<TAIL_DEPTH>(wm + 16 * m + lane % 16, 2 * k + lane / 16));
+                svg2__ldmatrix_x4(wa[m],
+                                  stage_a + tile_at<TAIL_DEPTH>(wm + 16 * m + lane % 16, 2 * k + lane / 16));
 #pragma unroll
             for (int c = 0; c < 4; ++c) {
                 uint32_t cb[4];
-                svg2__ldmatrix_x4_trans(cb, stage_b + tile_at<TAIL_COLUMNS>(16 * k + lane % 16, wn / 8 + 2 * c + lane / 16));
+                svg2__ldmatrix_x4_trans(
+                    cb, stage_b + tile_at<TAIL_COLUMNS>(16 * k + lane % 16, wn / 8 + 2 * c + lane / 16));
 #pragma unroll
                 for (int m = 0; m < 4; ++m) {
                     svg2__mma_m16n8k16(sum[m][2 * c], wa[m], cb[0], cb[1], __nv_bfloat16());
@@ -4093,14 +4155,17 @@ static size_t tail_layout(const svg2_tail_desc *d, void *base, tail_args *args)
 }
 
 template <int PANEL>
-static svg2_result tail_run_moments(const svg2_backend *backend, const tail_args &a, int64_t blocks, svg2_error *err)
+static svg2_result tail_run_moments(const svg2_backend *backend, const tail_args &a, int64_t blocks,
+                                    svg2_error *err)
 {
     const bool is_raw = a.k.dtype != SVG2_F32 && a.v.dtype != SVG2_F32 && a.k.is_vector && a.v.is_vector;
-    return launch(backend, err, "tail_moments", is_raw ? tail_moments<PANEL, true> : tail_moments<PANEL, false>,
-                  dim3(grid_of(blocks)), 2 * PANEL, 4 * TAIL_TOKENS * PANEL + 8 * PANEL + 4 * TAIL_PIECE, a);
+    return launch(backend, err, "tail_moments",
+                  is_raw ? tail_moments<PANEL, true> : tail_moments<PANEL, false>, dim3(grid_of(blocks)),
+                  2 * PANEL, 4 * TAIL_TOKENS * PANEL + 8 * PANEL + 4 * TAIL_PIECE, a);
 }
 
-static svg2_result run_tail(const svg2_backend *backend, const svg2_tail_desc *d, void *workspace, svg2_error *err)
+static svg2_result run_tail(const svg2_backend *backend, const svg2_tail_desc *d, void *workspace,
+                            svg2_error *err)
 {
     tail_args a;
     (void)tail_layout(d, workspace, &a);
@@ -4138,10 +4203,12 @@ static svg2_result run_tail(const svg2_backend *backend, const svg2_tail_desc *d
     const int64_t tiles = ((int64_t)d->query_clusters + TAIL_TILE - 1) / TAIL_TILE
                           * (((int64_t)d->key_clusters + TAIL_TILE - 1) / TAIL_TILE);
     const int64_t merges = (int64_t)a.slots * a.pieces * ((size + 1023) / 1024);
-    const int64_t products = (most + TAIL_ROWS - 1) / TAIL_ROWS * ((size + TAIL_COLUMNS - 1) / TAIL_COLUMNS) * a.slots;
+    const int64_t products =
+        (most + TAIL_ROWS - 1) / TAIL_ROWS * ((size + TAIL_COLUMNS - 1) / TAIL_COLUMNS) * a.slots;
     const int64_t moments = (int64_t)a.slots * (a.pieces + a.actives) * a.panels * a.panels;
     SVG2__RUN(launch(backend, err, "tail_plan", tail_plan, dim3(grid_of(a.slots)),
-                     a.key_clusters < 1024 ? (unsigned)(a.key_clusters + WARP - 1) / WARP * WARP : 1024u, 64 * sizeof(int32_t), a));
+                     a.key_clusters < 1024 ? (unsigned)(a.key_clusters + WARP - 1) / WARP * WARP : 1024u,
+                     64 * sizeof(int32_t), a));
     SVG2__RUN(launch(backend, err, "tail_logits", tail_logits, dim3(grid_of(d->head_count * tiles)), 256,
                      2 * 32 * (TAIL_TILE + 1) * sizeof(float), a));
     SVG2__RUN(launch(backend, err, "tail_weights", tail_weights, dim3(grid_of((rows + 7) / 8)), 256, 0, a));
@@ -4166,18 +4233,21 @@ namespace svg2__cuda {
 
 enum {
     ATTENTION_THREADS = 128,
-    LIST_BLOCKS = 512,   /* key blocks of one list of runs: 4 a thread                                        */
-    SLOTS = 4,           /* tiles whose row numbers are held: those in the ring, and the one whose bias is used */
+    LIST_BLOCKS = 512,  /* key blocks of one list of runs: 4 a thread                                     */
+    SLOTS = 4,          /* tiles whose row numbers are held: of the ring, and the one whose bias is used  */
     PACK_ROWS = 64,
     PACK_THREADS = 256,
-    PLAN_BLOCKS = 1024,  /* query blocks that are sorted; beyond that they stay in order                      */
+    PLAN_BLOCKS = 1024, /* query blocks that are sorted; beyond that they stay in order                   */
     PLAN_THREADS = 256,
     COUNT_THREADS = 128,
     MERGE_THREADS = 256
 };
 
 /* head_dim as the tiles have it */
-static inline int32_t padded_dim(int32_t dim) { return dim <= 64 ? 64 : dim <= 96 ? 96 : dim <= 128 ? 128 : 256; }
+static inline int32_t padded_dim(int32_t dim)
+{
+    return dim <= 64 ? 64 : dim <= 96 ? 96 : dim <= 128 ? 128 : 256;
+}
 /* rows of an item: one warp of four then owns 32 rows, or 16 where a row of the output takes 128 registers */
 static inline int32_t item_rows(int32_t padded) { return padded > 128 ? 64 : 128; }
 
@@ -4193,11 +4263,11 @@ static inline int64_t kv_head_host(int64_t bh, int32_t heads, int32_t heads_kv)
 
 /* ---- packing ----
    One block of threads: 64 rows of K, of V, of the virtual keys or of their values, of one kv head.
-   A row comes from order[row] (a gather of whole rows: 256 bytes and more, full sectors) or from where it is, gets
-   zeros up to the padded head_dim, and goes out as T, 16 bytes a lane. T rows are copied bit for bit; others are
-   rounded, after removal of the mean where one is given. Bound by DRAM: 2 to 8 chunks of 16 bytes (f32: 32) are asked
-   for per thread before the first one is used, 48 KB under way in a multiprocessor at head_dim 128. No shared memory;
-   46 to 112 registers. */
+   A row comes from order[row] (a gather of whole rows: 256 bytes and more, full sectors) or from where it is,
+   gets zeros up to the padded head_dim, and goes out as T, 16 bytes a lane. T rows are copied bit for bit;
+   others are rounded, after removal of the mean where one is given. Bound by DRAM: 2 to 8 chunks of 16 bytes
+   (f32: 32) are asked for per thread before the first one is used, 48 KB under way in a multiprocessor at
+   head_dim 128. No shared memory; 46 to 112 registers. */
 struct pack_job {
     tensor         from;
     const int32_t *order; /* [kv heads, tokens], NULL = identity */
@@ -4241,12 +4311,13 @@ template <class T, int DP>
 static __global__ void __launch_bounds__(PACK_THREADS) attention_pack(const __grid_constant__ pack_args a)
 {
     enum { CHUNKS = DP / 8, PER_THREAD = PACK_ROWS * CHUNKS / PACK_THREADS };
-    static_assert(PER_THREAD * PACK_THREADS == PACK_ROWS * CHUNKS, "every thread has the same number of chunks");
+    static_assert(PER_THREAD * PACK_THREADS == PACK_ROWS * CHUNKS, "all threads have as many chunks");
     const int tid = (int)threadIdx.x;
     int which = 0;
     while (which + 1 < a.jobs && (int64_t)blockIdx.x >= a.job[which + 1].first) ++which;
     const pack_job &job = a.job[which];
-    const int64_t block = (int64_t)blockIdx.x - job.first, local = block / job.groups, kv = a.kv_begin + local;
+    const int64_t block = (int64_t)blockIdx.x - job.first, local = block / job.groups;
+    const int64_t kv = a.kv_begin + local;
     const int first = (int)(block % job.groups) * PACK_ROWS;
     uint4 *to = (uint4 *)job.to + (local * job.tokens + first) * CHUNKS;
     const int32_t *order = job.order ? job.order + kv * job.tokens : NULL;
@@ -4324,8 +4395,8 @@ struct plan_args {
     int64_t blocks; /* blocks: heads of the call * query_blocks */
 };
 
-/* One warp: one query block. Reads a row of the map and the offsets, 1 + 4 bytes a key block; latency-bound, but
-   thousands of warps do it side by side. */
+/* One warp: one query block. Reads a row of the map and the offsets, 1 + 4 bytes a key block; latency-bound,
+   but thousands of warps do it side by side. */
 static __global__ void __launch_bounds__(COUNT_THREADS) attention_count(const __grid_constant__ plan_args a)
 {
     const int lane = (int)threadIdx.x % WARP;
@@ -4345,8 +4416,8 @@ static __global__ void __launch_bounds__(COUNT_THREADS) attention_count(const __
     if (lane == 0) a.cost[at] = n;
 }
 
-/* Sum of x over the threads before this one, and over all of them. scan: one value a warp; it may be used again after
-   the next barrier. */
+/* Sum of x over the threads before this one, and over all of them. scan: one value a warp; it may be used
+   again after the next barrier. */
 template <int THREADS, class T> SVG2__DEVICE T scan_threads(T x, T *scan, T &total)
 {
     const int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
@@ -4365,15 +4436,15 @@ template <int THREADS, class T> SVG2__DEVICE T scan_threads(T x, T *scan, T &tot
     return before + sum - x;
 }
 
-/* One block of threads: the items of one head. Up to 1024 query blocks are sorted by falling cost (ties to the lower
-   one) by counting, for each, those that go before it: 1024 reads a thread, broadcast; 10 us at most, once a call and
-   head, beside milliseconds of attention. Items of one head follow each other, so that its keys and values stay in
-   L2. 12 KB of shared memory, 32 registers; latency-bound. */
+/* One block of threads: the items of one head. Up to 1024 query blocks are sorted by falling cost (ties to
+   the lower one) by counting, for each, those that go before it: 1024 reads a thread, broadcast; 10 us at
+   most, once a call and head, beside milliseconds of attention. Items of one head follow each other, so that
+   its keys and values stay in L2. 12 KB of shared memory, 32 registers; latency-bound. */
 static __global__ void __launch_bounds__(PLAN_THREADS) attention_plan(const __grid_constant__ plan_args a)
 {
     SVG2_DYN_SMEM(attention_shared, 128);
-    int32_t *cost = (int32_t *)(void *)attention_shared, *block = cost + PLAN_BLOCKS, *items = block + PLAN_BLOCKS;
-    int32_t *scan = items + PLAN_BLOCKS;
+    int32_t *cost = (int32_t *)(void *)attention_shared, *block = cost + PLAN_BLOCKS;
+    int32_t *items = block + PLAN_BLOCKS, *scan = items + PLAN_BLOCKS;
     const int tid = (int)threadIdx.x;
     const int64_t head = blockIdx.x, bh = a.head_begin + head;
     const int32_t *offset = a.query_offset ? a.query_offset + bh * ((int64_t)a.query_blocks + 1) : NULL;
@@ -4414,7 +4485,8 @@ static __global__ void __launch_bounds__(PLAN_THREADS) attention_plan(const __gr
         __syncthreads(); /* items[] holds the sums */
         for (i = tid; i < total; i += PLAN_THREADS) {
             int lo = 0, hi = n - 1;
-            while (lo < hi) { /* the last block that begins at or before item i: blocks without rows are passed over */
+            /* the last block that begins at or before item i: blocks without rows are passed over */
+            while (lo < hi) {
                 const int mid = (lo + hi + 1) / 2;
                 if (items[mid] <= i) lo = mid;
                 else hi = mid - 1;
@@ -4437,8 +4509,8 @@ static __global__ void __launch_bounds__(PLAN_THREADS) attention_plan(const __gr
 }
 
 /* ---- forward ---- */
-/* 16-bit rows as the kernels read them: row t of kv head (b, h) at data + b*stride_batch + h*stride_head - begin +
-   t*stride_token. A row has chunks of 8 elements; the tile holds zeros behind them. */
+/* 16-bit rows as the kernels read them: row t of kv head (b, h) at data + b*stride_batch + h*stride_head -
+   begin + t*stride_token. A row has chunks of 8 elements; the tile holds zeros behind them. */
 struct operand {
     const void *data;
     int64_t     stride_batch, stride_head, stride_token, begin;
@@ -4453,7 +4525,8 @@ struct attention_args {
     const uint8_t *map;
     const float *key_mean, *log_mass, *tail_matrix;
     float *lse;
-    int32_t heads, heads_kv, tokens, tokens_kv, dim, query_blocks, key_blocks, tail_query_blocks, tail_key_blocks;
+    int32_t heads, heads_kv, tokens, tokens_kv, dim, query_blocks, key_blocks;
+    int32_t tail_query_blocks, tail_key_blocks;
     int32_t stages;           /* K or V tiles in the ring: 2 to 4                                        */
     int32_t is_relative;      /* the keys lack their mean                                                */
     int32_t is_matrix_vector; /* tail_matrix is aligned to 16 bytes                                      */
@@ -4461,8 +4534,8 @@ struct attention_args {
     float scale2, sign;       /* |scale| * log2(e), not 0; the queries are multiplied by sign            */
 };
 
-/* Shared memory of a block, as byte offsets; the ring of tiles stands last. Of a list: 1 run = up to 4 neighbouring
-   blocks. */
+/* Shared memory of a block, as byte offsets; the ring of tiles stands last. Of a list: 1 run = up to 4
+   neighbouring blocks. */
 template <int DP> struct attention_smem {
     enum {
         ROWS = DP > 128 ? 64 : 128, /* of an item */
@@ -4475,7 +4548,7 @@ template <int DP> struct attention_smem {
         STREAM = 128,                                 /* tile_rows [2] */
         LIST = 176,                                   /* key_list */
         RUN_START = 192,                              /* i32 [LIST_BLOCKS], row */
-        RUN_FIRST = RUN_START + 4 * LIST_BLOCKS,      /* i32 [LIST_BLOCKS + 4], its number among the item's keys */
+        RUN_FIRST = RUN_START + 4 * LIST_BLOCKS,      /* i32 [LIST_BLOCKS + 4], its number among the keys */
         HINT = RUN_FIRST + 4 * (LIST_BLOCKS + 4),     /* i32 [KEYS] */
         ROW = HINT + 4 * KEYS,                        /* i32 [SLOTS][KEYS] */
         BIAS = ROW + 4 * SLOTS * KEYS,                /* f32 [SLOTS][KEYS] */
@@ -4484,22 +4557,23 @@ template <int DP> struct attention_smem {
         EXACT = SHIFT + 4 * ROWS,                     /* f32 [2][ROWS] */
         STATE = (EXACT + 8 * ROWS + 127) / 128 * 128, /* f32x4 [ROWS / 64][threads]: m, m, l, l */
         QUERY = STATE + 16 * ATTENTION_THREADS * (ROWS / 64), /* [ROWS] rows of QUERY_ROW bytes */
-        /* 16 bytes further into the banks from row to row; the matrices of a row then lie at constant distances, unlike
-           with tile_at, which saves 3 registers */
+        /* 16 bytes further into the banks from row to row; the matrices of a row then lie at constant
+           distances, unlike with tile_at, which saves 3 registers */
         QUERY_ROW = DP * 2 + 16,
         RING = QUERY + ROWS * QUERY_ROW               /* tiles [stages][KEYS][DP] */
     };
 };
 
-/* Two blocks a multiprocessor, which have 228 KB (9.0, 10.0) or 164 KB (8.0), less 1 KB a block; one block where they
-   have 100 KB. */
+/* Two blocks a multiprocessor, which have 228 KB (9.0, 10.0) or 164 KB (8.0), less 1 KB a block; one block
+   where they have 100 KB. */
 static_assert(2 * (attention_smem<128>::RING + 4 * attention_smem<128>::TILE + 1024) <= 228 * 1024,
               "head_dim 128, 4 stages");
 static_assert(2 * (attention_smem<128>::RING + 2 * attention_smem<128>::TILE + 1024) <= 164 * 1024,
               "head_dim 128, 2 stages");
 static_assert(2 * (attention_smem<256>::RING + 4 * attention_smem<256>::TILE + 1024) <= 228 * 1024,
               "head_dim 256, 4 stages");
-static_assert(attention_smem<128>::RING + 3 * attention_smem<128>::TILE + 1024 <= 100 * 1024, "head_dim 128, 3 stages");
+static_assert(attention_smem<128>::RING + 3 * attention_smem<128>::TILE + 1024 <= 100 * 1024,
+              "head_dim 128, 3 stages");
 static_assert(attention_smem<64>::RING % 128 == 0 && attention_smem<96>::RING % 128 == 0
                   && attention_smem<128>::RING % 128 == 0 && attention_smem<256>::RING % 128 == 0,
               "a tile begins at bank 0");
@@ -4515,7 +4589,10 @@ static size_t attention_smem_bytes(int32_t padded, int32_t stages)
 }
 
 /* An array of a layout in shared memory. */
-template <class X> SVG2__DEVICE X *shared_at(unsigned char *smem, int offset) { return (X *)(void *)(smem + offset); }
+template <class X> SVG2__DEVICE X *shared_at(unsigned char *smem, int offset)
+{
+    return (X *)(void *)(smem + offset);
+}
 
 /* Where the keys of an item come from. */
 struct key_source {
@@ -4556,10 +4633,12 @@ struct key_list {
 template <int DP> SVG2__DEVICE void next_list(const key_source &s, unsigned char *smem)
 {
     typedef attention_smem<DP> L;
-    int32_t *run_start = shared_at<int32_t>(smem, L::RUN_START), *run_first = shared_at<int32_t>(smem, L::RUN_FIRST);
+    int32_t *run_start = shared_at<int32_t>(smem, L::RUN_START);
+    int32_t *run_first = shared_at<int32_t>(smem, L::RUN_FIRST);
     key_list *list = shared_at<key_list>(smem, L::LIST);
     unsigned long long own = 0, total; /* runs << 32 | keys */
-    const key_list old = *list; /* the scan's barrier parts this, and searches of the old list, from the new one */
+    const key_list old = *list; /* the scan's barrier parts this, and searches of the old list, from the new
+                                   one */
     const int tid = (int)threadIdx.x, begin = old.next_block + tid * (LIST_BLOCKS / ATTENTION_THREADS);
     int i, first, after = -1;
     for (i = begin; i < begin + LIST_BLOCKS / ATTENTION_THREADS && i < s.blocks; ++i) {
@@ -4592,7 +4671,8 @@ template <int DP> SVG2__DEVICE void next_list(const key_source &s, unsigned char
     if (!SVG2__FAULT(63)) __syncthreads(); /* the list is complete */
 }
 
-/* The rows of a tile, for the loads of the half steps to come: -1 behind the last key. All threads together. */
+/* The rows of a tile, for the loads of the half steps to come: -1 behind the last key. All threads
+   together. */
 template <int DP> SVG2__DEVICE void find_rows(const key_source &s, unsigned char *smem, int tile)
 {
     typedef attention_smem<DP> L;
@@ -4600,7 +4680,7 @@ template <int DP> SVG2__DEVICE void find_rows(const key_source &s, unsigned char
     const key_list *list = shared_at<key_list>(smem, L::LIST);
     const int32_t *run_start = shared_at<int32_t>(smem, L::RUN_START);
     const int32_t *run_first = shared_at<int32_t>(smem, L::RUN_FIRST);
-    int32_t *hint = shared_at<int32_t>(smem, L::HINT) + tid; /* the run of the last key that this thread looked for */
+    int32_t *hint = shared_at<int32_t>(smem, L::HINT) + tid; /* the run of the last key of this thread */
     int filled = 0, row = -1;
     for (;;) {
         const int end = min(list->end - tile * L::KEYS, (int)L::KEYS);
@@ -4626,14 +4706,15 @@ template <int DP> SVG2__DEVICE void find_rows(const key_source &s, unsigned char
         shared_at<int32_t>(smem, L::ROW)[slot * L::KEYS + tid] = row;
         if (s.is_tail)
             shared_at<float>(smem, L::BIAS)[slot * L::KEYS + tid] =
-                row < 0 ? 0.0f
-                : s.log_mass ? s.log_mass[row] * 1.44269504f : log2f((float)(s.offset[row + 1] - s.offset[row]));
+                row < 0      ? 0.0f
+                : s.log_mass ? s.log_mass[row] * 1.44269504f
+                             : log2f((float)(s.offset[row + 1] - s.offset[row]));
     }
     if (tid == 0) shared_at<int32_t>(smem, L::INFO)[slot] = filled;
 }
 
-/* Copies of the rows of a tile into the ring, 16 bytes each. 8 lanes (4 where rows are no multiple of 128 bytes) take a
-   row, so that a thread needs few row numbers and a request of a warp is 4 full lines. */
+/* Copies of the rows of a tile into the ring, 16 bytes each. 8 lanes (4 where rows are no multiple of 128
+   bytes) take a row, so that a thread needs few row numbers and a request of a warp is 4 full lines. */
 template <class T, int DP>
 SVG2__DEVICE void load_tile(const T *rows, int64_t stride, int chunks, const int32_t *row, uint32_t tile)
 {
@@ -4646,21 +4727,24 @@ SVG2__DEVICE void load_tile(const T *rows, int64_t stride, int chunks, const int
 #pragma unroll
         for (int k = 0; k < DP / 8; k += LANES) {
             const bool is_there = (from >= 0 || SVG2__FAULT(64)) && c + k < chunks;
-            svg2__cp_async16(tile + tile_at<DP>(r, c + k), p + (c + k < chunks ? c + k : 0) * 8, is_there ? 16 : 0);
+            svg2__cp_async16(tile + tile_at<DP>(r, c + k), p + (c + k < chunks ? c + k : 0) * 8,
+                             is_there ? 16 : 0);
         }
     }
 }
 
-/* Asks for number `half` of the tiles K0 V0 K1 V1 ..., if there is one, into that place of the ring; one group of
-   copies either way. What is needed once a tile stands in shared memory, not in registers. */
-template <class T, int DP> SVG2__DEVICE void load_half(int half, int place, unsigned char *smem, uint32_t ring)
+/* Asks for number `half` of the tiles K0 V0 K1 V1 ..., if there is one, into that place of the ring; one
+   group of copies either way. What is needed once a tile stands in shared memory, not in registers. */
+template <class T, int DP>
+SVG2__DEVICE void load_half(int half, int place, unsigned char *smem, uint32_t ring)
 {
     typedef attention_smem<DP> L;
     const int slot = half / 2 % SLOTS;
     if (shared_at<int32_t>(smem, L::INFO)[slot] > 0) {
         const tile_rows from = shared_at<tile_rows>(smem, L::STREAM)[half % 2];
         load_tile<T, DP>((const T *)from.data, from.stride, from.chunks,
-                         shared_at<int32_t>(smem, L::ROW) + slot * L::KEYS, ring + (uint32_t)(place * L::TILE));
+                         shared_at<int32_t>(smem, L::ROW) + slot * L::KEYS,
+                         ring + (uint32_t)(place * L::TILE));
     }
     svg2__cp_async_commit();
 }
@@ -4672,8 +4756,8 @@ template <class T> SVG2__DEVICE const T *operand_head(const operand &o, int32_t 
 
 /* Rows of the item into the query tile; rows behind the last one, and dimensions behind head_dim, are 0. */
 template <class T, int DP, int ROWS>
-SVG2__DEVICE void load_queries(const tensor &q, const int32_t *order, int64_t batch, int64_t head, int first, int count,
-                               int dim, float sign, unsigned char *tile)
+SVG2__DEVICE void load_queries(const tensor &q, const int32_t *order, int64_t batch, int64_t head, int first,
+                               int count, int dim, float sign, unsigned char *tile)
 {
     const bool is_copy = q.dtype == dtype_of(T()) && q.is_vector && sign > 0.0f;
     if (is_copy) {
@@ -4681,9 +4765,10 @@ SVG2__DEVICE void load_queries(const tensor &q, const int32_t *order, int64_t ba
         for (int i = (int)threadIdx.x; i < ROWS * (DP / 8); i += ATTENTION_THREADS) {
             const int r = i / (DP / 8), c = i % (DP / 8);
             const bool is_there = r < count && c * 8 < dim;
-            const int64_t at = is_there ? row_at(q, batch, head, order ? order[first + r] : first + r) + c * 8 : 0;
-            svg2__cp_async16(svg2__smem(tile + r * attention_smem<DP>::QUERY_ROW + c * 16), (const T *)q.data + at,
-                             is_there ? 16 : 0);
+            const int64_t at =
+                is_there ? row_at(q, batch, head, order ? order[first + r] : first + r) + c * 8 : 0;
+            svg2__cp_async16(svg2__smem(tile + r * attention_smem<DP>::QUERY_ROW + c * 16),
+                             (const T *)q.data + at, is_there ? 16 : 0);
         }
         return;
     }
@@ -4698,8 +4783,8 @@ SVG2__DEVICE void load_queries(const tensor &q, const int32_t *order, int64_t ba
     }
 }
 
-/* q.key_mean of one row: what its logits lack where the keys lack their mean. Of the rounded query where the product
-   with the keys has it, too. */
+/* q.key_mean of one row: what its logits lack where the keys lack their mean. Of the rounded query where the
+   product with the keys has it, too. */
 template <class T>
 SVG2__DEVICE float mean_logit(const tensor &q, int64_t row, int dim, const float *mean, bool is_rounded)
 {
@@ -4707,14 +4792,15 @@ SVG2__DEVICE float mean_logit(const tensor &q, int64_t row, int dim, const float
 #pragma unroll 1
     for (int e = 0; e < dim; e += 8) {
         load8(x, q, row, e);
-        for (int n = 0; n < 8; ++n) sum = fmaf(is_rounded ? to_float(round_to(x[n], T())) : x[n], mean[e + n], sum);
+        for (int n = 0; n < 8; ++n)
+            sum = fmaf(is_rounded ? to_float(round_to(x[n], T())) : x[n], mean[e + n], sum);
     }
     return sum;
 }
 
-/* Chunk 2*e + (the lane's 0 or 1) of the row that a lane addresses, given the address of the lane's chunk 0 or 1:
-   what tile_at gives, as an exclusive or of a constant. It is made from an address that changes from tile to tile, so
-   that it takes one instruction where it is used and not a register all the time. */
+/* Chunk 2*e + (the lane's 0 or 1) of the row that a lane addresses, given the address of the lane's chunk 0
+   or 1: what tile_at gives, as an exclusive or of a constant. It is made from an address that changes from
+   tile to tile, so that it takes one instruction where it is used and not a register all the time. */
 template <int DP> SVG2__DEVICE uint32_t tile_step(uint32_t lane_chunk, int e)
 {
     if (DP % 64 == 0) return (lane_chunk ^ (uint32_t)((e & 3) << 5)) + (uint32_t)(e / 4 * 128);
@@ -4727,8 +4813,8 @@ SVG2__DEVICE void logits(float (&s)[MT][KEYS / 8][4], uint32_t q, uint32_t k)
 {
     enum { ROW = attention_smem<DP>::QUERY_ROW };
     const int tid = svg2__fresh((int)threadIdx.x), lane = tid % WARP;
-    /* The four matrices: rows 0-7, rows 8-15, both of the next 8 dimensions; keys 0-7, their next 8 dimensions, both
-       of keys 8-15. */
+    /* The four matrices: rows 0-7, rows 8-15, both of the next 8 dimensions; keys 0-7, their next 8
+       dimensions, both of keys 8-15. */
     q += (uint32_t)((tid / WARP * 16 * MT + lane % 16) * ROW + lane / 16 * 16);
     k += tile_at<DP>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
@@ -4752,7 +4838,8 @@ SVG2__DEVICE void logits(float (&s)[MT][KEYS / 8][4], uint32_t q, uint32_t k)
     }
 }
 
-/* What a lane addresses of 16 rows and 16 columns, transposed: rows 0-7, rows 8-15, both of the next 8 columns. */
+/* What a lane addresses of 16 rows and 16 columns, transposed: rows 0-7, rows 8-15, both of the next 8
+   columns. */
 template <int DP> SVG2__DEVICE uint32_t value_lane(uint32_t tile)
 {
     const int lane = svg2__fresh((int)threadIdx.x) % WARP;
@@ -4828,7 +4915,8 @@ SVG2__DEVICE item_head head_of(const attention_args &a, const attention_item &it
 }
 
 /* What the loads of a phase need, by one thread. */
-template <class T, int DP> SVG2__DEVICE void begin_phase(const attention_args &a, unsigned char *smem, bool is_tail)
+template <class T, int DP>
+SVG2__DEVICE void begin_phase(const attention_args &a, unsigned char *smem, bool is_tail)
 {
     typedef attention_smem<DP> L;
     const attention_item item = *shared_at<attention_item>(smem, L::ITEM);
@@ -4839,8 +4927,9 @@ template <class T, int DP> SVG2__DEVICE void begin_phase(const attention_args &a
     key_list *list = shared_at<key_list>(smem, L::LIST);
     source->map = a.map ? a.map + (x.bh * a.query_blocks + item.block) * a.key_blocks : NULL;
     source->offset = a.key_offset ? a.key_offset + x.kv * ((int64_t)a.key_blocks + 1) : NULL;
-    source->log_mass =
-        a.log_mass && is_tail ? a.log_mass + (x.bh * a.tail_query_blocks + item.block) * a.tail_key_blocks : NULL;
+    source->log_mass = a.log_mass && is_tail
+                           ? a.log_mass + (x.bh * a.tail_query_blocks + item.block) * a.tail_key_blocks
+                           : NULL;
     source->blocks = is_tail ? a.tail_key_blocks : a.map ? a.key_blocks : 1;
     source->last = a.key_blocks;
     source->tokens = a.tokens_kv;
@@ -4855,22 +4944,25 @@ template <class T, int DP> SVG2__DEVICE void begin_phase(const attention_args &a
 }
 
 /* The queries of the item, where each row is from, and the mean's part of its logits. */
-template <class T, int DP, int ROWS> SVG2__DEVICE void begin_rows(const attention_args &a, unsigned char *smem)
+template <class T, int DP, int ROWS>
+SVG2__DEVICE void begin_rows(const attention_args &a, unsigned char *smem)
 {
     typedef attention_smem<DP> L;
     const int tid = (int)threadIdx.x;
     const attention_item item = *shared_at<attention_item>(smem, L::ITEM);
     const item_head x = head_of(a, item);
     const int32_t *order = a.query_order ? a.query_order + x.bh * a.tokens : NULL;
-    load_queries<T, DP, ROWS>(a.q, order, x.batch, x.head, item.first, item.count, a.dim, a.sign, smem + L::QUERY);
+    load_queries<T, DP, ROWS>(a.q, order, x.batch, x.head, item.first, item.count, a.dim, a.sign,
+                              smem + L::QUERY);
     svg2__cp_async_commit();
     if (tid < item.count) {
         const int token = order ? order[item.first + tid] : item.first + tid;
         shared_at<int32_t>(smem, L::TOKEN)[tid] = token;
         if (a.key_mean && (a.is_relative ? a.lse != NULL : item.block < a.tail_query_blocks))
-            shared_at<float>(smem, L::SHIFT)[tid] = a.sign * a.scale2 *
-                                                    mean_logit<T>(a.q, row_at(a.q, x.batch, x.head, token), a.dim,
-                                                                  a.key_mean + x.kv * a.dim, !a.is_relative);
+            shared_at<float>(smem, L::SHIFT)[tid] =
+                a.sign * a.scale2
+                * mean_logit<T>(a.q, row_at(a.q, x.batch, x.head, token), a.dim, a.key_mean + x.kv * a.dim,
+                                !a.is_relative);
     }
 }
 
@@ -4887,8 +4979,8 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
     const int stages = a.stages, ahead = stages > 2 ? 2 : 1;
     const key_source &source = *shared_at<key_source>(smem, L::SOURCE);
     bool had_tail;
-    /* Running maximum m and this lane's part of the sum l, of rows g and g + 8: the registers are taken by o and s,
-       and they are touched once a tile. */
+    /* Running maximum m and this lane's part of the sum l, of rows g and g + 8: the registers are taken by o
+       and s, and they are touched once a tile. */
     float4 *const state = shared_at<float4>(smem, L::STATE);
     float o[MT][DP / 8][4];
     int i, h, n, e;
@@ -4904,9 +4996,9 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
 
     /* First the exact keys, then the virtual ones.
 
-       A tile of keys is two half steps: A computes P from its K, B adds P V. Tiles K0 V0 K1 V1 ... go round a ring of
-       `stages` places; half step j loads tile j + stages - 1 into the place that half step j - 1 has just left. Row
-       numbers of tile i + ahead are found in A of tile i. */
+       A tile of keys is two half steps: A computes P from its K, B adds P V. Tiles K0 V0 K1 V1 ... go round a
+       ring of `stages` places; half step j loads tile j + stages - 1 into the place that half step j - 1 has
+       just left. Row numbers of tile i + ahead are found in A of tile i. */
 #pragma unroll 1
     for (;;) {
         __syncthreads(); /* source, stream and list are there */
@@ -4924,8 +5016,10 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
             if (keys == 0) break;
             const float factor = source.is_tail ? 1.0f : a.scale2;
             uint32_t p[KEYS / 16][MT][4];
-            if (!SVG2__FAULT(66)) wait_for_tile(stages); /* this thread's copies into K (and at first Q) have landed */
-            if (!SVG2__FAULT(67)) __syncthreads(); /* those of all others, too; nobody reads V of the tile before */
+            /* this thread's copies into K (and at first Q) have landed */
+            if (!SVG2__FAULT(66)) wait_for_tile(stages);
+            if (!SVG2__FAULT(67)) __syncthreads(); /* those of all others, too; nobody reads V of the tile
+                                                      before */
             load_half<T, DP>(2 * tile + stages - 1, now == 0 ? stages - 1 : now - 1, smem, ring);
             /* Warps behind the last row only load and wait. */
             if ((int)threadIdx.x / WARP * 16 * MT < item.count) {
@@ -4933,13 +5027,15 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
                 logits<T, DP, MT, KEYS>(s, svg2__smem(smem + L::QUERY), ring + (uint32_t)(now * L::TILE));
                 if (source.is_tail) {
                     const int t = svg2__fresh((int)threadIdx.x), quad = t % 4;
-                    const float *bias = shared_at<float>(smem, L::BIAS) + (tile & (SLOTS - 1)) * KEYS + 2 * quad;
+                    const float *bias =
+                        shared_at<float>(smem, L::BIAS) + (tile & (SLOTS - 1)) * KEYS + 2 * quad;
 #pragma unroll
                     for (i = 0; i < MT; ++i)
 #pragma unroll
                         for (h = 0; h < 2; ++h) {
                             const int r = t / WARP * 16 * MT + 16 * i + t % WARP / 4 + 8 * h;
-                            const float more = a.key_mean && !a.is_relative && r < item.count ? shift[r] : 0.0f;
+                            const float more =
+                                a.key_mean && !a.is_relative && r < item.count ? shift[r] : 0.0f;
 #pragma unroll
                             for (n = 0; n < KEYS / 8; ++n)
 #pragma unroll
@@ -4989,8 +5085,9 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
                             s[i][n][e] = svg2__exp2(fmaf(s[i][n][e], factor, -top[e / 2]));
                             sum[e / 2] += s[i][n][e];
                         }
+                    /* the C fragment of P is the A fragment, once it is 16-bit */
 #pragma unroll
-                    for (n = 0; n < KEYS / 16; ++n) { /* the C fragment of P is the A fragment, once it is 16-bit */
+                    for (n = 0; n < KEYS / 16; ++n) {
                         p[n][i][0] = pack2(s[i][2 * n][0], s[i][2 * n][1], T());
                         p[n][i][1] = pack2(s[i][2 * n][2], s[i][2 * n][3], T());
                         p[n][i][2] = pack2(s[i][2 * n + 1][0], s[i][2 * n + 1][1], T());
@@ -5004,12 +5101,14 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
             now = now + 1 == stages ? 0 : now + 1;
 
             if (!SVG2__FAULT(68)) wait_for_tile(stages); /* this thread's copies into V have landed */
-            if (!SVG2__FAULT(69)) __syncthreads(); /* those of all others, too; row numbers are there; nobody reads K */
+            if (!SVG2__FAULT(69)) __syncthreads(); /* those of all others, too; row numbers are there; nobody
+                                                      reads K */
             load_half<T, DP>(2 * tile + stages, now == 0 ? stages - 1 : now - 1, smem, ring);
             if ((int)threadIdx.x / WARP * 16 * MT < item.count) {
                 const uint32_t v = value_lane<DP>(ring + (uint32_t)(now * L::TILE));
 #pragma unroll
-                for (n = 0; n < KEYS / 16; ++n) accumulate<T, DP, MT>(o, p[n], v + (uint32_t)(16 * n * DP * 2));
+                for (n = 0; n < KEYS / 16; ++n)
+                    accumulate<T, DP, MT>(o, p[n], v + (uint32_t)(16 * n * DP * 2));
             }
             now = now + 1 == stages ? 0 : now + 1;
         }
@@ -5021,11 +5120,14 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
                 const int t = svg2__fresh((int)threadIdx.x), r = t / WARP * 16 * MT + 16 * i + t % WARP / 4;
                 const float4 x = state[i * ATTENTION_THREADS + t];
                 const float sum[2] = {quad_sum(x.z), quad_sum(x.w)};
-                if (t % 4 == 0)
-                    exact[r] = sum[0], exact[L::ROWS + r] = x.x, exact[r + 8] = sum[1], exact[L::ROWS + r + 8] = x.y;
+                if (t % 4 == 0) {
+                    exact[r] = sum[0], exact[L::ROWS + r] = x.x;
+                    exact[r + 8] = sum[1], exact[L::ROWS + r + 8] = x.y;
+                }
             }
         }
-        if (!SVG2__FAULT(73)) __syncthreads(); /* nobody reads source, stream and list of the exact keys any more */
+        if (!SVG2__FAULT(73)) __syncthreads(); /* nobody reads source, stream and list of the exact keys any
+                                                  more */
         if (threadIdx.x == 0) begin_phase<T, DP>(a, smem, true);
     }
     svg2__cp_async_wait<0>(); /* where there was no tile, the queries may still be under way */
@@ -5046,7 +5148,8 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
         }
     }
     if (had_tail && a.tail_matrix) {
-        const float *matrix = a.tail_matrix + ((int64_t)item.head * a.tail_query_blocks + item.block) * a.dim * a.dim;
+        const float *matrix =
+            a.tail_matrix + ((int64_t)item.head * a.tail_query_blocks + item.block) * a.dim * a.dim;
         __syncwarp(); /* exact[] of this warp's rows is there */
 #pragma unroll
         for (i = 0; i < MT; ++i)
@@ -5054,7 +5157,8 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
             for (h = 0; h < 2; ++h) {
                 const int r = first_row + 16 * i + 8 * h;
                 const float part =
-                    exact[r] == 0.0f ? 0.0f : exact[r] * svg2__exp2(exact[L::ROWS + r] - m[i][h]) * inverse[i][h];
+                    exact[r] == 0.0f ? 0.0f
+                                     : exact[r] * svg2__exp2(exact[L::ROWS + r] - m[i][h]) * inverse[i][h];
                 weight[i][h] = fmaxf(1.0f - part, 0.0f) * a.scale2 * 0.693147181f;
 #pragma unroll
                 for (n = 0; n < DP / 8; ++n) {
@@ -5063,8 +5167,8 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
                 }
                 inverse[i][h] = 1.0f;
             }
-        /* The matrix in strips of KEYS rows (of the key's dimensions); bf16 whatever T is: its range holds any
-           covariance. */
+        /* The matrix in strips of KEYS rows (of the key's dimensions); bf16 whatever T is: its range holds
+           any covariance. */
 #pragma unroll 1
         for (int strip = 0; strip < DP; strip += KEYS) {
             if (!SVG2__FAULT(70)) __syncthreads(); /* nobody reads this place of the ring any more */
@@ -5075,9 +5179,10 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
                 if (strip + r < a.dim && c * 8 < a.dim) {
                     const float *p = matrix + (int64_t)(strip + r) * a.dim + c * 8;
                     if (a.is_matrix_vector) {
-                        const float4 x0 = *(const float4 *)(const void *)p, x1 = *(const float4 *)(const void *)(p + 4);
-                        x[0] = x0.x, x[1] = x0.y, x[2] = x0.z, x[3] = x0.w, x[4] = x1.x, x[5] = x1.y, x[6] = x1.z,
-                        x[7] = x1.w;
+                        const float4 x0 = *(const float4 *)(const void *)p;
+                        const float4 x1 = *(const float4 *)(const void *)(p + 4);
+                        x[0] = x0.x, x[1] = x0.y, x[2] = x0.z, x[3] = x0.w;
+                        x[4] = x1.x, x[5] = x1.y, x[6] = x1.z, x[7] = x1.w;
                     } else {
                         for (n = 0; n < 8; ++n) x[n] = p[n];
                     }
@@ -5091,9 +5196,10 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
                 uint32_t q[MT][4];
 #pragma unroll
                 for (i = 0; i < MT; ++i) {
+                    const int row = t / WARP * 16 * MT + 16 * i + lane % 16;
                     svg2__ldmatrix_x4(q[i], svg2__smem(smem + L::QUERY)
-                                            + (uint32_t)((t / WARP * 16 * MT + 16 * i + lane % 16) * L::QUERY_ROW
-                                                         + 2 * strip + 32 * n + lane / 16 * 16));
+                                            + (uint32_t)(row * L::QUERY_ROW + 2 * strip + 32 * n
+                                                         + lane / 16 * 16));
 #pragma unroll
                     for (e = 0; e < 4; ++e) {
                         float lo, hi;
@@ -5108,8 +5214,8 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
 
     const item_head x = head_of(a, item);
     const int32_t *token = shared_at<int32_t>(smem, L::TOKEN);
-    /* f32: 8 bytes a lane are whole sectors of 32 a quad. 16-bit: the quad trades registers so that a lane has 8
-       columns. */
+    /* f32: 8 bytes a lane are whole sectors of 32 a quad. 16-bit: the quad trades registers so that a lane
+       has 8 columns. */
 #pragma unroll
     for (i = 0; i < MT; ++i)
 #pragma unroll
@@ -5136,12 +5242,14 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
                     for (e = 0; e < 4; ++e) {
                         const float lo = o[i][n + e][2 * h] * inverse[i][h],
                                     hi = o[i][n + e][2 * h + 1] * inverse[i][h];
-                        word[e] = a.out.dtype == SVG2_F16 ? pack2(lo, hi, __half()) : pack2(lo, hi, __nv_bfloat16());
+                        word[e] = a.out.dtype == SVG2_F16 ? pack2(lo, hi, __half())
+                                                          : pack2(lo, hi, __nv_bfloat16());
                     }
                     quad_transpose(word);
                     const int d = 8 * (n + quad);
                     if (!is_there || d >= a.dim) continue;
-                    if (a.out.is_vector) *(uint4 *)(void *)(out + d) = make_uint4(word[0], word[1], word[2], word[3]);
+                    if (a.out.is_vector)
+                        *(uint4 *)(void *)(out + d) = make_uint4(word[0], word[1], word[2], word[3]);
                     else
                         for (e = 0; e < 8; ++e) out[d + e] = (uint16_t)(word[e / 2] >> e % 2 * 16);
                 }
@@ -5154,43 +5262,44 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
         }
 }
 
-/* One block of 128 threads: one item, that is up to 128 rows of one query block (64 where head_dim > 128) against all
-   keys that the query block sees, FlashAttention-2's way:
+/* One block of 128 threads: one item, that is up to 128 rows of one query block (64 where head_dim > 128)
+   against all keys that the query block sees, FlashAttention-2's way:
 
        keys of the selected blocks, one after the other            virtual keys of the others (tail)
        K0 V0 | K1 V1 | K2 V2 | ...                  | Kn Vn 0 0 |  C0 W0 | ... | Cm Wm 0 |      A (order 1)
        64 keys (32 where head_dim > 128), across the borders of blocks; only the last one is masked
 
-       Q  128 x D in shared memory, read by ldmatrix at every tile         warp w: rows 32w .. 32w+31, or 16 of 64
+       Q  128 x D in shared memory, read by ldmatrix at every tile     warp w: rows 32w .. 32w+31, or 16 of 64
        S  = Q K^T                       32 x 64 a warp, f32 registers      mma m16n8k16
        P  = exp2(scale2 S - m), T       its C fragment is the A fragment of the next product
        O += P V                         32 x D a warp, f32 registers
        m, l in shared memory: a float4 per thread and tile of 16 rows, touched once a key tile
 
-   No padding of key blocks and no list of tokens: a list of the runs of selected blocks (512 blocks at a time, made
-   by a scan) stands in shared memory, and the 64 row numbers of a tile are looked up in it one to two tiles ahead. V
-   rows behind the last key are zeros, not what lies there: 0 * NaN is NaN. K and V tiles go round a ring of 2, 3 or 4
-   places, filled by cp.async; which of the three is the host's choice (attention_stages) and changes no bit of the
-   result.
+   No padding of key blocks and no list of tokens: a list of the runs of selected blocks (512 blocks at a
+   time, made by a scan) stands in shared memory, and the 64 row numbers of a tile are looked up in it one to
+   two tiles ahead. V rows behind the last key are zeros, not what lies there: 0 * NaN is NaN. K and V tiles
+   go round a ring of 2, 3 or 4 places, filled by cp.async; which of the three is the host's choice
+   (attention_stages) and changes no bit of the result.
 
-   head_dim   shared memory, bytes         registers     blocks and stages a multiprocessor
-   up to        2 / 3 / 4 stages           8.0 / 9.0     8.0: 164 KB   8.6, 8.9, 12.0: 100 KB   9.0, 10.0: 228 KB
-       64     47,616 / 55,808 / 64,000     197 / 212     2 of 4        2 of 2                   2 of 4
-       96     64,000 / 76,288 / 88,576     229 / 246     2 of 3        1 of 4                   2 of 4
-      128     80,384 / 96,768 / 113,152    255 / 255     2 of 2        1 of 3                   2 of 4
-      256     75,136 / 91,520 / 107,904    227 / 229     2 of 2        1 of 3                   2 of 4
+   head_dim   shared memory, bytes        registers   blocks and stages a multiprocessor
+   up to        2 / 3 / 4 stages          8.0 / 9.0   8.0: 164 KB   8.6, 8.9, 12.0: 100 KB   9.0, 10.0: 228 KB
+       64     47,616 / 55,808 / 64,000    197 / 212   2 of 4        2 of 2                   2 of 4
+       96     64,000 / 76,288 / 88,576    229 / 246   2 of 3        1 of 4                   2 of 4
+      128     80,384 / 96,768 / 113,152   255 / 255   2 of 2        1 of 3                   2 of 4
+      256     75,136 / 91,520 / 107,904   227 / 229   2 of 2        1 of 3                   2 of 4
 
-   Limiter, by counting at head_dim 128 (a tile of 64 keys, 128 rows): 1,024 products m16n8k16 take the tensor cores of
-   an 8.0 2,048 cycles, those of an 8.6, 8.9 or 12.0 twice to four times as many; 320 ldmatrix.x4 and the copies move
-   192 KB through shared memory, 1,536 cycles; 8,192 exp2 take 512. So the tensor cores limit there, while on 9.0, where
-   they need half the cycles, shared memory does: wgmma, which reads its operands once for the 64 rows of four warps,
-   would be the remedy. 32 rows a warp, not 16 (8 warps), halve the reads of K and V. The two blocks of a multiprocessor
-   cover each other's softmax.
+   Limiter, by counting at head_dim 128 (a tile of 64 keys, 128 rows): 1,024 products m16n8k16 take the tensor
+   cores of an 8.0 2,048 cycles, those of an 8.6, 8.9 or 12.0 twice to four times as many; 320 ldmatrix.x4 and
+   the copies move 192 KB through shared memory, 1,536 cycles; 8,192 exp2 take 512. So the tensor cores limit
+   there, while on 9.0, where they could need half the cycles, shared memory does, as far as mma.sync itself
+   is not the limit: wgmma, which reads its operands once for the 64 rows of four warps, would be the remedy.
+   32 rows a warp, not 16 (8 warps), halve the reads of K and V. The two blocks of a multiprocessor cover each
+   other's softmax.
 
-   Executed beyond what is useful: rows in steps of 32 a warp (a warp without rows only loads), 5.4 % with 400 query
-   blocks in 118,800 tokens, where items of 128 rows alone would be 21 %; half a tile of keys an item, 0.3 % of the
-   11,880 keys of 10 % density. The tail then adds a virtual key for each of 900 blocks, 7.6 %, and the matrix as much
-   as one tile, 0.5 %. */
+   Executed beyond what is useful: rows in steps of 32 a warp (a warp without rows only loads), 5.4 % with 400
+   query blocks in 118,800 tokens, where items of 128 rows alone would be 21 %; half a tile of keys an item,
+   0.3 % of the 11,880 keys of 10 % density. The tail then adds a virtual key for each of 900 blocks, 7.6 %,
+   and the matrix as much as one tile, 0.5 %. */
 template <class T, int DP>
 static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     attention_forward(const __grid_constant__ attention_args a)
@@ -5208,14 +5317,16 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
    One warp a row; the weights in f64, as on the CPU. Bound by DRAM: 12 bytes an element. */
 template <int VECTOR>
 static __global__ void __launch_bounds__(MERGE_THREADS)
-    attention_merge(const float *out_a, const float *lse_a, const float *out_b, const float *lse_b, float *out,
-                    float *lse, int64_t rows, int32_t dim)
+    attention_merge(const float *out_a, const float *lse_a, const float *out_b, const float *lse_b,
+                    float *out, float *lse, int64_t rows, int32_t dim)
 {
     const int lane = (int)threadIdx.x % WARP;
     const int64_t warps = (int64_t)gridDim.x * (MERGE_THREADS / WARP);
-    for (int64_t r = (int64_t)blockIdx.x * (MERGE_THREADS / WARP) + threadIdx.x / WARP; r < rows; r += warps) {
+    int64_t r = (int64_t)blockIdx.x * (MERGE_THREADS / WARP) + threadIdx.x / WARP;
+    for (; r < rows; r += warps) {
         const float a = lse_a[r], b = lse_b[r], top = a > b ? a : b;
-        /* weights relative to the larger side; an empty side weighs 0 even when both are empty (-Inf - -Inf is NaN) */
+        /* weights relative to the larger side; an empty side weighs 0 even when both are empty (-Inf - -Inf
+           is NaN) */
         const double wa = a == -INFINITY ? 0.0 : exp((double)a - (double)top),
                      wb = b == -INFINITY ? 0.0 : exp((double)b - (double)top);
         const double sum = wa + wb, fa = sum == 0.0 ? 0.0 : wa / sum, fb = sum == 0.0 ? 0.0 : wb / sum;
@@ -5290,9 +5401,10 @@ static size_t attention_carve(const svg2_attention_desc *d, bool is_mass, void *
     return a.used;
 }
 
-/* 2 * (kv heads of the call) * tokens_kv * padded head_dim * 2 bytes for K and V, the same with tail_key_blocks for
-   the virtual keys, 16 bytes for each of heads * (tokens / 128 + query_blocks) items. HunyuanVideo, 118,800 x 128,
-   400 x 1,000 blocks: 4 heads (a group of the order-1 tail) 245 MB, all 24 heads 1,473 MB. */
+/* 2 * (kv heads of the call) * tokens_kv * padded head_dim * 2 bytes for K and V, the same with
+   tail_key_blocks for the virtual keys, 16 bytes for each of heads * (tokens / 128 + query_blocks) items.
+   HunyuanVideo, 118,800 x 128, 400 x 1,000 blocks: 4 heads (a group of the order-1 tail) 245 MB, all 24 heads
+   1,473 MB. */
 static size_t attention_layout(const svg2_attention_desc *d, void *base)
 {
     return attention_carve(d, false, base, NULL);
@@ -5303,8 +5415,8 @@ static bool is_half(const svg2_attention_desc *d, bool is_mass)
     return d->k_layout.dtype == SVG2_F16 && (is_mass || d->v_layout.dtype == SVG2_F16);
 }
 
-/* The operand of a tensor: the tensor itself where it is in order, of type T and aligned; else a job that makes a
-   copy. */
+/* The operand of a tensor: the tensor itself where it is in order, of type T and aligned; else a job that
+   makes a copy. */
 static operand pack_or_use(pack_args *p, int64_t *blocks, tensor t, bool is_plain, const int32_t *order,
                            const float *mean, void *to, int32_t tokens, int32_t kv_count, int32_t padded)
 {
@@ -5364,8 +5476,9 @@ static void attention_prepare(attention_call *c, const svg2_attention_desc *d, b
     c->pack.dim = d->head_dim;
     c->pack.kv_begin = kv_begin;
     a->is_relative = d->key_mean && d->k_layout.dtype != type;
-    a->key = pack_or_use(&c->pack, &c->pack_blocks, k, !d->key_order && k.is_vector && k.dtype == type, d->key_order,
-                         a->is_relative ? d->key_mean : NULL, w->key, d->tokens_kv, kv_count, w->padded);
+    a->key = pack_or_use(&c->pack, &c->pack_blocks, k, !d->key_order && k.is_vector && k.dtype == type,
+                         d->key_order, a->is_relative ? d->key_mean : NULL, w->key, d->tokens_kv, kv_count,
+                         w->padded);
     if (!is_mass) {
         const tensor v = tensor_of(d->v, d->v_layout, d->heads_kv, d->tokens_kv, d->head_dim);
         a->value = pack_or_use(&c->pack, &c->pack_blocks, v, !d->key_order && v.is_vector && v.dtype == type,
@@ -5376,12 +5489,14 @@ static void attention_prepare(attention_call *c, const svg2_attention_desc *d, b
         svg2_layout f32;
         memset(&f32, 0, sizeof f32);
         f32.dtype = SVG2_F32;
-        a->virtual_key = pack_or_use(&c->pack, &c->pack_blocks,
-                                     tensor_of(d->key_centroid, f32, d->heads_kv, d->tail_key_blocks, d->head_dim),
-                                     false, NULL, d->key_mean, w->virtual_key, d->tail_key_blocks, kv_count, w->padded);
-        a->virtual_value = pack_or_use(&c->pack, &c->pack_blocks,
-                                       tensor_of(d->value_mean, f32, d->heads_kv, d->tail_key_blocks, d->head_dim),
-                                       false, NULL, NULL, w->virtual_value, d->tail_key_blocks, kv_count, w->padded);
+        a->virtual_key =
+            pack_or_use(&c->pack, &c->pack_blocks,
+                        tensor_of(d->key_centroid, f32, d->heads_kv, d->tail_key_blocks, d->head_dim), false,
+                        NULL, d->key_mean, w->virtual_key, d->tail_key_blocks, kv_count, w->padded);
+        a->virtual_value =
+            pack_or_use(&c->pack, &c->pack_blocks,
+                        tensor_of(d->value_mean, f32, d->heads_kv, d->tail_key_blocks, d->head_dim), false,
+                        NULL, NULL, w->virtual_value, d->tail_key_blocks, kv_count, w->padded);
         a->tail_query_blocks = d->tail_query_blocks;
         a->tail_key_blocks = d->tail_key_blocks;
         a->log_mass = d->log_mass;
@@ -5403,16 +5518,17 @@ static void attention_prepare(attention_call *c, const svg2_attention_desc *d, b
     a->query_blocks = w->query_blocks;
     a->key_blocks = w->key_blocks;
     a->head_begin = d->head_begin;
-    /* exp2 takes logits by a factor that is positive (the maximum of a row is taken before it) and finite; 0 becomes
-       so small that it makes no difference */
+    /* exp2 takes logits by a factor that is positive (the maximum of a row is taken before it) and finite; 0
+       becomes so small that it makes no difference */
     a->scale2 = scale2 < 1.2e-38f ? 1.2e-38f : scale2 > 3.4e38f ? 3.4e38f : scale2;
     a->sign = d->scale < 0.0f ? -1.0f : 1.0f;
 
     p->query_offset = d->query_offset;
     p->key_offset = d->key_offset;
     p->map = d->map;
-    p->cost =
-        !is_mass && d->map && d->key_offset && w->query_blocks > 1 && w->query_blocks <= PLAN_BLOCKS ? w->cost : NULL;
+    p->cost = !is_mass && d->map && d->key_offset && w->query_blocks > 1 && w->query_blocks <= PLAN_BLOCKS
+                  ? w->cost
+                  : NULL;
     p->item = w->item;
     p->first_item = w->first_item;
     p->heads = d->heads;
@@ -5430,16 +5546,17 @@ static void attention_prepare(attention_call *c, const svg2_attention_desc *d, b
 
 /* Packs and plans. */
 template <class T, int DP>
-static svg2_result attention_launch_first(const svg2_backend *backend, const attention_call *c, svg2_error *err)
+static svg2_result attention_launch_first(const svg2_backend *backend, const attention_call *c,
+                                          svg2_error *err)
 {
-    SVG2__RUN(launch(backend, err, "attention_pack", attention_pack<T, DP>, dim3(grid_of(c->pack_blocks)), PACK_THREADS,
-                     0, c->pack));
+    SVG2__RUN(launch(backend, err, "attention_pack", attention_pack<T, DP>, dim3(grid_of(c->pack_blocks)),
+                     PACK_THREADS, 0, c->pack));
     if (c->plan.cost)
         SVG2__RUN(launch(backend, err, "attention_count", attention_count,
                          dim3(grid_of((c->plan.blocks + COUNT_THREADS / WARP - 1) / (COUNT_THREADS / WARP))),
                          COUNT_THREADS, 0, c->plan));
-    return launch(backend, err, "attention_plan", attention_plan, dim3(grid_of(c->memory.heads)), PLAN_THREADS,
-                  (3 * PLAN_BLOCKS + PLAN_THREADS / WARP) * sizeof(int32_t), c->plan);
+    return launch(backend, err, "attention_plan", attention_plan, dim3(grid_of(c->memory.heads)),
+                  PLAN_THREADS, (3 * PLAN_BLOCKS + PLAN_THREADS / WARP) * sizeof(int32_t), c->plan);
 }
 
 /* As many stages as fit without taking a block from the multiprocessor: registers allow 2. */
@@ -5448,11 +5565,13 @@ static svg2_result attention_stages(int32_t padded, int32_t *stages, svg2_error 
     int device = 0, per_block = 0, per_sm = 0;
     SVG2__CUDA(cudaGetDevice(&device), "device");
     SVG2__CUDA(cudaDeviceGetAttribute(&per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device");
-    SVG2__CUDA(cudaDeviceGetAttribute(&per_sm, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device), "device");
+    SVG2__CUDA(cudaDeviceGetAttribute(&per_sm, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
+               "device");
     for (int blocks = 2; blocks > 0; --blocks)
         for (*stages = 4; *stages >= 2; --*stages) {
             const size_t bytes = attention_smem_bytes(padded, *stages);
-            if (bytes <= (size_t)per_block && (size_t)blocks * (bytes + 1024) <= (size_t)per_sm) return SVG2_OK;
+            if (bytes <= (size_t)per_block && (size_t)blocks * (bytes + 1024) <= (size_t)per_sm)
+                return SVG2_OK;
         }
     return set_error(err, SVG2_ERR_BACKEND, "device", "has too little shared memory", cudaSuccess);
 }
@@ -5490,9 +5609,9 @@ static svg2_result run_attention(const svg2_backend *backend, const svg2_attenti
 
 } /* namespace svg2__cuda */
 
-extern "C" svg2_result svg2_cuda_merge(void *stream, const float *out_a, const float *lse_a, const float *out_b,
-                                       const float *lse_b, float *out, float *lse, int64_t rows, int32_t dim,
-                                       svg2_error *err)
+extern "C" svg2_result svg2_cuda_merge(void *stream, const float *out_a, const float *lse_a,
+                                       const float *out_b, const float *lse_b, float *out, float *lse,
+                                       int64_t rows, int32_t dim, svg2_error *err)
 {
     using namespace svg2__cuda;
     const svg2_backend backend = svg2_cuda_backend(stream);
@@ -5505,7 +5624,8 @@ extern "C" svg2_result svg2_cuda_merge(void *stream, const float *out_a, const f
     const bool is_vector = dim % 4 == 0 && ((uintptr_t)out_a | (uintptr_t)out_b | (uintptr_t)out) % 16 == 0;
     const int64_t blocks = (rows + MERGE_THREADS / WARP - 1) / (MERGE_THREADS / WARP);
     SVG2__RUN(launch(&backend, err, "attention_merge", is_vector ? attention_merge<4> : attention_merge<1>,
-                     dim3(grid_of(blocks)), MERGE_THREADS, 0, out_a, lse_a, out_b, lse_b, out, lse, rows, dim));
+                     dim3(grid_of(blocks)), MERGE_THREADS, 0, out_a, lse_a, out_b, lse_b, out, lse, rows,
+                     dim));
     return ok(err);
 }
 
@@ -5526,14 +5646,15 @@ template <int DP> struct mass_smem {
         ROWS = attention_smem<DP>::ROWS,
         KEYS = attention_smem<DP>::KEYS,
         TILE = attention_smem<DP>::TILE,
-        ITEM = 0,                                /* attention_item                                  */
-        TOKEN = 16,                              /* i32 [ROWS]                                      */
-        LSE = TOKEN + 4 * ROWS,                  /* f32 [ROWS]  times log2(e), less what the keys lack; Inf = no row */
-        ROW = LSE + 4 * ROWS,                    /* i32 [SLOTS][KEYS]                               */
-        BLOCK = ROW + 4 * SLOTS * KEYS,          /* i32 [SLOTS][KEYS]                               */
-        KEEP = BLOCK + 4 * SLOTS * KEYS,         /* f32 [SLOTS][KEYS]  1 = inside the map           */
-        COLUMN = KEEP + 4 * SLOTS * KEYS,        /* f32 [4][KEYS]  sums over the rows of each warp  */
-        TOTAL = COLUMN + 16 * KEYS,              /* f32 [KEYS]                                      */
+        ITEM = 0,                         /* attention_item                                       */
+        TOKEN = 16,                       /* i32 [ROWS]                                           */
+        LSE = TOKEN + 4 * ROWS,           /* f32 [ROWS]  times log2(e), less what the keys lack;
+                                             Inf = no row                                         */
+        ROW = LSE + 4 * ROWS,             /* i32 [SLOTS][KEYS]                                    */
+        BLOCK = ROW + 4 * SLOTS * KEYS,   /* i32 [SLOTS][KEYS]                                    */
+        KEEP = BLOCK + 4 * SLOTS * KEYS,  /* f32 [SLOTS][KEYS]  1 = inside the map                */
+        COLUMN = KEEP + 4 * SLOTS * KEYS, /* f32 [4][KEYS]  sums over the rows of each warp       */
+        TOTAL = COLUMN + 16 * KEYS,       /* f32 [KEYS]                                           */
         QUERY = (TOTAL + 4 * KEYS + 127) / 128 * 128,
         RING = QUERY + ROWS * attention_smem<DP>::QUERY_ROW,
         BYTES = RING + MASS_STAGES * TILE
@@ -5542,8 +5663,8 @@ template <int DP> struct mass_smem {
 
 /* Rows, key blocks and map of a tile's keys. */
 template <int DP>
-SVG2__DEVICE void mass_rows(const mass_args &m, const attention_item &item, const item_head &x, unsigned char *smem,
-                            int end, int tile)
+SVG2__DEVICE void mass_rows(const mass_args &m, const attention_item &item, const item_head &x,
+                            unsigned char *smem, int end, int tile)
 {
     typedef mass_smem<DP> L;
     const attention_args &a = m.attention;
@@ -5554,7 +5675,8 @@ SVG2__DEVICE void mass_rows(const mass_args &m, const attention_item &item, cons
     if (key < end) {
         row = key;
         block = 0;
-        if (a.key_offset) { /* the last block that begins at or before the key: blocks without keys are passed over */
+        /* the last block that begins at or before the key: blocks without keys are passed over */
+        if (a.key_offset) {
             const int32_t *offset = a.key_offset + x.kv * ((int64_t)a.key_blocks + 1);
             int hi = m.valid_key_blocks - 1;
             while (block < hi) {
@@ -5580,7 +5702,8 @@ SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, u
     const int tid = (int)threadIdx.x, lane = tid % WARP, warp = tid / WARP, quad = lane % 4,
               first_row = warp * 16 * MT + lane / 4;
     const int32_t *order = a.query_order ? a.query_order + x.bh * a.tokens : NULL;
-    const int end = a.key_offset ? a.key_offset[x.kv * ((int64_t)a.key_blocks + 1) + m.valid_key_blocks] : a.tokens_kv;
+    const int end =
+        a.key_offset ? a.key_offset[x.kv * ((int64_t)a.key_blocks + 1) + m.valid_key_blocks] : a.tokens_kv;
     const int tiles = (end + KEYS - 1) / KEYS;
     int32_t *token = shared_at<int32_t>(smem, L::TOKEN);
     float *lse = shared_at<float>(smem, L::LSE), *column = shared_at<float>(smem, L::COLUMN),
@@ -5591,7 +5714,8 @@ SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, u
     float row_mass[MT][2];
     int i, h, n, e, j;
 
-    load_queries<T, DP, 64 * MT>(a.q, order, x.batch, x.head, item.first, item.count, a.dim, a.sign, smem + L::QUERY);
+    load_queries<T, DP, 64 * MT>(a.q, order, x.batch, x.head, item.first, item.count, a.dim, a.sign,
+                                 smem + L::QUERY);
     svg2__cp_async_commit();
     if (tid < 64 * MT) {
         float y = INFINITY;
@@ -5600,9 +5724,9 @@ SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, u
             const float whole = a.lse[x.bh * a.tokens + token[tid]];
             float shift = 0.0f;
             if (a.is_relative)
-                shift = a.sign * a.scale2 *
-                        mean_logit<T>(a.q, row_at(a.q, x.batch, x.head, token[tid]), a.dim, a.key_mean + x.kv * a.dim,
-                                      false);
+                shift = a.sign * a.scale2
+                        * mean_logit<T>(a.q, row_at(a.q, x.batch, x.head, token[tid]), a.dim,
+                                        a.key_mean + x.kv * a.dim, false);
             if (whole != -INFINITY) y = fmaf(whole, 1.44269504f, -shift);
         }
         lse[tid] = y;
@@ -5616,9 +5740,10 @@ SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, u
     for (int tile = -2; tile < tiles; ++tile) {
         const int slot = tile & (SLOTS - 1);
         mass_rows<DP>(m, item, x, smem, end, tile + 2);
-        if (tile >= 0 && !SVG2__FAULT(80)) svg2__cp_async_wait<1>(); /* this thread's copies of the tile have landed */
-        if (!SVG2__FAULT(81)) __syncthreads(); /* those of all others, too; row numbers are there; nobody reads the tile
-                                                  before */
+        /* this thread's copies of the tile have landed */
+        if (tile >= 0 && !SVG2__FAULT(80)) svg2__cp_async_wait<1>();
+        if (!SVG2__FAULT(81)) __syncthreads(); /* those of all others, too; row numbers are there; nobody
+                                                  reads the tile before */
         if (tile + 2 < tiles)
             load_tile<T, DP>(keys, a.key.stride_token, a.key.chunks,
                              shared_at<int32_t>(smem, L::ROW) + ((tile + 2) & (SLOTS - 1)) * KEYS,
@@ -5641,8 +5766,9 @@ SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, u
                     for (e = 2 * h; e < 2 * h + 2; ++e) {
                         const int c = 8 * n + 2 * quad + e % 2;
                         /* rows that are not there count nothing, whatever their logits (0 * NaN) */
-                        const float p =
-                            y == INFINITY || tile * KEYS + c >= end ? 0.0f : svg2__exp2(fmaf(s[i][n][e], a.scale2, -y));
+                        const float p = y == INFINITY || tile * KEYS + c >= end
+                                            ? 0.0f
+                                            : svg2__exp2(fmaf(s[i][n][e], a.scale2, -y));
                         s[i][n][e] = p;
                         row_mass[i][h] = fmaf(keep[c], p, row_mass[i][h]);
                     }
@@ -5660,13 +5786,14 @@ SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, u
             }
         if (!SVG2__FAULT(82)) __syncthreads(); /* the sums of all warps are there */
         if (tid < KEYS)
-            total[tid] = (column[tid] + column[KEYS + tid]) + (column[2 * KEYS + tid] + column[3 * KEYS + tid]);
+            total[tid] = (column[tid] + column[KEYS + tid])
+                         + (column[2 * KEYS + tid] + column[3 * KEYS + tid]);
         if (!SVG2__FAULT(83)) __syncthreads(); /* the totals are there */
         /* the first key of a block in this tile */
         if (tid < KEYS && block[tid] >= 0 && (tid == 0 || block[tid] != block[tid - 1])) {
             float sum = 0.0f;
             for (n = tid; n < KEYS && block[n] == block[tid]; ++n) sum += total[n];
-            partial[block[tid]] += sum; /* of this block of threads alone; the barriers stand between two tiles */
+            partial[block[tid]] += sum; /* this block of threads' own; barriers stand between two tiles */
         }
     }
     svg2__cp_async_wait<0>(); /* without a key the queries may still be under way */
@@ -5681,11 +5808,11 @@ SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, u
         }
 }
 
-/* One item a block of threads, as attention_forward, against the keys of all valid blocks, which stand one after the
-   other in the packed order: no lists. P = exp2(logits - LSE) in f32; its columns are summed over the rows of a warp
-   by shuffles, over the warps in shared memory, over the keys of a block by the thread of the block's first key:
-   always in the same order. Bound by the tensor cores and by exp2 in equal parts; 88 KB of shared memory (head_dim
-   128). */
+/* One item a block of threads, as attention_forward, against the keys of all valid blocks, which stand one
+   after the other in the packed order: no lists. P = exp2(logits - LSE) in f32; its columns are summed over
+   the rows of a warp by shuffles, over the warps in shared memory, over the keys of a block by the thread of
+   the block's first key: always in the same order. Bound by the tensor cores and by exp2 in equal parts; 88
+   KB of shared memory (head_dim 128). */
 template <class T, int DP>
 static __global__ void __launch_bounds__(ATTENTION_THREADS) mass_items(const __grid_constant__ mass_args m)
 {
@@ -5702,7 +5829,8 @@ static __global__ void __launch_bounds__(MASS_THREADS)
 {
     const int64_t at = blockIdx.x, head = at / p.query_blocks, bh = p.head_begin + head;
     const int block = (int)(at % p.query_blocks);
-    const int32_t *offset = p.query_offset ? p.query_offset + bh * ((int64_t)p.query_blocks + 1) + block : NULL;
+    const int32_t *offset =
+        p.query_offset ? p.query_offset + bh * ((int64_t)p.query_blocks + 1) + block : NULL;
     const int items = ((offset ? offset[1] - offset[0] : p.tokens) + p.rows - 1) / p.rows;
     const float *from = partial + (head * p.most + p.first_item[at]) * p.key_blocks;
     float *to = mass + (bh * p.query_blocks + block) * p.key_blocks;
@@ -5725,8 +5853,8 @@ static svg2_result mass_launch(const svg2_backend *backend, const attention_call
 {
     SVG2__RUN((attention_launch_first<T, DP>(backend, c, err)));
     return launch(backend, err, "mass_items", mass_items<T, DP>,
-                  dim3(grid_of((int64_t)c->memory.heads * c->memory.most)), ATTENTION_THREADS, mass_smem<DP>::BYTES,
-                  *m);
+                  dim3(grid_of((int64_t)c->memory.heads * c->memory.most)), ATTENTION_THREADS,
+                  mass_smem<DP>::BYTES, *m);
 }
 
 template <class T>
@@ -5741,7 +5869,8 @@ static svg2_result mass_launch_dim(const svg2_backend *backend, const attention_
     }
 }
 
-static svg2_result run_mass(const svg2_backend *backend, const svg2_mass_desc *d, void *workspace, svg2_error *err)
+static svg2_result run_mass(const svg2_backend *backend, const svg2_mass_desc *d, void *workspace,
+                            svg2_error *err)
 {
     attention_call c;
     mass_args m;
@@ -5753,8 +5882,8 @@ static svg2_result run_mass(const svg2_backend *backend, const svg2_mass_desc *d
     SVG2__RUN(is_half(&d->attention, true) ? mass_launch_dim<__half>(backend, &c, &m, err)
                                            : mass_launch_dim<__nv_bfloat16>(backend, &c, &m, err));
     if (d->mass)
-        SVG2__RUN(launch(backend, err, "mass_sum", mass_sum, dim3(grid_of(c.plan.blocks)), MASS_THREADS, 0, c.plan,
-                         (const float *)m.partial, d->mass));
+        SVG2__RUN(launch(backend, err, "mass_sum", mass_sum, dim3(grid_of(c.plan.blocks)), MASS_THREADS, 0,
+                         c.plan, (const float *)m.partial, d->mass));
     return ok(err);
 }
 
@@ -5780,20 +5909,22 @@ static size_t workspace_bytes(const svg2_backend *backend, svg2_stage stage, con
 }
 
 /* These two wait for the copy (state as bytes, tests and tools); nothing else here does. */
-static svg2_result copy(const svg2_backend *backend, void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
-                        const char *field, svg2_error *err)
+static svg2_result copy(const svg2_backend *backend, void *to, const void *from, size_t bytes,
+                        cudaMemcpyKind kind, const char *field, svg2_error *err)
 {
     SVG2__CUDA(cudaMemcpyAsync(to, from, bytes, kind, stream_of(backend)), field);
     SVG2__CUDA(cudaStreamSynchronize(stream_of(backend)), field);
     return ok(err);
 }
 
-static svg2_result copy_out(const svg2_backend *backend, void *host, const void *memory, size_t bytes, svg2_error *err)
+static svg2_result copy_out(const svg2_backend *backend, void *host, const void *memory, size_t bytes,
+                            svg2_error *err)
 {
     return copy(backend, host, memory, bytes, cudaMemcpyDeviceToHost, "copy_out", err);
 }
 
-static svg2_result copy_in(const svg2_backend *backend, void *memory, const void *host, size_t bytes, svg2_error *err)
+static svg2_result copy_in(const svg2_backend *backend, void *memory, const void *host, size_t bytes,
+                           svg2_error *err)
 {
     return copy(backend, memory, host, bytes, cudaMemcpyHostToDevice, "copy_in", err);
 }
@@ -5830,6 +5961,7 @@ extern "C" svg2_result svg2_cuda_check(svg2_error *err)
     SVG2__CUDA(cudaGetDevice(&device), "device");
     SVG2__CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
     if (major < 8)
-        return svg2__cuda::set_error(err, SVG2_ERR_BACKEND, "device", "has a compute capability below 8.0", cudaSuccess);
+        return svg2__cuda::set_error(err, SVG2_ERR_BACKEND, "device", "has a compute capability below 8.0",
+                                     cudaSuccess);
     return svg2__cuda::ok(err);
 }
