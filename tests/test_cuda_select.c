@@ -547,6 +547,8 @@ static void test_memory(void **state)
     assert_at_most((double)svg2_stage_workspace_bytes(&cuda, SVG2_STAGE_SELECT, &d), 250e6);
     d.batch = 1 << 10; d.query_clusters = d.key_clusters = 1 << 24; /* 2^64 bytes and more */
     assert_true(svg2_stage_workspace_bytes(&cuda, SVG2_STAGE_SELECT, &d) == SIZE_MAX);
+    d.batch = 1; d.query_clusters = 1; d.key_clusters = INT32_MAX; /* not valid: the query ends nevertheless */
+    assert_true(svg2_stage_workspace_bytes(&cuda, SVG2_STAGE_SELECT, &d) == SIZE_MAX);
 }
 
 int main(void)

@@ -379,6 +379,12 @@ static void check_workspace(void **state)
     d.tokens_kv = 2000000000; d.head_dim = 256;
     d.batch = 1000000; d.heads = 2000; d.heads_kv = 2000; d.head_count = 2000000000;
     assert_true(svg2_stage_workspace_bytes(&cuda, SVG2_STAGE_TAIL, &d) == SIZE_MAX);
+    /* a query need not have a valid descriptor */
+    static const int32_t heads_kv[] = {0, -1, INT32_MIN, 2001, INT32_MAX};
+    for (int i = 0; i < COUNT(heads_kv); ++i) {
+        d.heads_kv = heads_kv[i];
+        assert_true(svg2_stage_workspace_bytes(&cuda, SVG2_STAGE_TAIL, &d) == SIZE_MAX);
+    }
 }
 
 static void print_worst(void **state)
