@@ -3415,9 +3415,9 @@ static __global__ void __launch_bounds__(256) select_end(select_args a)
     }
     if (!a.stats) return;
     svg2_head_stats *s = a.stats + bh;
-    s->pairs = pairs;
+    s->pairs = s->pairs_pv = pairs;
     s->pairs_total = total;
-    s->density = total ? (float)((double)pairs / (double)total) : 0.0f;
+    s->density = s->density_pv = total ? (float)((double)pairs / (double)total) : 0.0f;
     if (!a.need_loss) s->error_estimate = pairs == total ? 0.0f : -1.0f;
     else if (is_dense || !(signal > 0.0)) s->error_estimate = 0.0f;
     else s->error_estimate = (float)(a.tail == SVG2_TAIL_NONE ? lost / signal : sqrt(lost / signal));

@@ -219,7 +219,8 @@ static int sel_both(sel *s, int most)
     for (size_t h = 0; h < heads; ++h) {
         const svg2_head_stats *a = &stats[h], *b = &s->d.stats[h];
         assert_true(a->pairs_total == b->pairs_total && a->empty_clusters == b->empty_clusters && a->is_dense == b->is_dense);
-        if (!differ) assert_true(a->pairs == b->pairs && a->density == b->density);
+        if (!differ)
+            assert_true(a->pairs == b->pairs && a->density == b->density && a->pairs_pv == b->pairs_pv && a->density_pv == b->density_pv);
         assert_at_most(fabs((double)a->error_estimate - (double)b->error_estimate), (differ ? 1e-2 : 1e-4) * fabs((double)a->error_estimate));
     }
     check_borders_and_stats(s);
