@@ -70,7 +70,7 @@ echo "$name, $("$nvcc" --version | sed -n 's/.*\(release [0-9.]*\).*/nvcc \1/p')
 if wants compare; then
     for p in .venv/bin/python python3 python; do
         if command -v "$p" >/dev/null &&
-            timeout 100 "$p" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' >"$logs/python.log" 2>&1; then
+            timeout 60 "$p" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' >"$logs/python.log" 2>&1; then
             echo "$p" >"$logs/python.found"
             break
         fi

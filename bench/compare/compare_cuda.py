@@ -101,7 +101,7 @@ class Clock:
 
 class Report:
     def __init__(self, path, facts):
-        self.path, self.data = path, dict(facts, rows=[])
+        self.path, self.data, self.failures = path, dict(facts, rows=[]), 0
 
     def turns(self, clock, shape, cases, rounds, deadline):
         """cases: (name, flops, fn). One round first that does not count; what fails then is left out."""
@@ -112,7 +112,9 @@ class Report:
                 alive.append((name, flops, fn))
                 times[name] = []
             except Exception as error:  # a peer that cannot run this shape is no failure of ours
-                print(f"  {name}: skipped: {first_line(error)}")
+                ours = "svg2" in name
+                self.failures += ours
+                print(f"  {name}: {'failed' if ours else 'skipped'}: {first_line(error)}")
         for n in range(rounds):
             if n >= 3 and time.monotonic() > deadline:
                 break
@@ -188,104 +190,132 @@ def bmm_kmeans(x, start, iterations, heads_at_once=4):
     return torch.cat(labels)
 
 
-def compare(svg2, report, clock, shape, device, rounds, begin, seconds):
-    heads, tokens, dim, query_clusters, key_clusters = shape
-    title = f"{tokens} x {heads} x {dim}, {query_clusters}/{key_clusters}"
-    print(title)
-    deadline = lambda share: min(time.monotonic() + share * seconds, begin + seconds)
-    q, k, v = video(heads, tokens, dim, device, 0.0)
-    out = torch.empty_like(q)
-    dense_flops = 4.0 * heads * tokens * tokens * dim
+class Problem:
+    """One shape. Parts are independent: what fails in one leaves the others."""
 
-    # dense
-    dense = Call(svg2, q, (0, 0), 0.0, 0)
-    cases = [("dense: svg2", dense_flops, lambda: dense.run(0, q, k, v, out))]
-    for backend in ("CUDNN_ATTENTION", "FLASH_ATTENTION"):
-        cases.append((f"dense: torch SDPA {backend.lower()}", dense_flops, lambda backend=backend: sdpa(backend, q, k, v)))
-    times = report.turns(clock, title, cases, rounds, deadline(0.15))
-    dense.run(0, q, k, v, out)
-    head = torch.nn.functional.scaled_dot_product_attention(q[:, :1], k[:, :1], v[:, :1])
-    error = rel_l2(out[:, :1], head)
-    print(f"  dense: relative L2 between svg2 and torch {error:.1e}")
-    report.data["rows"].append(dict(shape=title, name="dense: svg2 against torch, relative L2", value=error))
-    if not error < 2e-2:
-        raise RuntimeError(f"dense attention disagrees with torch: relative L2 {error:.2e}")
-    dense.close()
-    peer = min((t for n, t in times.items() if "torch" in n), default=None)
+    def __init__(self, svg2, report, clock, shape, device, rounds, begin, seconds):
+        self.svg2, self.report, self.clock, self.device, self.rounds = svg2, report, clock, device, rounds
+        self.heads, self.tokens, self.dim, self.query_clusters, self.key_clusters = shape
+        self.title = f"{self.tokens} x {self.heads} x {self.dim}, {self.query_clusters}/{self.key_clusters}"
+        self.begin, self.seconds = begin, seconds
+        self.qkv = video(self.heads, self.tokens, self.dim, device, 0.0)
+        self.out = torch.empty_like(self.qkv[0])
+        self.peer = None  # ms of the fastest dense attention of PyTorch
 
-    # whole calls, warm
-    first, (q, k, v) = (q, k, v), video(heads, tokens, dim, device, 0.05)
-    calls = []
-    for density, tail, name in ((0.10, TAIL_ORDER1, "order 1"), (0.25, TAIL_ORDER1, "order 1"), (0.25, TAIL_NONE, "no tail")):
-        call = Call(svg2, q, (query_clusters, key_clusters), density, tail)
-        call.run(0, *first, out)
-        calls.append((f"svg2_attend {density:.0%}, {name}", call))
-    del first
-    steps = iter(range(1, 1 << 30))
-    times = report.turns(clock, title, [(n, 0, lambda c=c: c.run(next(steps), q, k, v, out)) for n, c in calls], rounds,
-                         deadline(0.15))
-    for name, call in calls:
-        density, row = call.density(), f"{name}: times faster than the best dense peer"
-        if name in times and peer:
-            print(f"  {row:<66} {peer / times[name]:.2f}  (density {density:.3f})")
-            report.data["rows"].append(dict(shape=title, name=row, value=peer / times[name], density=density))
+    def turns(self, cases, share):
+        deadline = min(time.monotonic() + share * self.seconds, self.begin + self.seconds)
+        return self.report.turns(self.clock, self.title, cases, self.rounds, deadline)
+
+    def note(self, name, value, **more):
+        self.report.data["rows"].append(dict(shape=self.title, name=name, value=value, **more))
+
+    def dense(self):
+        q, k, v = self.qkv
+        call = Call(self.svg2, q, (0, 0), 0.0, 0)
+        flops = 4.0 * self.heads * self.tokens * self.tokens * self.dim
+        cases = [("dense: svg2", flops, lambda: call.run(0, q, k, v, self.out))]
+        for backend in ("CUDNN_ATTENTION", "FLASH_ATTENTION"):
+            cases.append((f"dense: torch SDPA {backend.lower()}", flops, lambda backend=backend: sdpa(backend, q, k, v)))
+        times = self.turns(cases, 0.15)
+        self.peer = min((t for n, t in times.items() if "torch" in n), default=None)
+        call.run(0, q, k, v, self.out)
+        error = rel_l2(self.out[:, :1], torch.nn.functional.scaled_dot_product_attention(q[:, :1], k[:, :1], v[:, :1]))
+        print(f"  dense: relative L2 between svg2 and torch {error:.1e}")
+        self.note("dense: svg2 against torch, relative L2", error)
         call.close()
-    del calls
+        if not error < 2e-2:
+            raise RuntimeError(f"dense attention disagrees with torch: relative L2 {error:.2e}")
 
-    # k-means of the keys: 2 rounds from the same start
-    x = k[0]
-    mean = x.float().mean(1, keepdim=True)
-    pick = torch.randperm(tokens, generator=torch.Generator().manual_seed(3))[:key_clusters].to(device)
-    start = (x.float()[:, pick] - mean).contiguous()
-    relative = (x.float() - mean).to(torch.bfloat16)
-    centroid, middle = torch.empty_like(start), torch.empty(heads, dim, device=device)
-    label = torch.empty(heads, tokens, dtype=torch.int32, device=device)
-    size = torch.empty(heads, key_clusters, dtype=torch.int32, device=device)
-    need = ctypes.c_size_t()
+    def whole_calls(self):
+        """Warm: the clusters are those of slightly other tensors."""
+        q, k, v = video(self.heads, self.tokens, self.dim, self.device, 0.05)
+        calls = []
+        for density, tail, name in ((0.10, TAIL_ORDER1, "order 1"), (0.25, TAIL_ORDER1, "order 1"), (0.25, TAIL_NONE, "no tail")):
+            call = Call(self.svg2, q, (self.query_clusters, self.key_clusters), density, tail)
+            call.run(0, *self.qkv, self.out)
+            calls.append((f"svg2_attend {density:.0%}, {name}", call))
+        steps = iter(range(1, 1 << 30))
+        times = self.turns([(n, 0, lambda c=c: c.run(next(steps), q, k, v, self.out)) for n, c in calls], 0.15)
+        for name, call in calls:
+            density, row = call.density(), f"{name}: times faster than the best dense peer"
+            if name in times and self.peer:
+                print(f"  {row:<66} {self.peer / times[name]:.2f}  (density {density:.3f})")
+                self.note(row, self.peer / times[name], density=density)
+            call.close()
 
-    def ours(work):
-        svg2.check(svg2.lib.shim_kmeans(svg2.stream, heads, tokens, dim, key_clusters, 2, at(x), at(start), at(centroid), at(middle),
-                                        at(label), at(size), at(work), ctypes.byref(need)))
+    def kmeans(self):
+        """The keys, 2 rounds from the same start."""
+        svg2, x = self.svg2, self.qkv[1][0]
+        mean = x.float().mean(1, keepdim=True)
+        pick = torch.randperm(self.tokens, generator=torch.Generator().manual_seed(3))[:self.key_clusters].to(self.device)
+        start = (x[:, pick].float() - mean).contiguous()
+        relative = (x.float() - mean).to(torch.bfloat16)
+        centroid, middle = torch.empty_like(start), torch.empty(self.heads, self.dim, device=self.device)
+        label = torch.empty(self.heads, self.tokens, dtype=torch.int32, device=self.device)
+        size = torch.empty(self.heads, self.key_clusters, dtype=torch.int32, device=self.device)
+        need = ctypes.c_size_t()
 
-    ours(None)
-    work = memory(need.value, device)
-    flops = 2 * 2.0 * heads * tokens * key_clusters * dim
-    report.turns(clock, title, [("k-means of the keys, 2 rounds: svg2", flops, lambda: ours(work)),
-                                ("k-means of the keys, 2 rounds: torch bmm", flops, lambda: bmm_kmeans(relative, start, 2))],
-                 rounds, deadline(0.1))
-    ours(work)
-    same = float((bmm_kmeans(relative, start, 2) == label).float().mean())
-    print(f"  k-means: {same:.1%} of the labels are equal (bf16 scores there, f32 here)")
-    report.data["rows"].append(dict(shape=title, name="k-means: equal labels", value=same))
-    del relative, work
+        def ours(work):
+            svg2.check(svg2.lib.shim_kmeans(svg2.stream, self.heads, self.tokens, self.dim, self.key_clusters, 2, at(x),
+                                            at(start), at(centroid), at(middle), at(label), at(size), at(work),
+                                            ctypes.byref(need)))
 
-    # whole blocks of 128 x 128 tokens at random
-    n = tokens // BLOCK
-    g = torch.Generator(device).manual_seed(4)
-    block_map = torch.rand(heads, n, n, generator=g, device=device).argsort(-1) < max(1, n // 4)
-    offset = (torch.arange(n + 1, dtype=torch.int32) * BLOCK).repeat(heads, 1).to(device)
-    byte_map = block_map.to(torch.uint8).contiguous()
-    flops = 4.0 * dim * BLOCK * BLOCK * float(block_map.sum(dtype=torch.int64))
+        ours(None)
+        work = memory(need.value, self.device)
+        flops = 2 * 2.0 * self.heads * self.tokens * self.key_clusters * self.dim
+        self.turns([("k-means of the keys, 2 rounds: svg2", flops, lambda: ours(work)),
+                    ("k-means of the keys, 2 rounds: torch bmm", flops, lambda: bmm_kmeans(relative, start, 2))], 0.1)
+        ours(work)
+        same = float((bmm_kmeans(relative, start, 2) == label).float().mean())
+        print(f"  k-means: {same:.1%} of the labels are equal (bf16 scores there, f32 here)")
+        self.note("k-means: equal labels", same)
 
-    def blocks(work):
-        svg2.check(svg2.lib.shim_blocks(svg2.stream, heads, tokens, dim, n, n, at(offset), at(offset), at(byte_map), at(q), at(k),
-                                        at(v), at(out), at(work), ctypes.byref(need)))
+    def blocks(self):
+        """Whole blocks of 128 x 128 tokens at random."""
+        svg2, (q, k, v) = self.svg2, self.qkv
+        n = self.tokens // BLOCK
+        g = torch.Generator(self.device).manual_seed(4)
+        block_map = torch.rand(self.heads, n, n, generator=g, device=self.device).argsort(-1) < max(1, n // 4)
+        offset = (torch.arange(n + 1, dtype=torch.int32) * BLOCK).repeat(self.heads, 1).to(self.device)
+        byte_map = block_map.to(torch.uint8).contiguous()
+        flops = 4.0 * self.dim * BLOCK * BLOCK * float(block_map.sum(dtype=torch.int64))
+        need = ctypes.c_size_t()
 
-    blocks(None)
-    work = memory(need.value, device)
-    cases = [("128 x 128 blocks, 25 %: svg2", flops, lambda: blocks(work))]
-    flex = None
-    try:
-        flex = flex_case(q, k, v, block_map)
-        cases.append(("128 x 128 blocks, 25 %: torch FlexAttention", flops, flex))
-    except Exception as error:  # no Triton, no compiler
-        print(f"  FlexAttention: skipped: {first_line(error)}")
-    times = report.turns(clock, title, cases, rounds, deadline(0.2))
-    if flex and len(times) == 2:
-        blocks(work)
-        error = rel_l2(out[:, :1], flex()[:, :1])
-        print(f"  relative L2 between the two {error:.1e}")
-        report.data["rows"].append(dict(shape=title, name="blocks: svg2 against FlexAttention, relative L2", value=error))
+        def ours(work):
+            svg2.check(svg2.lib.shim_blocks(svg2.stream, self.heads, self.tokens, self.dim, n, n, at(offset), at(offset),
+                                            at(byte_map), at(q), at(k), at(v), at(self.out), at(work), ctypes.byref(need)))
+
+        ours(None)
+        work = memory(need.value, self.device)
+        cases = [("128 x 128 blocks, 25 %: svg2", flops, lambda: ours(work))]
+        flex = None
+        try:
+            flex = flex_case(q, k, v, block_map)
+            cases.append(("128 x 128 blocks, 25 %: torch FlexAttention", flops, flex))
+        except Exception as error:  # no Triton, no compiler
+            print(f"  FlexAttention: skipped: {first_line(error)}")
+        times = self.turns(cases, 0.2)
+        if flex and len(times) == 2:
+            ours(work)
+            error = rel_l2(self.out[:, :1], flex()[:, :1])
+            print(f"  relative L2 between the two {error:.1e}")
+            self.note("blocks: svg2 against FlexAttention, relative L2", error)
+
+    def run(self):
+        """The number of parts that failed."""
+        failed = 0
+        print(self.title)
+        for part in (self.dense, self.whole_calls, self.kmeans, self.blocks):
+            if time.monotonic() > self.begin + self.seconds:
+                print(f"  {part.__name__}: skipped, no time left")
+                continue
+            try:
+                part()
+            except Exception as error:
+                print(f"  {part.__name__}: failed: {first_line(error)}")
+                failed += 1
+            self.report.write()
+        return failed
 
 
 def main():
@@ -314,12 +344,12 @@ def main():
                 print(f"{shape}: skipped, no time left")
                 continue
             try:
-                compare(svg2, report, clock, shape, device, 9, begin, args.seconds)
-            except Exception as error:  # the next shape may still do
-                print(f"  failed: {error}")
+                failed += Problem(svg2, report, clock, shape, device, 9, begin, args.seconds).run()
+            except Exception as error:  # not enough memory for the tensors, say
+                print(f"{shape}: failed: {first_line(error)}")
                 failed += 1
     report.write()
-    sys.exit(1 if failed else 0)
+    sys.exit(1 if failed or report.failures else 0)
 
 
 if __name__ == "__main__":
