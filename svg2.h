@@ -39,6 +39,8 @@ TABLE OF CONTENTS   (jump: search for the tag, e.g. ">>api")
   >>select      which blocks are computed exactly
   >>attention   attention over a block map, the tail, merging of partial results
   >>mass        exact attention mass of every block: the oracle
+  >>tiles       blocks of neighbouring tokens: where they lie, bands of them, choosing them by exact mass
+  >>profile     spatial or temporal: sampled rows under both bands
   >>schedule    dense or sparse, presets, cost
   >>pipeline    resolve, state, svg2_attend
   >>stats       error metrics
@@ -149,6 +151,8 @@ TABLE OF CONTENTS   (jump: search for the tag, e.g. ">>api")
 #  endif
 #endif
 
+#define SVG2_MAX_SEARCHES 8
+
 /* Zero a descriptor without warnings in either language: svg2_desc d = SVG2_ZERO; */
 #ifdef __cplusplus
 #  define SVG2_ZERO {}
@@ -250,6 +254,10 @@ typedef struct svg2_select_desc    svg2_select_desc;
 typedef struct svg2_tail_desc      svg2_tail_desc;
 typedef struct svg2_attention_desc svg2_attention_desc;
 typedef struct svg2_mass_desc      svg2_mass_desc;
+typedef struct svg2_place_desc     svg2_place_desc;
+typedef struct svg2_band_desc      svg2_band_desc;
+typedef struct svg2_pick_desc      svg2_pick_desc;
+typedef struct svg2_profile_desc   svg2_profile_desc;
 
 typedef enum svg2_stage {
     SVG2_STAGE_KMEANS = 0,
@@ -260,6 +268,10 @@ typedef enum svg2_stage {
     SVG2_STAGE_TAIL,
     SVG2_STAGE_ATTENTION,
     SVG2_STAGE_MASS,
+    SVG2_STAGE_PLACE,
+    SVG2_STAGE_BAND,
+    SVG2_STAGE_PICK,
+    SVG2_STAGE_PROFILE,
     SVG2_STAGE_COUNT
 } svg2_stage;
 
@@ -273,7 +285,7 @@ struct svg2_backend {
     size_t        align;      /* of workspaces and state memory, bytes                       */
     svg2_parallel parallel;   /* CPU                                                         */
     svg2_simd     simd;       /* CPU: never SVG2_SIMD_BEST                                   */
-    int32_t       tail_heads; /* heads whose order-1 tail is prepared at once                */
+    int32_t       tail_heads; /* heads whose order-1 tail or block mass is prepared at once  */
     void         *user;       /* free for the backend                                        */
     size_t (*workspace_bytes)(const svg2_backend *, svg2_stage, const void *stage_desc);
     svg2_result (*kmeans)(const svg2_backend *, const svg2_kmeans_desc *, void *workspace, svg2_error *);
@@ -284,6 +296,11 @@ struct svg2_backend {
     svg2_result (*tail)(const svg2_backend *, const svg2_tail_desc *, void *workspace, svg2_error *);
     svg2_result (*attention)(const svg2_backend *, const svg2_attention_desc *, void *workspace, svg2_error *);
     svg2_result (*mass)(const svg2_backend *, const svg2_mass_desc *, void *workspace, svg2_error *);
+    svg2_result (*place)(const svg2_backend *, const svg2_place_desc *, void *workspace, svg2_error *);
+    svg2_result (*band)(const svg2_backend *, const svg2_band_desc *, void *workspace, svg2_error *);
+    svg2_result (*pick)(const svg2_backend *, const svg2_pick_desc *, void *workspace, svg2_error *);
+    svg2_result (*profile)(const svg2_backend *, const svg2_profile_desc *, void *workspace, svg2_error *);
+    svg2_result (*copy)(const svg2_backend *, void *to, const void *from, size_t bytes, svg2_error *); /* inside */
     svg2_result (*copy_out)(const svg2_backend *, void *host, const void *memory, size_t bytes, svg2_error *);
     svg2_result (*copy_in)(const svg2_backend *, void *memory, const void *host, size_t bytes, svg2_error *);
 };
@@ -315,6 +332,9 @@ SVG2_API svg2_result svg2_cuda_check(svg2_error *err);
 typedef enum svg2_method {
     SVG2_METHOD_SVG2 = 0,
     SVG2_METHOD_DENSE = 1,
+    SVG2_METHOD_SVG1 = 2,   /* bands of neighbouring tokens, in space or in time, head by head: arXiv 2502.01776 */
+    SVG2_METHOD_ADASPA = 3, /* blocks of neighbouring tokens with the largest exact mass, found at a few steps:
+                               arXiv 2502.21079                                                              */
     SVG2_METHOD_FORCE_I32 = 0x7fffffff
 } svg2_method;
 
@@ -393,11 +413,21 @@ typedef struct svg2_desc {
     int32_t step_iterations;   /* 2; of every later step; -1 = 0: only assign to the old centroids */
     int32_t keep_empty;        /* 0 = re-seed empty clusters; 1 = leave them, as the authors' code */
     uint64_t seed;             /* 0; same seed, same bits, whatever the head's position            */
+    int32_t block;             /* SVG1, ADASPA: tokens of a block; 64                              */
+    float   keep;              /* SVG1: part of all pairs that a band takes, text and first frame
+                                  included; 0.3. Needs frames and frame_tokens                     */
+    int32_t band_width;        /* SVG1: positions; from keep                                       */
+    int32_t sample_rows;       /* SVG1: rows that decide between space and time; 64                */
+    int32_t first_frame;       /* SVG1: the first frame is seen by all: 1; -1 = not. Default: without text */
+    float   sparsity;          /* ADASPA: part of the key blocks that a row of blocks leaves out; 0.8; -1 = 0 */
+    float   mass_target;       /* ADASPA: 0 = off; else keep as few blocks as hold this part of the mass */
+    int32_t search_count;      /* ADASPA: 2; steps at which blocks are searched, at most           */
+    int32_t search_steps[SVG2_MAX_SEARCHES]; /* ascending; dense_steps, dense_steps + 20, ...       */
 
     /* which blocks are exact */
     svg2_route  route;         /* mass                                                             */
     svg2_budget budget;        /* head if there is a tail, else row                                */
-    svg2_tail_kind tail;       /* order 1                                                          */
+    svg2_tail_kind tail;       /* order 1 with SVG2, else none; SVG1 has no other                  */
     float top_p;               /* 0.9; with budget row and route mass SVG2's rule; else its area is the budget.
                                   Given with a tail, it also switches off the default target error */
     float min_keep;            /* fraction of key clusters that every query cluster keeps, by mass:
@@ -437,6 +467,9 @@ typedef enum svg2_action {
     SVG2_ACTION_DENSE = 0,
     SVG2_ACTION_DENSE_INIT = 1, /* dense output, and the clusters are prepared */
     SVG2_ACTION_SPARSE = 2,
+    SVG2_ACTION_SEARCH = 3, /* ADASPA: dense output; blocks are searched with this step's LSE, which is kept. So is a
+                               later step of a state that is not warm                                           */
+    SVG2_ACTION_SEARCH_CACHED = 4, /* ADASPA: blocks are searched with the LSE that was kept; sparse output     */
     SVG2_ACTION_FORCE_I32 = 0x7fffffff
 } svg2_action;
 SVG2_API svg2_action svg2_schedule(const svg2_desc *desc, int32_t step);
@@ -452,21 +485,28 @@ typedef struct svg2_head_stats {
                                (estimated when target_error is set)                                */
     int32_t is_dense;    /* 1 = target_error sent this head to dense                               */
     int32_t empty_clusters; /* query and key clusters without a token                              */
+    int32_t pattern;     /* SVG1: 0 = in space, 1 = in time                                        */
+    float   pattern_error[2]; /* SVG1: relative L2 error of the sampled rows' output under either  */
+    float   recall;      /* ADASPA: part of the mass inside the map when it was searched; else -1  */
 } svg2_head_stats;
 
-/* Clusters carried from step to step, for one layer and one guidance branch. Fields are for reading only. */
+/* What is carried from step to step, for one layer and one guidance branch. Fields are for reading only. */
 typedef struct svg2_state {
     uint32_t magic;
-    int32_t  batch, heads, heads_kv, head_dim, query_clusters, key_clusters;
+    svg2_method method;
+    int32_t  batch, heads, heads_kv, head_dim;
+    int32_t  query_clusters, key_clusters; /* ADASPA: query and key blocks                         */
+    int32_t  tokens;  /* ADASPA; else 0                                                            */
     svg2_dtype dtype;
-    int32_t  is_warm; /* 0 after init and reset; 1 once the clusters exist                         */
+    int32_t  is_warm; /* 0 after init and reset; 1 once the clusters, or the map, exist            */
     int32_t  calls;   /* sparse calls since reset                                                  */
     void    *memory;  /* the caller's; backend memory                                              */
     size_t   memory_bytes;
 } svg2_state;
 
-/* Bytes of state memory: (B*H*Cq + B*Hkv*Ck) * D elements of state_dtype. SIZE_MAX for an invalid descriptor.
-   The memory holds the query centroids [B, H, Cq, D], then the key centroids [B, Hkv, Ck, D], relative to the
+/* Bytes of state memory: (B*H*Cq + B*Hkv*Ck) * D elements of state_dtype. SIZE_MAX for an invalid descriptor; 0 for
+   DENSE and SVG1. ADASPA: an LSE [B, H, Sq] f32, then a map of bits [B, H, Qb, (Kb+31)/32] u32.
+   The memory of SVG2 holds the query centroids [B, H, Cq, D], then the key centroids [B, Hkv, Ck, D], relative to the
    mean of their tokens: an engine that spreads heads over ranks may move the slices of one head. */
 SVG2_API size_t svg2_state_bytes(const svg2_desc *desc);
 
@@ -497,8 +537,7 @@ SVG2_API size_t svg2_workspace_bytes(const svg2_backend *backend, const svg2_des
    out [B, H, Sq, D]                        written; must not overlap the inputs
    lse [B, H, Sq] f32, contiguous           written unless NULL; with a tail it includes the tail
    stats [B, H]                             written unless NULL
-   state                                    read and advanced; may be NULL for the dense method, else it must fit
-                                            desc
+   state                                    read and advanced; may be NULL for DENSE and SVG1, else it must fit desc
    step                                     index of the denoising step, >= 0: decides dense or sparse with
                                             desc's schedule
 
@@ -765,7 +804,7 @@ SVG2_API svg2_result svg2_attention(const svg2_backend *backend, const svg2_atte
    attention without tail (rows with -INFINITY count nothing); attention.map is used for recall only; out and
    tail fields are ignored.
 
-   mass   [B, H, Qb, Kb]  f32, written unless NULL
+   mass   [heads of the call, Qb, Kb]  f32, written unless NULL
    recall [B, H, Sq]      f32, written unless NULL: per query row, the mass inside the map (1 without a map) */
 struct svg2_mass_desc {
     svg2_attention_desc attention;
@@ -775,6 +814,105 @@ struct svg2_mass_desc {
 };
 SVG2_API svg2_result svg2_block_mass(const svg2_backend *backend, const svg2_mass_desc *desc, void *workspace,
                                      size_t workspace_bytes, svg2_error *err);
+
+/* svg2_place - blocks of neighbouring tokens, as labels that svg2_permute sorts by.
+
+   pattern [B, H]     read; NULL = 0 for all. 0: video tokens frame by frame, 1: position by position, through all frames.
+                      block tokens in that order make a block; with first_frame the first frame has blocks of its own
+                      before the others, where neighbours of the frame stand together
+   label   [B, H, S]  written for video tokens: in [0, svg2_place_blocks)
+
+   frames * frame_tokens = video_count; frames may be 1 where only pattern 0 is asked for. */
+struct svg2_place_desc {
+    int32_t batch, heads, tokens;
+    int32_t video_begin, video_count;
+    int32_t frames, frame_tokens, block, first_frame; /* first_frame: 0 or 1 */
+    const int32_t *pattern;
+    int32_t pattern_heads; /* 0 = heads; else heads of pattern: one for a group of heads */
+    int32_t *label;
+};
+SVG2_API int32_t svg2_place_blocks(const svg2_place_desc *desc);
+SVG2_API svg2_result svg2_place(const svg2_backend *backend, const svg2_place_desc *desc, void *workspace,
+                                size_t workspace_bytes, svg2_error *err);
+
+/* svg2_band - the map of SVG1: pairs of blocks near each other in the order of their head's pattern.
+
+   map [B, H, Qb, Kb]  written: 1 if the blocks' positions (frame * frame_tokens + place, or place * frames + frame) come
+                       closer than width; the first frame's key blocks for all (first_frame); text and padding, which
+                       stand behind the blocks, as in svg2_select
+   stats [B, H]        written unless NULL
+   Queries and keys are the same tokens, placed by the same svg2_place. */
+struct svg2_band_desc {
+    int32_t batch, heads, heads_kv;
+    int32_t frames, frame_tokens, block, first_frame, width;
+    int32_t has_text, has_padding;
+    const int32_t *pattern; /* [B, Hkv] */
+    const float   *error;   /* [B, H, 2] or NULL: svg2_profile's, for stats */
+    const int32_t *query_offset, *key_offset; /* [B, H, Qb+1], [B, Hkv, Kb+1] */
+    uint8_t *map;
+    svg2_head_stats *stats;
+};
+SVG2_API svg2_result svg2_band(const svg2_backend *backend, const svg2_band_desc *desc, void *workspace,
+                               size_t workspace_bytes, svg2_error *err);
+
+/* The largest width with which a band takes at most keep of all pairs, of the wider pattern; at least 1. */
+SVG2_API int32_t svg2_band_width(int32_t frames, int32_t frame_tokens, int32_t block, int32_t first_frame,
+                                 int32_t text_valid, float keep);
+
+/* svg2_pick - blocks by their exact mass: AdaSpa's selection.
+
+   mass [head_count, Qb, Kb]  read, for heads [head_begin, head_begin + head_count) of the B*H: svg2_block_mass's output,
+                              with any LSE: what counts is each row's own distribution
+   map  [B, H, Qb, Kb]        written
+   bits [B, H, Qb, (Kb+31)/32]  written unless NULL: the same map, bit j%32 of word j/32
+   recall [B, H, 3]           written, part of the mass kept at sparsity s + e, s, s - e; read by the last call
+   stats [B, H]               written unless NULL
+
+   Call it for groups of heads in order; the call with the last head completes map, bits and stats of all. With mass NULL
+   it only writes map and stats from bits and recall.
+   Row-wise top-k (ties to the lower index): of its nb video key blocks a row keeps ceil((1-s) nb), the text block besides.
+   A head keeps s = sparsity; but of the heads of a batch entry, those n with the highest recall get s + e and those n with
+   the lowest s - e, e = (1-s)/2, at most s; n = heads with a recall above 0.8, at most half. mass_target > 0: instead
+   each row keeps its heaviest blocks until they hold mass_target of its mass; no levels. */
+struct svg2_pick_desc {
+    int32_t batch, heads, heads_kv;
+    int32_t query_blocks, key_blocks, has_text, has_padding;
+    int32_t head_begin, head_count;
+    float sparsity, mass_target; /* no defaults here: sparsity in [0, 1) */
+    const float *mass;
+    const int32_t *query_offset, *key_offset;
+    uint8_t  *map;
+    uint32_t *bits;
+    float    *recall;
+    svg2_head_stats *stats;
+};
+SVG2_API svg2_result svg2_pick(const svg2_backend *backend, const svg2_pick_desc *desc, void *workspace,
+                               size_t workspace_bytes, svg2_error *err);
+
+/* svg2_profile - spatial or temporal: sample_rows rows of every head, under the band of either pattern and under none.
+
+   q [B, H, S, D], k, v [B, Hkv, S, D], key_mean [B, Hkv, D] or NULL   read
+   pattern [B, Hkv]     written: the one with the smaller squared error, summed over the query heads of a key head; ties,
+                        and errors that are no number: 0
+   error   [B, H, 2]    written: relative L2 error of the sampled rows under either; NULL = not
+
+   The bands are those of svg2_band: what is profiled is what will be executed. Rows are drawn from all video tokens, one
+   from each of sample_rows equal stretches. Work per head: 2*rows*S*D flop for logits, 6*rows*S*D for outputs. */
+struct svg2_profile_desc {
+    int32_t batch, heads, heads_kv, tokens, head_dim;
+    int32_t video_begin, frames, frame_tokens, block, first_frame, width;
+    int32_t text_begin, text_count; /* valid text; what is neither that nor video is padding */
+    int32_t sample_rows;
+    uint64_t seed;
+    float scale;
+    const void *q, *k, *v;
+    svg2_layout q_layout, k_layout, v_layout;
+    const float *key_mean;
+    int32_t *pattern;
+    float   *error;
+};
+SVG2_API svg2_result svg2_profile(const svg2_backend *backend, const svg2_profile_desc *desc, void *workspace,
+                                  size_t workspace_bytes, svg2_error *err);
 
 /* svg2_merge - join two attentions over disjoint key sets. out and lse may be the arrays of either side. Rows
    are contiguous f32: o [rows, dim], lse [rows]. A side with lse = -INFINITY contributes nothing; both so: out =
@@ -855,6 +993,11 @@ static int64_t svg2__min64(int64_t a, int64_t b)
 static int32_t svg2__min32(int32_t a, int32_t b)
 {
     return a < b ? a : b;
+}
+
+static int32_t svg2__max32(int32_t a, int32_t b)
+{
+    return a > b ? a : b;
 }
 
 static int32_t svg2__round_up(int32_t x, int32_t unit)
@@ -2018,6 +2161,24 @@ static int svg2__extents_valid(svg2_stage stage, const void *stage_desc)
             && d->head_count >= 0 && d->query_blocks >= 0 && d->key_blocks >= 0
             && d->tail_key_blocks >= 0 && d->tail_key_blocks <= INT32_MAX - 3;
     }
+    case SVG2_STAGE_PLACE: {
+        const svg2_place_desc *d = (const svg2_place_desc *)stage_desc;
+        return svg2__check_extents(d->batch, d->heads, d->tokens, 8, 0) == SVG2_OK;
+    }
+    case SVG2_STAGE_BAND: {
+        const svg2_band_desc *d = (const svg2_band_desc *)stage_desc;
+        return svg2__check_extents(d->batch, d->heads, 1, 8, 0) == SVG2_OK;
+    }
+    case SVG2_STAGE_PICK: {
+        const svg2_pick_desc *d = (const svg2_pick_desc *)stage_desc;
+        return svg2__check_extents(d->batch, d->heads, 1, 8, 0) == SVG2_OK && d->head_count > 0 && d->query_blocks > 0
+            && d->key_blocks > 0;
+    }
+    case SVG2_STAGE_PROFILE: {
+        const svg2_profile_desc *d = (const svg2_profile_desc *)stage_desc;
+        return svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, 0) == SVG2_OK && d->sample_rows > 0
+            && d->sample_rows <= 65536;
+    }
     case SVG2_STAGE_COUNT: break;
     }
     return 0;
@@ -3156,29 +3317,29 @@ static size_t svg2__select_layout(const svg2_backend *backend, const svg2_select
 }
 
 /* Indices 0..n-1 in order of falling score >= 0, ties to the lower index: stable radix sort of the inverted
-   bits. Returns the sorted indices (one of s->index). */
-static const int32_t *svg2__sort_falling(svg2__select_scratch *s, const float *score, int32_t n)
+   bits. key, index: two arrays of n each. Returns the sorted indices, index[0]. */
+static const int32_t *svg2__sort_falling(uint32_t *const *key, int32_t *const *index, const float *score, int32_t n)
 {
     int32_t i, count[256], at = 0;
     int pass;
-    for (i = 0; i < n; ++i) s->key[0][i] = ~svg2__bits(score[i]), s->index[0][i] = i;
+    for (i = 0; i < n; ++i) key[0][i] = ~svg2__bits(score[i]), index[0][i] = i;
     for (pass = 0; pass < 4; ++pass) {
         const int from = pass & 1, shift = 8 * pass;
         int32_t sum = 0;
         memset(count, 0, sizeof count);
-        for (i = 0; i < n; ++i) ++count[(s->key[from][i] >> shift) & 255u];
+        for (i = 0; i < n; ++i) ++count[(key[from][i] >> shift) & 255u];
         for (i = 0; i < 256; ++i) {
             const int32_t c = count[i];
             count[i] = sum;
             sum += c;
         }
         for (i = 0; i < n; ++i) {
-            at = count[(s->key[from][i] >> shift) & 255u]++;
-            s->key[1 - from][at] = s->key[from][i];
-            s->index[1 - from][at] = s->index[from][i];
+            at = count[(key[from][i] >> shift) & 255u]++;
+            key[1 - from][at] = key[from][i];
+            index[1 - from][at] = index[from][i];
         }
     }
-    return s->index[0];
+    return index[0];
 }
 
 /* What skipping a block costs, per query row, from its share of the mass P, the variance of its logits (spread),
@@ -3258,7 +3419,7 @@ static void svg2__select_row(const svg2__select_task *t, svg2__select_scratch *s
         map[j] = 0;
     }
     /* SVG2's rule; where it is not the decision itself, its area is the budget */
-    sorted = svg2__sort_falling(s, mass, ck);
+    sorted = svg2__sort_falling(s->key, s->index, mass, ck);
     for (r = 0; r < ck; ++r) {
         const int by_mass = r == 0 || running <= d->top_p, by_floor = r < t->floor;
         j = sorted[r];
@@ -3281,7 +3442,7 @@ static void svg2__select_row(const svg2__select_task *t, svg2__select_scratch *s
     for (j = 0; j < ck; ++j)
         if (map[j]) budget -= key_offset[j + 1] - key_offset[j];
     for (j = 0; j < ck; ++j) s->row_score[j] = score[j] < 0.0f ? 0.0f : score[j];
-    sorted = svg2__sort_falling(s, s->row_score, ck);
+    sorted = svg2__sort_falling(s->key, s->index, s->row_score, ck);
     for (r = 0; r < ck && budget > 0; ++r) {
         j = sorted[r];
         if (score[j] < 0.0f) continue;
@@ -3491,6 +3652,9 @@ static void svg2__select_head(const svg2__select_task *t)
         d->stats[t->bh].error_estimate = (float)(d->tail == SVG2_TAIL_NONE ? lost / signal : sqrt(lost / signal));
     d->stats[t->bh].is_dense = is_dense;
     d->stats[t->bh].empty_clusters = empty;
+    d->stats[t->bh].pattern = 0;
+    d->stats[t->bh].pattern_error[0] = d->stats[t->bh].pattern_error[1] = 0.0f;
+    d->stats[t->bh].recall = -1.0f;
 }
 
 static svg2_result svg2__cpu_select(const svg2_backend *backend, const svg2_select_desc *d, void *workspace,
@@ -4731,12 +4895,11 @@ static svg2_result svg2__cpu_mass(const svg2_backend *backend, const svg2_mass_d
     t.valid_key_blocks = desc->valid_key_blocks ? desc->valid_key_blocks : t.key_blocks;
     items = svg2__attention_plan(&t, workspace);
     if (desc->mass)
-        memset(desc->mass + (size_t)d->head_begin * (size_t)t.query_blocks * (size_t)t.key_blocks, 0,
-               (size_t)svg2__attention_heads(d) * (size_t)t.query_blocks * (size_t)t.key_blocks * sizeof(float));
+        memset(desc->mass, 0, (size_t)svg2__attention_heads(d) * (size_t)t.query_blocks * (size_t)t.key_blocks * sizeof(float));
     svg2__run(backend, svg2__mass_items, &t, items, 1);
     for (i = 0; desc->mass && i < items; ++i) { /* a block's items in order, so that the sum does not depend on threads */
         float *row = desc->mass
-                     + ((size_t)t.items[i].bh * (size_t)t.query_blocks + (size_t)t.items[i].block)
+                     + ((size_t)(t.items[i].bh - d->head_begin) * (size_t)t.query_blocks + (size_t)t.items[i].block)
                            * (size_t)t.key_blocks;
         for (j = 0; j < t.key_blocks; ++j) row[j] += t.partial[(size_t)i * (size_t)t.key_blocks + (size_t)j];
     }
@@ -4758,6 +4921,723 @@ SVG2_API svg2_result svg2_block_mass(const svg2_backend *backend, const svg2_mas
     return backend->mass(backend, desc, workspace, err);
 }
 
+/* ==== >>tiles ============================================================================
+   Methods with blocks of neighbouring tokens. A token's position is frame * frame_tokens + place in pattern 0 (space)
+   and place * frames + frame in pattern 1 (time); blocks are runs of the tokens in that order, so that a block covers a
+   span of positions, and blocks are near each other if their spans are. */
+typedef struct svg2__grid {
+    int32_t frames, frame_tokens, block, first_frame;
+} svg2__grid;
+
+static int32_t svg2__div_up(int64_t a, int32_t b)
+{
+    return (int32_t)((a + b - 1) / b);
+}
+
+/* Blocks of the first frame alone. */
+static int32_t svg2__grid_head(const svg2__grid *g)
+{
+    return g->first_frame ? svg2__div_up(g->frame_tokens, g->block) : 0;
+}
+
+static int32_t svg2__grid_blocks(const svg2__grid *g)
+{
+    const int64_t rest = (int64_t)(g->frames - g->first_frame) * g->frame_tokens;
+    return svg2__grid_head(g) + svg2__div_up(rest, g->block);
+}
+
+static int32_t svg2__grid_label(const svg2__grid *g, int pattern, int32_t token)
+{
+    const int32_t frame = token / g->frame_tokens, place = token % g->frame_tokens;
+    int64_t at;
+    if (frame < g->first_frame) return place / g->block;
+    at = pattern ? (int64_t)place * (g->frames - g->first_frame) + (frame - g->first_frame)
+                 : (int64_t)token - g->first_frame * g->frame_tokens;
+    return svg2__grid_head(g) + (int32_t)(at / g->block);
+}
+
+/* Tokens behind the first frame (if that has its own blocks) whose position is below x. */
+static int64_t svg2__grid_below(const svg2__grid *g, int pattern, int64_t x)
+{
+    const int64_t others = g->frames - g->first_frame, rest = others * g->frame_tokens;
+    int64_t frame;
+    if (x <= 0) return 0;
+    if (x >= (int64_t)g->frames * g->frame_tokens) return rest;
+    if (!pattern) return x < g->first_frame * (int64_t)g->frame_tokens ? 0 : x - g->first_frame * (int64_t)g->frame_tokens;
+    frame = x % g->frames - g->first_frame;
+    return x / g->frames * others + (frame > 0 ? frame : 0);
+}
+
+/* First and last position of a block. */
+static void svg2__grid_span(const svg2__grid *g, int pattern, int32_t block, int64_t *low, int64_t *high)
+{
+    const int32_t head = svg2__grid_head(g), others = g->frames - g->first_frame;
+    const int64_t rest = (int64_t)others * g->frame_tokens, skipped = (int64_t)g->first_frame * g->frame_tokens;
+    int64_t first, last;
+    if (block < head) {
+        first = (int64_t)block * g->block;
+        last = svg2__min64(first + g->block, g->frame_tokens) - 1;
+        *low = pattern ? first * g->frames : first;
+        *high = pattern ? last * g->frames : last;
+        return;
+    }
+    first = (int64_t)(block - head) * g->block;
+    last = svg2__min64(first + g->block, rest) - 1;
+    *low = pattern ? first / others * g->frames + first % others + g->first_frame : first + skipped;
+    *high = pattern ? last / others * g->frames + last % others + g->first_frame : last + skipped;
+}
+
+/* What a row of blocks sees: key blocks [0, head) of the first frame, all or (begin, end) of them, and [begin, end). */
+typedef struct svg2__near {
+    int32_t begin, end;
+} svg2__near;
+
+static svg2__near svg2__grid_near(const svg2__grid *g, int pattern, int32_t block, int32_t width)
+{
+    const int32_t head = svg2__grid_head(g);
+    svg2__near n;
+    int64_t low, high, first, last;
+    svg2__grid_span(g, pattern, block, &low, &high);
+    first = svg2__grid_below(g, pattern, low - width + 1); /* tokens from there on are near */
+    last = svg2__grid_below(g, pattern, high + width);     /* up to this one, exclusive     */
+    n.begin = head + (int32_t)(first / g->block);
+    n.end = last > first ? head + svg2__div_up(last, g->block) : n.begin;
+    return n;
+}
+
+static int64_t svg2__grid_tokens(const svg2__grid *g, int32_t begin, int32_t end) /* of blocks behind the first frame's */
+{
+    const int32_t head = svg2__grid_head(g);
+    const int64_t rest = (int64_t)(g->frames - g->first_frame) * g->frame_tokens;
+    return svg2__min64((int64_t)(end - head) * g->block, rest) - svg2__min64((int64_t)(begin - head) * g->block, rest);
+}
+
+/* Pairs of video tokens inside the band. */
+static double svg2__grid_area(const svg2__grid *g, int pattern, int32_t width)
+{
+    const int32_t blocks = svg2__grid_blocks(g), head = svg2__grid_head(g);
+    double area = 0.0;
+    int32_t i;
+    for (i = 0; i < blocks; ++i) {
+        const svg2__near n = svg2__grid_near(g, pattern, i, width);
+        const int64_t rows = i < head ? svg2__min64(g->block, (int64_t)g->frame_tokens - (int64_t)i * g->block)
+                                      : svg2__grid_tokens(g, i, i + 1);
+        area += (double)rows * (double)(svg2__grid_tokens(g, n.begin, n.end) + (int64_t)g->first_frame * g->frame_tokens);
+    }
+    return area;
+}
+
+static svg2_result svg2__check_grid(int32_t frames, int32_t frame_tokens, int32_t block, int32_t first_frame,
+                                    svg2_error *err)
+{
+    SVG2__CHECK(frames >= 1, SVG2_ERR_RANGE, "frames", "must be at least 1");
+    SVG2__CHECK(frame_tokens >= 1, SVG2_ERR_RANGE, "frame_tokens", "must be at least 1");
+    SVG2__CHECK((int64_t)frames * frame_tokens <= 2147482624, SVG2_ERR_RANGE, "frames",
+                "times frame_tokens must be below 2^31 - 1024");
+    SVG2__CHECK(block >= 1, SVG2_ERR_RANGE, "block", "must be at least 1");
+    SVG2__CHECK(first_frame == 0 || first_frame == 1, SVG2_ERR_RANGE, "first_frame", "must be 0 or 1");
+    return SVG2_OK;
+}
+
+SVG2_API int32_t svg2_band_width(int32_t frames, int32_t frame_tokens, int32_t block, int32_t first_frame,
+                                 int32_t text_valid, float keep)
+{
+    svg2__grid g;
+    const double video = (double)frames * (double)frame_tokens, text = (double)text_valid;
+    const double budget = (double)keep * (video + text) * (video + text) - text * (2.0 * video + text);
+    int64_t low = 1, high = (int64_t)frames * frame_tokens; /* low always does */
+    if (svg2__check_grid(frames, frame_tokens, block, first_frame, 0) != SVG2_OK) return 0;
+    g.frames = frames;
+    g.frame_tokens = frame_tokens;
+    g.block = block;
+    g.first_frame = first_frame;
+    while (low < high) {
+        const int64_t middle = low + (high - low + 1) / 2;
+        const double space = svg2__grid_area(&g, 0, (int32_t)middle), time = svg2__grid_area(&g, 1, (int32_t)middle);
+        if ((space > time ? space : time) <= budget) low = middle;
+        else high = middle - 1;
+    }
+    return (int32_t)low;
+}
+
+/* ---- place ---- */
+SVG2_API int32_t svg2_place_blocks(const svg2_place_desc *desc)
+{
+    svg2__grid g;
+    if (!desc || svg2__check_grid(desc->frames, desc->frame_tokens, desc->block, desc->first_frame, 0) != SVG2_OK) return 0;
+    g.frames = desc->frames;
+    g.frame_tokens = desc->frame_tokens;
+    g.block = desc->block;
+    g.first_frame = desc->first_frame;
+    return svg2__grid_blocks(&g);
+}
+
+/* item = head */
+static void svg2__place_items(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2_place_desc *d = (const svg2_place_desc *)task;
+    svg2__grid g;
+    int32_t t;
+    (void)worker;
+    g.frames = d->frames;
+    g.frame_tokens = d->frame_tokens;
+    g.block = d->block;
+    g.first_frame = d->first_frame;
+    for (; begin < end; ++begin) {
+        const int32_t groups = d->pattern_heads ? d->pattern_heads : d->heads;
+        const int pattern = d->pattern && d->pattern[svg2__kv_head(begin, d->heads, groups)] == 1;
+        int32_t *label = d->label + (size_t)begin * (size_t)d->tokens + d->video_begin;
+        for (t = 0; t < d->video_count; ++t) label[t] = svg2__grid_label(&g, pattern, t);
+    }
+}
+
+static svg2_result svg2__cpu_place(const svg2_backend *backend, const svg2_place_desc *d, void *workspace,
+                                   svg2_error *err)
+{
+    svg2_place_desc task = *d;
+    (void)workspace;
+    svg2__run(backend, svg2__place_items, &task, (int64_t)d->batch * d->heads, 1);
+    return svg2__ok(err);
+}
+
+SVG2_API svg2_result svg2_place(const svg2_backend *backend, const svg2_place_desc *desc, void *workspace,
+                                size_t workspace_bytes, svg2_error *err)
+{
+    const svg2_place_desc *d = desc;
+    SVG2__TRY(svg2__check_backend(backend, err));
+    SVG2__NOT_NULL(d, "desc");
+    SVG2__TRY(svg2__check_extents(d->batch, d->heads, d->tokens, 8, err));
+    SVG2__TRY(svg2__check_grid(d->frames, d->frame_tokens, d->block, d->first_frame, err));
+    SVG2__CHECK(d->video_begin >= 0 && d->video_count >= 1 && d->video_begin <= d->tokens - d->video_count,
+                SVG2_ERR_RANGE, "video_count", "video_begin and video_count must lie inside tokens");
+    SVG2__CHECK((int64_t)d->frames * d->frame_tokens == d->video_count, SVG2_ERR_SHAPE, "frame_tokens",
+                "frames*frame_tokens must be video_count");
+    SVG2__CHECK(d->pattern_heads >= 0 && (d->pattern_heads == 0 || (d->pattern_heads <= d->heads && d->heads % d->pattern_heads == 0)),
+                SVG2_ERR_SHAPE, "pattern_heads", "must divide heads");
+    SVG2__NOT_NULL(d->label, "label");
+    SVG2__TRY(svg2__check_workspace(backend, SVG2_STAGE_PLACE, d, workspace, workspace_bytes, err));
+    return backend->place(backend, d, workspace, err);
+}
+
+/* ---- statistics of a map that was not selected by svg2_select ---- */
+static void svg2__map_stats(const uint8_t *map, const int32_t *query_offset, const int32_t *key_offset, int32_t query_blocks,
+                            int32_t key_blocks, int has_padding, svg2_head_stats *stats)
+{
+    const int64_t rows = query_offset[query_blocks - has_padding], keys = key_offset[key_blocks - has_padding];
+    int32_t i, j;
+    memset(stats, 0, sizeof *stats);
+    for (i = 0; i < query_blocks; ++i) {
+        int64_t seen = 0;
+        for (j = 0; j < key_blocks; ++j)
+            if (map[(size_t)i * (size_t)key_blocks + (size_t)j]) seen += key_offset[j + 1] - key_offset[j];
+        stats->pairs += seen * (query_offset[i + 1] - query_offset[i]);
+    }
+    stats->pairs_pv = stats->pairs;
+    stats->pairs_total = rows * keys;
+    stats->density = stats->density_pv =
+        stats->pairs_total ? (float)((double)stats->pairs / (double)stats->pairs_total) : 0.0f;
+    stats->error_estimate = stats->pairs == stats->pairs_total ? 0.0f : -1.0f;
+    stats->recall = -1.0f;
+}
+
+/* ---- band ---- */
+static svg2__grid svg2__band_grid(const svg2_band_desc *d)
+{
+    svg2__grid g;
+    g.frames = d->frames;
+    g.frame_tokens = d->frame_tokens;
+    g.block = d->block;
+    g.first_frame = d->first_frame;
+    return g;
+}
+
+/* item = head */
+static void svg2__band_items(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2_band_desc *d = (const svg2_band_desc *)task;
+    const svg2__grid g = svg2__band_grid(d);
+    const int32_t video = svg2__grid_blocks(&g), head = svg2__grid_head(&g);
+    const int32_t blocks = video + d->has_text + d->has_padding, seen = video + d->has_text;
+    (void)worker;
+    for (; begin < end; ++begin) {
+        const int64_t kv = svg2__kv_head(begin, d->heads, d->heads_kv);
+        uint8_t *map = d->map + (size_t)begin * (size_t)blocks * (size_t)blocks;
+        int32_t i;
+        memset(map, 0, (size_t)blocks * (size_t)blocks);
+        for (i = 0; i < video; ++i) {
+            const int pattern = d->pattern[kv] == 1;
+            const svg2__near n = svg2__grid_near(&g, pattern, i, d->width);
+            uint8_t *row = map + (size_t)i * (size_t)blocks;
+            memset(row, 1, (size_t)head);
+            memset(row + n.begin, 1, (size_t)(n.end - n.begin));
+            if (d->has_text) row[video] = 1;
+        }
+        if (d->has_text) memset(map + (size_t)video * (size_t)blocks, 1, (size_t)seen);
+        if (d->stats) {
+            svg2__map_stats(map, d->query_offset + begin * ((int64_t)blocks + 1), d->key_offset + kv * ((int64_t)blocks + 1),
+                            blocks, blocks, d->has_padding, d->stats + begin);
+            d->stats[begin].pattern = d->pattern[kv] == 1;
+            if (d->error) memcpy(d->stats[begin].pattern_error, d->error + 2 * begin, 2 * sizeof(float));
+        }
+    }
+}
+
+static svg2_result svg2__cpu_band(const svg2_backend *backend, const svg2_band_desc *d, void *workspace, svg2_error *err)
+{
+    svg2_band_desc task = *d;
+    (void)workspace;
+    svg2__run(backend, svg2__band_items, &task, (int64_t)d->batch * d->heads, 1);
+    return svg2__ok(err);
+}
+
+SVG2_API svg2_result svg2_band(const svg2_backend *backend, const svg2_band_desc *desc, void *workspace,
+                               size_t workspace_bytes, svg2_error *err)
+{
+    const svg2_band_desc *d = desc;
+    SVG2__TRY(svg2__check_backend(backend, err));
+    SVG2__NOT_NULL(d, "desc");
+    SVG2__TRY(svg2__check_extents(d->batch, d->heads, 1, 8, err));
+    SVG2__TRY(svg2__check_heads_kv(d->heads, d->heads_kv, err));
+    SVG2__TRY(svg2__check_grid(d->frames, d->frame_tokens, d->block, d->first_frame, err));
+    SVG2__CHECK(d->width >= 1, SVG2_ERR_RANGE, "width", "must be at least 1");
+    SVG2__CHECK((d->has_text == 0 || d->has_text == 1) && (d->has_padding == 0 || d->has_padding == 1), SVG2_ERR_RANGE,
+                "has_text", "and has_padding must be 0 or 1");
+    SVG2__NOT_NULL(d->pattern, "pattern");
+    SVG2__NOT_NULL(d->map, "map");
+    SVG2__CHECK(!d->stats || d->query_offset, SVG2_ERR_NULL, "query_offset", "is needed for stats");
+    SVG2__CHECK(!d->stats || d->key_offset, SVG2_ERR_NULL, "key_offset", "is needed for stats");
+    SVG2__TRY(svg2__check_workspace(backend, SVG2_STAGE_BAND, d, workspace, workspace_bytes, err));
+    return backend->band(backend, d, workspace, err);
+}
+
+/* ---- pick ---- */
+typedef struct svg2__pick_task {
+    const svg2_pick_desc *d;
+    char *scratch;
+    size_t scratch_bytes;
+    double *sum;  /* [rows of the group, 4] mass of a row: kept by the three levels, and all; added up in a fixed order */
+    int32_t video_rows, video_keys, keep[3]; /* keep: blocks of the levels s + e, s, s - e */
+} svg2__pick_task;
+
+typedef struct svg2__pick_scratch {
+    uint32_t *key[2];
+    int32_t  *index[2];
+} svg2__pick_scratch;
+
+static size_t svg2__pick_scratch_layout(const svg2_pick_desc *d, void *base, svg2__pick_scratch *s)
+{
+    svg2__arena a = SVG2_ZERO;
+    svg2__pick_scratch w;
+    int i;
+    a.base = (char *)base;
+    for (i = 0; i < 2; ++i) {
+        w.key[i] = (uint32_t *)svg2__take(&a, sizeof(uint32_t), (size_t)d->key_blocks);
+        w.index[i] = svg2__take_i32(&a, (size_t)d->key_blocks);
+    }
+    if (s) *s = w;
+    return a.used;
+}
+
+static size_t svg2__pick_layout(const svg2_backend *backend, const svg2_pick_desc *d, void *base, svg2__pick_task *t)
+{
+    svg2__arena a = SVG2_ZERO;
+    svg2__pick_task w;
+    memset(&w, 0, sizeof w);
+    a.base = (char *)base;
+    w.scratch_bytes = svg2__pick_scratch_layout(d, 0, 0);
+    w.scratch = (char *)svg2__take(&a, w.scratch_bytes, svg2__workers(backend));
+    w.sum = (double *)svg2__take(&a, sizeof(double), svg2__count(d->head_count, d->query_blocks, 4, 1));
+    if (t) *t = w;
+    return a.used;
+}
+
+/* Blocks that a row keeps at the three levels of sparsity. */
+static void svg2__pick_counts(int32_t blocks, double sparsity, int32_t *keep)
+{
+    const double step = sparsity < (1.0 - sparsity) / 2.0 ? sparsity : (1.0 - sparsity) / 2.0;
+    int i;
+    for (i = 0; i < 3; ++i) {
+        const double count = ceil((1.0 - sparsity + (i - 1) * step) * (double)blocks - 1e-6);
+        keep[i] = count < 1.0 ? 1 : count > (double)blocks ? blocks : (int32_t)count;
+    }
+}
+
+/* item = row of blocks of the group: the level of every block of it, 0 to 3 (left out), goes into the map */
+static void svg2__pick_rows(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__pick_task *t = (const svg2__pick_task *)task;
+    const svg2_pick_desc *d = t->d;
+    svg2__pick_scratch s;
+    (void)svg2__pick_scratch_layout(d, t->scratch + (size_t)worker * t->scratch_bytes, &s);
+    for (; begin < end; ++begin) {
+        const int32_t i = (int32_t)(begin % d->query_blocks), valid = t->video_keys + d->has_text;
+        const float *mass = d->mass + (size_t)begin * (size_t)d->key_blocks;
+        uint8_t *map = d->map + ((size_t)d->head_begin * (size_t)d->query_blocks + (size_t)begin) * (size_t)d->key_blocks;
+        const int32_t *index;
+        double *sum = t->sum + 4 * begin, kept[4] = {0.0, 0.0, 0.0, 0.0}, most;
+        int32_t j;
+        memset(map, 3, (size_t)d->key_blocks);
+        if (d->has_text && i <= t->video_rows) map[t->video_keys] = 0;
+        if (i >= t->video_rows) { /* text sees everything, padding nothing */
+            if (d->has_text && i == t->video_rows) memset(map, 0, (size_t)valid);
+            continue;
+        }
+        index = svg2__sort_falling(s.key, s.index, mass, t->video_keys);
+        for (j = 0; j < valid; ++j) kept[3] += (double)mass[j];
+        most = (double)d->mass_target * kept[3];
+        if (d->has_text) kept[0] = (double)mass[t->video_keys];
+        for (j = 0; j < t->video_keys; ++j) {
+            int level = j < t->keep[0] ? 0 : j < t->keep[1] ? 1 : j < t->keep[2] ? 2 : 3;
+            if (d->mass_target > 0.0f) level = kept[0] >= most ? 3 : 0; /* a NaN keeps all */
+            map[index[j]] = (uint8_t)level;
+            if (level < 3) kept[level] += (double)mass[index[j]];
+        }
+        sum[0] = kept[0];
+        sum[1] = sum[0] + kept[1];
+        sum[2] = sum[1] + kept[2];
+        sum[3] = kept[3];
+    }
+}
+
+/* Which level each head keeps: budgets of the heads of one batch entry. */
+static int svg2__pick_level(const svg2_pick_desc *d, int64_t bh)
+{
+    const float *recall = d->recall + bh / d->heads * d->heads * 3 + 1, mine = d->recall[3 * bh + 1];
+    const int32_t h = (int32_t)(bh % d->heads);
+    int32_t i, good = 0, above = 0;
+    if (d->mass_target > 0.0f) return 1;
+    for (i = 0; i < d->heads; ++i) {
+        good += recall[3 * i] > 0.8f;
+        above += recall[3 * i] > mine || (recall[3 * i] == mine && i < h); /* this head's rank from the top */
+    }
+    good = svg2__min32(good, d->heads / 2);
+    return above < good ? 0 : above >= d->heads - good ? 2 : 1;
+}
+
+/* item = head: levels become a map, bits and statistics; or bits a map */
+static void svg2__pick_cut(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2_pick_desc *d = (const svg2_pick_desc *)task;
+    const size_t words = ((size_t)d->key_blocks + 31) / 32;
+    (void)worker;
+    for (; begin < end; ++begin) {
+        const int64_t kv = svg2__kv_head(begin, d->heads, d->heads_kv);
+        const int level = svg2__pick_level(d, begin);
+        int32_t i, j;
+        for (i = 0; i < d->query_blocks; ++i) {
+            const size_t row = (size_t)begin * (size_t)d->query_blocks + (size_t)i;
+            uint8_t *map = d->map + row * (size_t)d->key_blocks;
+            uint32_t *bits = d->bits ? d->bits + row * words : 0;
+            if (!d->mass) {
+                for (j = 0; j < d->key_blocks; ++j) map[j] = (uint8_t)(bits[j / 32] >> (j % 32) & 1u);
+                continue;
+            }
+            if (bits) memset(bits, 0, words * sizeof *bits);
+            for (j = 0; j < d->key_blocks; ++j) {
+                map[j] = map[j] <= level;
+                if (bits) bits[j / 32] |= (uint32_t)map[j] << (j % 32);
+            }
+        }
+        if (d->stats) {
+            svg2__map_stats(d->map + (size_t)begin * (size_t)d->query_blocks * (size_t)d->key_blocks,
+                            d->query_offset + begin * ((int64_t)d->query_blocks + 1),
+                            d->key_offset + kv * ((int64_t)d->key_blocks + 1), d->query_blocks, d->key_blocks,
+                            d->has_padding, d->stats + begin);
+            d->stats[begin].recall = d->recall[3 * begin + level];
+        }
+    }
+}
+
+static svg2_result svg2__cpu_pick(const svg2_backend *backend, const svg2_pick_desc *d, void *workspace, svg2_error *err)
+{
+    const int64_t heads = (int64_t)d->batch * d->heads;
+    svg2_pick_desc cut = *d;
+    if (d->mass) {
+        svg2__pick_task t;
+        int64_t h, i;
+        int k;
+        (void)svg2__pick_layout(backend, d, workspace, &t);
+        t.d = d;
+        t.video_rows = d->query_blocks - d->has_text - d->has_padding;
+        t.video_keys = d->key_blocks - d->has_text - d->has_padding;
+        svg2__pick_counts(t.video_keys, (double)d->sparsity, t.keep);
+        svg2__run(backend, svg2__pick_rows, &t, (int64_t)d->head_count * d->query_blocks, 4);
+        for (h = 0; h < d->head_count; ++h) {
+            double sum[4] = {0.0, 0.0, 0.0, 0.0};
+            for (i = h * d->query_blocks; i < h * d->query_blocks + t.video_rows; ++i)
+                for (k = 0; k < 4; ++k) sum[k] += t.sum[4 * i + k];
+            for (k = 0; k < 3; ++k)
+                d->recall[3 * (d->head_begin + h) + k] = sum[3] > 0.0 ? (float)(sum[k] / sum[3]) : 0.0f;
+        }
+        if (d->head_begin + d->head_count < heads) return svg2__ok(err);
+    }
+    svg2__run(backend, svg2__pick_cut, &cut, heads, 1);
+    return svg2__ok(err);
+}
+
+SVG2_API svg2_result svg2_pick(const svg2_backend *backend, const svg2_pick_desc *desc, void *workspace,
+                               size_t workspace_bytes, svg2_error *err)
+{
+    const svg2_pick_desc *d = desc;
+    SVG2__TRY(svg2__check_backend(backend, err));
+    SVG2__NOT_NULL(d, "desc");
+    SVG2__TRY(svg2__check_extents(d->batch, d->heads, 1, 8, err));
+    SVG2__TRY(svg2__check_heads_kv(d->heads, d->heads_kv, err));
+    SVG2__CHECK((d->has_text == 0 || d->has_text == 1) && (d->has_padding == 0 || d->has_padding == 1), SVG2_ERR_RANGE,
+                "has_text", "and has_padding must be 0 or 1");
+    SVG2__CHECK(d->query_blocks > d->has_text + d->has_padding, SVG2_ERR_RANGE, "query_blocks", "must hold a video block");
+    SVG2__CHECK(d->key_blocks > d->has_text + d->has_padding, SVG2_ERR_RANGE, "key_blocks", "must hold a video block");
+    SVG2__CHECK(d->head_begin >= 0 && d->head_count >= 1
+                    && d->head_begin <= (int64_t)d->batch * d->heads - d->head_count,
+                SVG2_ERR_RANGE, "head_count", "head_begin and head_count must name heads in [0, batch*heads)");
+    SVG2__CHECK(d->sparsity >= 0.0f && d->sparsity < 1.0f, SVG2_ERR_RANGE, "sparsity", "must be in [0, 1)");
+    SVG2__CHECK(d->mass_target >= 0.0f && d->mass_target <= 1.0f, SVG2_ERR_RANGE, "mass_target", "must be in [0, 1]");
+    SVG2__CHECK(d->mass || d->bits, SVG2_ERR_NULL, "mass", "or bits must be given");
+    SVG2__NOT_NULL(d->map, "map");
+    SVG2__NOT_NULL(d->recall, "recall");
+    SVG2__CHECK(!d->stats || d->query_offset, SVG2_ERR_NULL, "query_offset", "is needed for stats");
+    SVG2__CHECK(!d->stats || d->key_offset, SVG2_ERR_NULL, "key_offset", "is needed for stats");
+    SVG2__TRY(svg2__check_workspace(backend, SVG2_STAGE_PICK, d, workspace, workspace_bytes, err));
+    return backend->pick(backend, d, workspace, err);
+}
+
+/* ==== >>profile ==========================================================================
+   One item = 64 sampled rows of a head. Keys come in tiles of 128; the weights of a tile are formed once and go into
+   three sums: all keys, those in the band in space, those in the band in time. All three are relative to the maximum
+   over all keys. */
+typedef struct svg2__profile_task {
+    const svg2_backend *backend;
+    const svg2__loops *loops;
+    const svg2_profile_desc *d;
+    svg2__grid grid;
+    svg2_layout q, k, v;
+    float *scratch;
+    size_t scratch_floats;
+    double *error; /* [items, 3]  squared error under either pattern, squared output */
+    int32_t units; /* of 64 rows */
+} svg2__profile_task;
+
+typedef struct svg2__profile_scratch {
+    float   *query, *output; /* [D, 64], [3, D, 64]                    */
+    float   *key, *value;    /* [keys/4, D, 4], [keys, D + 16]         */
+    float   *p, *part;       /* [keys, 64]: weights; those of a band   */
+    float   *rows;           /* [4, D]                                 */
+    int32_t *token, *block;  /* [keys], [2, keys]                      */
+} svg2__profile_scratch;
+
+static size_t svg2__profile_scratch_layout(const svg2_profile_desc *d, void *base, svg2__profile_scratch *s)
+{
+    svg2__arena a = SVG2_ZERO;
+    const size_t n = (size_t)d->head_dim;
+    svg2__profile_scratch w;
+    a.base = (char *)base;
+    w.query = svg2__take_f32(&a, n * SVG2__LANES);
+    w.output = svg2__take_f32(&a, 3 * n * SVG2__LANES);
+    w.key = svg2__take_f32(&a, n * SVG2__KEYS);
+    w.value = svg2__take_f32(&a, (n + 16) * SVG2__KEYS);
+    w.p = svg2__take_f32(&a, SVG2__KEYS * SVG2__LANES);
+    w.part = svg2__take_f32(&a, SVG2__KEYS * SVG2__LANES);
+    w.rows = svg2__take_f32(&a, 4 * n);
+    w.token = svg2__take_i32(&a, SVG2__KEYS);
+    w.block = svg2__take_i32(&a, 2 * SVG2__KEYS);
+    if (s) *s = w;
+    return a.used;
+}
+
+static size_t svg2__profile_layout(const svg2_backend *backend, const svg2_profile_desc *d, void *base,
+                                   svg2__profile_task *t)
+{
+    svg2__arena a = SVG2_ZERO;
+    const int32_t units = (d->sample_rows + SVG2__LANES - 1) / SVG2__LANES;
+    const size_t scratch_bytes = svg2__profile_scratch_layout(d, 0, 0);
+    float *scratch;
+    double *error;
+    a.base = (char *)base;
+    scratch = (float *)svg2__take(&a, scratch_bytes, svg2__workers(backend));
+    error = (double *)svg2__take(&a, sizeof(double), svg2__count((int64_t)d->batch * d->heads, units, 3, 1));
+    if (t) {
+        t->scratch = scratch;
+        t->scratch_floats = scratch_bytes / sizeof(float);
+        t->error = error;
+        t->units = units;
+    }
+    return a.used;
+}
+
+/* The n-th sampled token of the video: one from each stretch. */
+static int32_t svg2__profile_row(const svg2_profile_desc *d, int32_t n)
+{
+    const int64_t video = (int64_t)d->frames * d->frame_tokens;
+    const double at = ((double)n + svg2__uniform(d->seed, 0x70726f66u, (uint64_t)n)) * (double)video / (double)d->sample_rows;
+    return (int32_t)svg2__min64((int64_t)at, video - 1);
+}
+
+static void svg2__profile_tile(const svg2__profile_task *t, int64_t b, int64_t kv, int32_t n,
+                               svg2__near (*near)[2], int rows, float *m, float (*l)[SVG2__LANES], svg2__profile_scratch *s)
+{
+    const svg2_profile_desc *d = t->d;
+    const int32_t dim = d->head_dim, ld = dim + 16, head = svg2__grid_head(&t->grid);
+    const int nv = (rows + 15) / 16;
+    const float *shift = d->key_mean ? d->key_mean + kv * dim : 0;
+    float alpha[SVG2__LANES];
+    int32_t key, i, e;
+    int lane, part;
+    for (key = 0; key < n; key += 4) {
+        for (i = 0; i < 4; ++i) {
+            float *row = s->rows + i * dim;
+            if (key + i >= n) memset(row, 0, (size_t)dim * sizeof(float));
+            else t->loops->load(row, svg2__row(d->k, &t->k, b, kv % d->heads_kv, s->token[key + i]), t->k.dtype, shift, dim);
+        }
+        t->loops->pack4(s->key + (size_t)key * (size_t)dim, 4, s->rows, dim, dim);
+    }
+    for (key = 0; key < n; ++key)
+        t->loops->load(s->value + (size_t)key * (size_t)ld, svg2__row(d->v, &t->v, b, kv % d->heads_kv, s->token[key]),
+                       t->v.dtype, 0, dim);
+    for (key = 0; key < n; key += 4)
+        t->loops->mk(nv, dim, s->key + (size_t)key * (size_t)dim, 4, s->query, SVG2__LANES, s->p + key * SVG2__LANES,
+                     SVG2__LANES, 0);
+    if (t->loops->softmax(s->p, n, nv, 0, m, l[0], alpha)) {
+        for (part = 0; part < 3; ++part) t->loops->rescale(s->output + (size_t)part * (size_t)dim * SVG2__LANES, dim, nv, alpha);
+        for (lane = 0; lane < 16 * nv; ++lane) l[1][lane] *= alpha[lane], l[2][lane] *= alpha[lane];
+    }
+    for (part = 0; part < 3; ++part) {
+        float *p = part ? s->part : s->p, *output = s->output + (size_t)part * (size_t)dim * SVG2__LANES;
+        for (key = 0; part && key < n; ++key) {
+            const int32_t block = s->block[(part - 1) * SVG2__KEYS + key]; /* -1: text */
+            for (lane = 0; lane < 16 * nv; ++lane) {
+                const svg2__near seen = near[lane][part - 1];
+                const float x = block < head || (block >= seen.begin && block < seen.end) ? s->p[key * SVG2__LANES + lane] : 0.0f;
+                p[key * SVG2__LANES + lane] = x;
+                l[part][lane] += x;
+            }
+        }
+        for (e = 0; e < dim; e += 4)
+            t->loops->mk(nv, n, s->value + e, ld, p, SVG2__LANES, output + e * SVG2__LANES, SVG2__LANES, 1);
+    }
+}
+
+static void svg2__profile_items(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__profile_task *t = (const svg2__profile_task *)task;
+    const svg2_profile_desc *d = t->d;
+    const int32_t dim = d->head_dim;
+    const float scale = d->scale * 1.44269504f; /* log2(e) */
+    svg2__profile_scratch s;
+    (void)svg2__profile_scratch_layout(d, t->scratch + (size_t)worker * t->scratch_floats, &s);
+    for (; begin < end; ++begin) {
+        const int64_t bh = begin / t->units, b = bh / d->heads, h = bh % d->heads, kv = svg2__kv_head(bh, d->heads, d->heads_kv);
+        const int32_t first = (int32_t)(begin % t->units) * SVG2__LANES;
+        const int rows = svg2__min32(SVG2__LANES, d->sample_rows - first);
+        svg2__near near[SVG2__LANES][2];
+        float m[SVG2__LANES], l[3][SVG2__LANES];
+        double *error = t->error + 3 * begin;
+        int32_t r, i, e, token, n = 0, part;
+        memset(near, 0, sizeof near);
+        memset(l, 0, sizeof l);
+        memset(s.output, 0, 3 * (size_t)dim * SVG2__LANES * sizeof(float));
+        for (r = 0; r < SVG2__LANES; r += 4) {
+            for (i = 0; i < 4; ++i) {
+                float *row = s.rows + i * dim;
+                const int32_t at = r + i < rows ? svg2__profile_row(d, first + r + i) : 0;
+                m[r + i] = -INFINITY;
+                for (part = 0; part < 2; ++part)
+                    near[r + i][part] = svg2__grid_near(&t->grid, part, svg2__grid_label(&t->grid, part, at), d->width);
+                t->loops->load(row, svg2__row(d->q, &t->q, b, h, d->video_begin + at), t->q.dtype, 0, dim);
+                for (e = 0; e < dim; ++e) row[e] *= scale;
+            }
+            t->loops->pack4(s.query + r, SVG2__LANES, s.rows, dim, dim);
+        }
+        for (token = 0; token < d->tokens; ++token) {
+            const int32_t at = token - d->video_begin;
+            const int is_video = at >= 0 && at < d->frames * d->frame_tokens;
+            if (!is_video && (token < d->text_begin || token >= d->text_begin + d->text_count)) continue; /* padding */
+            s.token[n] = token;
+            for (part = 0; part < 2; ++part)
+                s.block[part * SVG2__KEYS + n] = is_video ? svg2__grid_label(&t->grid, part, at) : -1;
+            if (++n == SVG2__KEYS) svg2__profile_tile(t, b, kv, n, near, rows, m, l, &s), n = 0;
+        }
+        if (n) svg2__profile_tile(t, b, kv, n, near, rows, m, l, &s);
+        error[0] = error[1] = error[2] = 0.0;
+        for (e = 0; e < dim; ++e)
+            for (r = 0; r < rows; ++r) {
+                const size_t at = (size_t)e * SVG2__LANES + (size_t)r, plane = (size_t)dim * SVG2__LANES;
+                const double dense = (double)s.output[at] / (double)l[0][r];
+                error[2] += dense * dense;
+                for (part = 0; part < 2; ++part) { /* a row without a key that counts has an output of 0 */
+                    const double x = l[part + 1][r] > 0.0f ? (double)s.output[(size_t)(part + 1) * plane + at] / (double)l[part + 1][r] : 0.0;
+                    error[part] += (x - dense) * (x - dense);
+                }
+            }
+    }
+}
+
+static svg2_result svg2__cpu_profile(const svg2_backend *backend, const svg2_profile_desc *d, void *workspace,
+                                     svg2_error *err)
+{
+    const int32_t group = d->heads / d->heads_kv;
+    svg2__profile_task t;
+    int64_t kv, h, u;
+    memset(&t, 0, sizeof t);
+    t.backend = backend;
+    t.loops = svg2__loops_of(backend);
+    t.d = d;
+    t.grid.frames = d->frames;
+    t.grid.frame_tokens = d->frame_tokens;
+    t.grid.block = d->block;
+    t.grid.first_frame = d->first_frame;
+    t.q = svg2__layout(d->q_layout, d->heads, d->tokens, d->head_dim);
+    t.k = svg2__layout(d->k_layout, d->heads_kv, d->tokens, d->head_dim);
+    t.v = svg2__layout(d->v_layout, d->heads_kv, d->tokens, d->head_dim);
+    (void)svg2__profile_layout(backend, d, workspace, &t);
+    svg2__run(backend, svg2__profile_items, &t, (int64_t)d->batch * d->heads * t.units, 1);
+    for (kv = 0; kv < (int64_t)d->batch * d->heads_kv; ++kv) {
+        double both[2] = {0.0, 0.0};
+        for (h = kv * group; h < (kv + 1) * group; ++h) { /* query heads of a key head are neighbours */
+            double sum[3] = {0.0, 0.0, 0.0};
+            for (u = h * t.units; u < (h + 1) * t.units; ++u) {
+                sum[0] += t.error[3 * u];
+                sum[1] += t.error[3 * u + 1];
+                sum[2] += t.error[3 * u + 2];
+            }
+            both[0] += sum[0];
+            both[1] += sum[1];
+            if (d->error) {
+                d->error[2 * h] = sum[2] > 0.0 ? (float)sqrt(sum[0] / sum[2]) : 0.0f;
+                d->error[2 * h + 1] = sum[2] > 0.0 ? (float)sqrt(sum[1] / sum[2]) : 0.0f;
+            }
+        }
+        d->pattern[kv] = both[1] < both[0];
+    }
+    return svg2__ok(err);
+}
+
+SVG2_API svg2_result svg2_profile(const svg2_backend *backend, const svg2_profile_desc *desc, void *workspace,
+                                  size_t workspace_bytes, svg2_error *err)
+{
+    const svg2_profile_desc *d = desc;
+    SVG2__TRY(svg2__check_backend(backend, err));
+    SVG2__NOT_NULL(d, "desc");
+    SVG2__TRY(svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, err));
+    SVG2__TRY(svg2__check_heads_kv(d->heads, d->heads_kv, err));
+    SVG2__TRY(svg2__check_grid(d->frames, d->frame_tokens, d->block, d->first_frame, err));
+    SVG2__CHECK(d->width >= 1, SVG2_ERR_RANGE, "width", "must be at least 1");
+    SVG2__CHECK(d->sample_rows >= 1 && d->sample_rows <= 65536, SVG2_ERR_RANGE, "sample_rows", "must be between 1 and 65536");
+    SVG2__CHECK(fabsf(d->scale) <= 3.0e38f, SVG2_ERR_RANGE, "scale", "must be finite");
+    SVG2__CHECK(d->video_begin >= 0 && d->video_begin <= (int64_t)d->tokens - (int64_t)d->frames * d->frame_tokens,
+                SVG2_ERR_SHAPE, "frame_tokens", "frames*frame_tokens video tokens must lie inside tokens");
+    SVG2__CHECK(d->text_begin >= 0 && d->text_count >= 0 && d->text_begin <= d->tokens - d->text_count, SVG2_ERR_RANGE,
+                "text_count", "text_begin and text_count must lie inside tokens");
+    SVG2__TRY(svg2__check_layout(d->q_layout, d->batch, d->heads, d->tokens, d->head_dim, 0, "q", err));
+    SVG2__TRY(svg2__check_layout(d->k_layout, d->batch, d->heads_kv, d->tokens, d->head_dim, 0, "k", err));
+    SVG2__TRY(svg2__check_layout(d->v_layout, d->batch, d->heads_kv, d->tokens, d->head_dim, 0, "v", err));
+    SVG2__TRY(svg2__check_tensor(d->q, d->q_layout, "q", err));
+    SVG2__TRY(svg2__check_tensor(d->k, d->k_layout, "k", err));
+    SVG2__TRY(svg2__check_tensor(d->v, d->v_layout, "v", err));
+    SVG2__NOT_NULL(d->pattern, "pattern");
+    SVG2__TRY(svg2__check_workspace(backend, SVG2_STAGE_PROFILE, d, workspace, workspace_bytes, err));
+    return backend->profile(backend, d, workspace, err);
+}
+
 /* ==== >>schedule ========================================================================= */
 static int svg2__is_warm_up(const svg2_desc *d, int32_t step)
 {
@@ -4767,9 +5647,18 @@ static int svg2__is_warm_up(const svg2_desc *d, int32_t step)
 SVG2_API svg2_action svg2_schedule(const svg2_desc *desc, int32_t step)
 {
     if (!desc || desc->method == SVG2_METHOD_DENSE) return SVG2_ACTION_DENSE;
-    if (!svg2__is_warm_up(desc, step)) return SVG2_ACTION_SPARSE;
+    if (!svg2__is_warm_up(desc, step)) {
+        int32_t i;
+        if (desc->method != SVG2_METHOD_ADASPA || desc->search_count < 1) return SVG2_ACTION_SPARSE;
+        if (step < desc->search_steps[0]) return SVG2_ACTION_DENSE;
+        for (i = 0; i < desc->search_count; ++i)
+            if (step == desc->search_steps[i]) return i ? SVG2_ACTION_SEARCH_CACHED : SVG2_ACTION_SEARCH;
+        return SVG2_ACTION_SPARSE;
+    }
     /* a layer that is always dense has no use for clusters */
-    return desc->init_on_dense && desc->layer >= desc->dense_layers ? SVG2_ACTION_DENSE_INIT : SVG2_ACTION_DENSE;
+    return desc->method == SVG2_METHOD_SVG2 && desc->init_on_dense && desc->layer >= desc->dense_layers
+               ? SVG2_ACTION_DENSE_INIT
+               : SVG2_ACTION_DENSE;
 }
 
 /* The authors' scripts (Sparse-VideoGen 5ce7b01, scripts/ *_sap.sh): dense steps and layers are their ratios of the
@@ -4889,6 +5778,48 @@ static int32_t svg2__text_valid(const svg2_desc *d)
     return d->text_valid < 0 ? 0 : d->text_valid;
 }
 
+/* The fields of SVG1 and ADASPA, whatever the method: a field that is wrong is wrong. */
+static svg2_result svg2__resolve_tiles(svg2_desc *d, svg2_error *err)
+{
+    const int64_t video = d->tokens - d->text_tokens, video_kv = d->tokens_kv - d->text_tokens;
+    int32_t i;
+    if (d->block == 0) d->block = 64;
+    if (d->keep == 0.0f) d->keep = 0.3f;
+    if (d->sample_rows == 0) d->sample_rows = 64;
+    if (d->first_frame == 0) d->first_frame = d->text_tokens > 0 ? -1 : 1;
+    if (d->sparsity == 0.0f) d->sparsity = 0.8f;
+    SVG2__CHECK(d->block >= 1, SVG2_ERR_RANGE, "block", "must be at least 1");
+    SVG2__CHECK(d->keep > 0.0f && d->keep <= 1.0f, SVG2_ERR_RANGE, "keep", "must be in (0, 1]");
+    SVG2__CHECK(d->sample_rows >= 1 && d->sample_rows <= 65536, SVG2_ERR_RANGE, "sample_rows", "must be between 1 and 65536");
+    SVG2__CHECK(d->first_frame == 1 || d->first_frame == -1, SVG2_ERR_RANGE, "first_frame", "must be 1, or -1 for no");
+    SVG2__CHECK(d->band_width >= 0, SVG2_ERR_RANGE, "band_width", "must not be negative");
+    SVG2__CHECK((d->sparsity > 0.0f && d->sparsity < 1.0f) || d->sparsity == -1.0f, SVG2_ERR_RANGE, "sparsity",
+                "must be in (0, 1), or -1 for 0");
+    SVG2__CHECK(d->mass_target >= 0.0f && d->mass_target <= 1.0f, SVG2_ERR_RANGE, "mass_target", "must be in [0, 1]");
+    SVG2__CHECK(d->search_count >= 0 && d->search_count <= SVG2_MAX_SEARCHES, SVG2_ERR_RANGE, "search_count",
+                "must be between 0 and SVG2_MAX_SEARCHES");
+    if (d->search_count == 0) {
+        d->search_count = 2;
+        d->search_steps[0] = d->dense_steps;
+        d->search_steps[1] = (int32_t)svg2__min64((int64_t)d->dense_steps + 20, INT32_MAX);
+    }
+    for (i = 0; i < d->search_count; ++i)
+        SVG2__CHECK(d->search_steps[i] >= 0 && (i == 0 || d->search_steps[i] > d->search_steps[i - 1]), SVG2_ERR_RANGE,
+                    "search_steps", "must ascend, from 0 or more");
+    if (d->method == SVG2_METHOD_SVG1) {
+        SVG2__CHECK(d->frames >= 1, SVG2_ERR_SHAPE, "frames", "and frame_tokens are needed for SVG1");
+        SVG2__CHECK(d->tokens == d->tokens_kv, SVG2_ERR_SHAPE, "tokens_kv", "must be tokens for SVG1");
+        SVG2__CHECK(d->tail == SVG2_TAIL_NONE, SVG2_ERR_SHAPE, "tail", "must be none for SVG1");
+        if (d->band_width == 0)
+            d->band_width = svg2_band_width(d->frames, d->frame_tokens, d->block, d->first_frame == 1,
+                                            d->text_valid < 0 ? 0 : d->text_valid, d->keep);
+    }
+    if (d->method == SVG2_METHOD_SVG1 || d->method == SVG2_METHOD_ADASPA)
+        SVG2__CHECK((video > video_kv ? video : video_kv) / d->block < SVG2__MAX_CLUSTERS - 1, SVG2_ERR_RANGE, "block",
+                    "makes more than 65536 blocks");
+    return SVG2_OK;
+}
+
 SVG2_API svg2_result svg2_resolve(svg2_desc *desc, svg2_error *err)
 {
     svg2_desc d;
@@ -4922,8 +5853,8 @@ SVG2_API svg2_result svg2_resolve(svg2_desc *desc, svg2_error *err)
                     || (int64_t)d.frames * d.frame_tokens == (int64_t)d.tokens_kv - d.text_tokens,
                 SVG2_ERR_SHAPE, "frame_tokens", "frames*frame_tokens must be the number of video tokens");
 
-    SVG2__CHECK(d.method == SVG2_METHOD_SVG2 || d.method == SVG2_METHOD_DENSE, SVG2_ERR_RANGE, "method",
-                "must be SVG2_METHOD_SVG2 or SVG2_METHOD_DENSE");
+    SVG2__CHECK(d.method >= SVG2_METHOD_SVG2 && d.method <= SVG2_METHOD_ADASPA, SVG2_ERR_RANGE, "method",
+                "must be SVG2, DENSE, SVG1 or ADASPA");
     svg2_default_clusters(d.tokens - d.text_tokens, &cq, 0);
     svg2_default_clusters(d.tokens_kv - d.text_tokens, 0, &ck);
     if (d.query_clusters == 0) d.query_clusters = cq;
@@ -4940,7 +5871,7 @@ SVG2_API svg2_result svg2_resolve(svg2_desc *desc, svg2_error *err)
                 "must be between 1 and 10000, or -1 for none");
     SVG2__CHECK(d.keep_empty == 0 || d.keep_empty == 1, SVG2_ERR_RANGE, "keep_empty", "must be 0 or 1");
 
-    if (d.tail == SVG2_TAIL_DEFAULT) d.tail = SVG2_TAIL_ORDER1;
+    if (d.tail == SVG2_TAIL_DEFAULT) d.tail = d.method == SVG2_METHOD_SVG2 ? SVG2_TAIL_ORDER1 : SVG2_TAIL_NONE;
     SVG2__CHECK(d.tail >= SVG2_TAIL_NONE && d.tail <= SVG2_TAIL_ORDER1, SVG2_ERR_RANGE, "tail",
                 "must be none, order 0 or order 1");
     if (d.route == SVG2_ROUTE_DEFAULT) d.route = SVG2_ROUTE_MASS;
@@ -4983,6 +5914,7 @@ SVG2_API svg2_result svg2_resolve(svg2_desc *desc, svg2_error *err)
     SVG2__CHECK(d.init_on_dense == 0 || d.init_on_dense == 1, SVG2_ERR_RANGE, "init_on_dense", "must be 0 or 1");
     SVG2__CHECK(svg2__dtype_valid(d.state_dtype), SVG2_ERR_DTYPE, "state_dtype",
                 "must be SVG2_F32, SVG2_F16 or SVG2_BF16");
+    SVG2__TRY(svg2__resolve_tiles(&d, err));
     *desc = d;
     return svg2__ok(err);
 }
@@ -4996,13 +5928,42 @@ static size_t svg2__state_elements(int32_t batch, int32_t heads, int32_t heads_k
     return svg2__add(svg2__count(batch, heads, cq, dim), svg2__count(batch, heads_kv, ck, dim));
 }
 
+/* State of ADASPA. */
+typedef struct svg2__searched {
+    float    *lse;
+    uint32_t *bits;
+    float    *recall;
+} svg2__searched;
+
+static int32_t svg2__side_blocks(const svg2_desc *d, int side) /* of video, text and padding */
+{
+    const int32_t valid = svg2__text_valid(d), video = (side ? d->tokens_kv : d->tokens) - d->text_tokens;
+    return svg2__div_up(video, d->block) + (valid > 0) + (d->text_tokens > valid);
+}
+
+static size_t svg2__searched_layout(const svg2_desc *d, void *memory, svg2__searched *s)
+{
+    svg2__arena a = SVG2_ZERO;
+    svg2__searched w;
+    const int64_t heads = (int64_t)d->batch * d->heads;
+    a.base = (char *)memory;
+    a.align = 256; /* of the pickiest backend: the state moves between them as it is */
+    w.lse = svg2__take_f32(&a, svg2__count(heads, d->tokens, 1, 1));
+    w.bits = (uint32_t *)svg2__take(&a, sizeof(uint32_t),
+                                    svg2__count(heads, svg2__side_blocks(d, 0), ((int64_t)svg2__side_blocks(d, 1) + 31) / 32, 1));
+    w.recall = svg2__take_f32(&a, svg2__count(heads, 3, 1, 1));
+    if (s) *s = w;
+    return a.used;
+}
+
 SVG2_API size_t svg2_state_bytes(const svg2_desc *desc)
 {
     svg2_desc d;
     if (!desc) return SIZE_MAX;
     d = *desc;
     if (svg2_resolve(&d, 0) != SVG2_OK) return SIZE_MAX;
-    if (d.method == SVG2_METHOD_DENSE) return 0;
+    if (d.method == SVG2_METHOD_DENSE || d.method == SVG2_METHOD_SVG1) return 0;
+    if (d.method == SVG2_METHOD_ADASPA) return svg2__searched_layout(&d, 0, 0);
     return svg2__mul(
         svg2__state_elements(d.batch, d.heads, d.heads_kv, d.head_dim, d.query_clusters, d.key_clusters),
         svg2__dtype_bytes(d.state_dtype));
@@ -5025,8 +5986,10 @@ SVG2_API svg2_result svg2_state_init(svg2_state *state, const svg2_desc *desc, v
     state->heads = d.heads;
     state->heads_kv = d.heads_kv;
     state->head_dim = d.head_dim;
-    state->query_clusters = d.query_clusters;
-    state->key_clusters = d.key_clusters;
+    state->method = d.method;
+    state->query_clusters = d.method == SVG2_METHOD_ADASPA ? svg2__side_blocks(&d, 0) : d.query_clusters;
+    state->key_clusters = d.method == SVG2_METHOD_ADASPA ? svg2__side_blocks(&d, 1) : d.key_clusters;
+    state->tokens = d.method == SVG2_METHOD_ADASPA ? d.tokens : 0;
     state->dtype = d.state_dtype;
     state->memory = need ? memory : 0; /* a dense state owns none, and fits no sparse call */
     state->memory_bytes = need;
@@ -5044,9 +6007,13 @@ static svg2_result svg2__check_state(const svg2_state *state, const svg2_desc *d
 {
     SVG2__NOT_NULL(state, "state");
     SVG2__CHECK(state->magic == SVG2__STATE_MAGIC, SVG2_ERR_STATE, "state", "was never initialised");
+    SVG2__CHECK(state->method == d->method, SVG2_ERR_STATE, "state", "was initialised for another method");
     SVG2__CHECK(state->batch == d->batch && state->heads == d->heads && state->heads_kv == d->heads_kv
-                    && state->head_dim == d->head_dim && state->query_clusters == d->query_clusters
-                    && state->key_clusters == d->key_clusters && state->dtype == d->state_dtype && state->memory,
+                    && state->head_dim == d->head_dim && state->dtype == d->state_dtype && state->memory
+                    && (d->method == SVG2_METHOD_ADASPA
+                            ? state->query_clusters == svg2__side_blocks(d, 0)
+                                  && state->key_clusters == svg2__side_blocks(d, 1) && state->tokens == d->tokens
+                            : state->query_clusters == d->query_clusters && state->key_clusters == d->key_clusters),
                 SVG2_ERR_STATE, "state", "was initialised for another shape");
     return SVG2_OK;
 }
@@ -5055,7 +6022,7 @@ static svg2_result svg2__check_state(const svg2_state *state, const svg2_desc *d
    that. */
 typedef struct svg2__state_header {
     uint32_t magic, version;
-    int32_t  batch, heads, heads_kv, head_dim, query_clusters, key_clusters, dtype, is_warm, calls, unused;
+    int32_t  batch, heads, heads_kv, head_dim, query_clusters, key_clusters, dtype, is_warm, calls, method, tokens, unused;
 } svg2__state_header;
 
 static uint64_t svg2__fnv1a(const void *bytes, size_t count)
@@ -5078,7 +6045,7 @@ static svg2__state_header svg2__state_header_of(const svg2_state *state)
     svg2__state_header h;
     memset(&h, 0, sizeof h);
     h.magic = SVG2__STATE_MAGIC;
-    h.version = 1;
+    h.version = 2;
     h.batch = state->batch;
     h.heads = state->heads;
     h.heads_kv = state->heads_kv;
@@ -5088,6 +6055,8 @@ static svg2__state_header svg2__state_header_of(const svg2_state *state)
     h.dtype = (int32_t)state->dtype;
     h.is_warm = state->is_warm;
     h.calls = state->calls;
+    h.method = (int32_t)state->method;
+    h.tokens = state->tokens;
     return h;
 }
 
@@ -5149,6 +6118,10 @@ typedef struct svg2__work {
     float   *centroid[2], *mean[2];
     float   *value_mean, *value_var, *log_mass, *share;
     float   *matrix;
+    float   *center;  /* blocks of neighbours: [B, Hkv, D], the centroid of all keys */
+    int32_t *pattern; /* SVG1: [B, Hkv]      */
+    float   *error;   /* SVG1: [B, H, 2]     */
+    float   *mass;    /* ADASPA: [heads, Qb, Kb] of a group of heads */
     uint8_t *map;
     void    *scratch;
     size_t   scratch_bytes;
@@ -5161,6 +6134,8 @@ typedef struct svg2__call {
     svg2_action action;
     int32_t clusters[2], blocks[2];
     int32_t text_begin[2], text_count, padding_begin[2], padding_count, video_begin;
+    int is_tiled; /* blocks of neighbouring tokens in place of clusters */
+    svg2__grid grid[2];
     int need_summary, is_warm_up; /* is_warm_up: a layer or step that the schedule wants dense */
 } svg2__call;
 
@@ -5173,7 +6148,7 @@ static void svg2__call_init(svg2__call *c, const svg2_backend *backend, const sv
     c->backend = backend;
     c->d = *resolved;
     c->action = action;
-    if (action != SVG2_ACTION_SPARSE) { /* everything is selected: dense */
+    if (action == SVG2_ACTION_DENSE || action == SVG2_ACTION_DENSE_INIT) { /* everything is selected: dense */
         c->d.tail = SVG2_TAIL_NONE;
         c->d.route = SVG2_ROUTE_MASS;
         c->d.budget = SVG2_BUDGET_ROW;
@@ -5182,6 +6157,15 @@ static void svg2__call_init(svg2__call *c, const svg2_backend *backend, const sv
     }
     c->clusters[0] = action == SVG2_ACTION_DENSE ? 1 : c->d.query_clusters;
     c->clusters[1] = action == SVG2_ACTION_DENSE ? 1 : c->d.key_clusters;
+    c->is_tiled = action != SVG2_ACTION_DENSE && c->d.method != SVG2_METHOD_SVG2;
+    for (i = 0; i < 2 && c->is_tiled; ++i) {
+        const int is_svg1 = c->d.method == SVG2_METHOD_SVG1;
+        c->grid[i].frames = is_svg1 ? c->d.frames : 1;
+        c->grid[i].frame_tokens = is_svg1 ? c->d.frame_tokens : (i ? c->d.tokens_kv : c->d.tokens) - c->d.text_tokens;
+        c->grid[i].block = c->d.block;
+        c->grid[i].first_frame = is_svg1 && c->d.first_frame == 1;
+        c->clusters[i] = svg2__grid_blocks(&c->grid[i]);
+    }
     c->text_count = svg2__text_valid(&c->d);
     c->padding_count = c->d.text_tokens - c->text_count;
     c->video_begin = c->d.text_place == SVG2_TEXT_FIRST ? c->d.text_tokens : 0;
@@ -5191,7 +6175,8 @@ static void svg2__call_init(svg2__call *c, const svg2_backend *backend, const sv
         c->padding_begin[i] = c->text_begin[i] + c->text_count;
         c->blocks[i] = c->clusters[i] + (c->text_count > 0) + (c->padding_count > 0);
     }
-    c->need_summary = c->d.tail != SVG2_TAIL_NONE || c->d.route == SVG2_ROUTE_SPREAD || c->d.target_error > 0.0f;
+    c->need_summary = c->d.tail != SVG2_TAIL_NONE
+                      || (!c->is_tiled && (c->d.route == SVG2_ROUTE_SPREAD || c->d.target_error > 0.0f));
 }
 
 static svg2_kmeans_desc svg2__call_kmeans(const svg2__call *c, const svg2__work *w, int side,
@@ -5213,14 +6198,15 @@ static svg2_kmeans_desc svg2__call_kmeans(const svg2__call *c, const svg2__work 
     k.x = x;
     k.layout = side ? d->k : d->q;
     k.store_dtype = d->state_dtype;
-    if (c->action != SVG2_ACTION_DENSE && state) {
+    if (c->is_tiled) k.clusters = 1; /* for the mean alone */
+    else if (c->action != SVG2_ACTION_DENSE && state) {
         const size_t queries = svg2__count(d->batch, d->heads, d->query_clusters, d->head_dim);
         char *memory = (char *)state->memory + (side ? queries * svg2__dtype_bytes(d->state_dtype) : 0);
         k.iterations = !state->is_warm ? d->init_iterations : d->step_iterations < 0 ? 0 : d->step_iterations;
         k.start = state->is_warm ? memory : 0;
         k.store = memory;
     }
-    k.centroid = w->centroid[side];
+    k.centroid = c->is_tiled ? w->center : w->centroid[side];
     k.mean = w->mean[side];
     k.label = w->label[side];
     k.size = w->size[side];
@@ -5245,6 +6231,7 @@ static svg2_permute_desc svg2__call_permute(const svg2__call *c, const svg2__wor
     return p;
 }
 
+/* Means and variances of the values of each block. */
 static svg2_summarize_desc svg2__call_summarize(const svg2__call *c, const svg2__work *w, const void *v)
 {
     svg2_summarize_desc s;
@@ -5380,6 +6367,97 @@ static svg2_attention_desc svg2__call_attention(const svg2__call *c, const svg2_
     return a;
 }
 
+/* Where there are no clusters, centroids are the means of the blocks: of queries (side 0) or keys. */
+static svg2_summarize_desc svg2__call_centroids(const svg2__call *c, const svg2__work *w, int side, const void *x)
+{
+    svg2_summarize_desc s = svg2__call_summarize(c, w, x);
+    s.heads = side ? c->d.heads_kv : c->d.heads;
+    s.tokens = side ? c->d.tokens_kv : c->d.tokens;
+    s.clusters = c->clusters[side];
+    s.blocks = c->blocks[side];
+    s.v_layout = side ? c->d.k : c->d.q;
+    s.order = w->order[side];
+    s.offset = w->offset[side];
+    s.value_mean = w->centroid[side];
+    s.value_var = w->share; /* not needed */
+    return s;
+}
+
+static svg2_place_desc svg2__call_place(const svg2__call *c, const svg2__work *w, int side)
+{
+    svg2_place_desc p;
+    memset(&p, 0, sizeof p);
+    p.batch = c->d.batch;
+    p.heads = side ? c->d.heads_kv : c->d.heads;
+    p.tokens = side ? c->d.tokens_kv : c->d.tokens;
+    p.video_begin = c->video_begin;
+    p.video_count = p.tokens - c->d.text_tokens;
+    p.frames = c->grid[side].frames;
+    p.frame_tokens = c->grid[side].frame_tokens;
+    p.block = c->grid[side].block;
+    p.first_frame = c->grid[side].first_frame;
+    p.pattern = w->pattern;
+    p.pattern_heads = c->d.heads_kv;
+    p.label = w->label[side];
+    return p;
+}
+
+static svg2_band_desc svg2__call_band(const svg2__call *c, const svg2__work *w, svg2_head_stats *stats)
+{
+    svg2_band_desc b;
+    memset(&b, 0, sizeof b);
+    b.batch = c->d.batch;
+    b.heads = c->d.heads;
+    b.heads_kv = c->d.heads_kv;
+    b.frames = c->grid[0].frames;
+    b.frame_tokens = c->grid[0].frame_tokens;
+    b.block = c->grid[0].block;
+    b.first_frame = c->grid[0].first_frame;
+    b.width = c->d.band_width;
+    b.has_text = c->text_count > 0;
+    b.has_padding = c->padding_count > 0;
+    b.pattern = w->pattern;
+    b.error = w->error;
+    b.query_offset = w->offset[0];
+    b.key_offset = w->offset[1];
+    b.map = w->map;
+    b.stats = stats;
+    return b;
+}
+
+static svg2_profile_desc svg2__call_profile(const svg2__call *c, const svg2__work *w, const void *q, const void *k,
+                                            const void *v)
+{
+    svg2_profile_desc p;
+    memset(&p, 0, sizeof p);
+    p.batch = c->d.batch;
+    p.heads = c->d.heads;
+    p.heads_kv = c->d.heads_kv;
+    p.tokens = c->d.tokens;
+    p.head_dim = c->d.head_dim;
+    p.video_begin = c->video_begin;
+    p.frames = c->grid[0].frames;
+    p.frame_tokens = c->grid[0].frame_tokens;
+    p.block = c->grid[0].block;
+    p.first_frame = c->grid[0].first_frame;
+    p.width = c->d.band_width;
+    p.text_begin = c->text_begin[0];
+    p.text_count = c->text_count;
+    p.sample_rows = c->d.sample_rows;
+    p.seed = c->d.seed;
+    p.scale = c->d.scale;
+    p.q = q;
+    p.k = k;
+    p.v = v;
+    p.q_layout = c->d.q;
+    p.k_layout = c->d.k;
+    p.v_layout = c->d.v;
+    p.key_mean = w->mean[1];
+    p.pattern = w->pattern;
+    p.error = w->error;
+    return p;
+}
+
 static int32_t svg2__call_tail_heads(const svg2__call *c)
 {
     const int64_t all = (int64_t)c->d.batch * c->d.heads,
@@ -5419,6 +6497,45 @@ static svg2_tail_desc svg2__call_tail(const svg2__call *c, const svg2__work *w, 
     return t;
 }
 
+static svg2_pick_desc svg2__call_pick(const svg2__call *c, const svg2__work *w, const svg2__searched *found,
+                                      svg2_head_stats *stats)
+{
+    svg2_pick_desc p;
+    memset(&p, 0, sizeof p);
+    p.batch = c->d.batch;
+    p.heads = c->d.heads;
+    p.heads_kv = c->d.heads_kv;
+    p.query_blocks = c->blocks[0];
+    p.key_blocks = c->blocks[1];
+    p.has_text = c->text_count > 0;
+    p.has_padding = c->padding_count > 0;
+    p.head_count = svg2__call_tail_heads(c);
+    p.sparsity = c->d.sparsity < 0.0f ? 0.0f : c->d.sparsity;
+    p.mass_target = c->d.mass_target;
+    p.mass = w->mass;
+    p.query_offset = w->offset[0];
+    p.key_offset = w->offset[1];
+    p.map = w->map;
+    p.bits = found->bits;
+    p.recall = found->recall;
+    p.stats = stats;
+    return p;
+}
+
+static svg2_mass_desc svg2__call_mass(const svg2__call *c, const svg2__work *w, const void *q, const void *k, float *lse)
+{
+    svg2_mass_desc m;
+    memset(&m, 0, sizeof m);
+    m.attention = svg2__call_attention(c, w, q, k, 0, 0, lse, 0);
+    m.attention.map = 0;
+    m.attention.tail_query_blocks = m.attention.tail_key_blocks = 0;
+    m.attention.skip = SVG2_SKIP_NONE;
+    m.attention.head_count = svg2__call_tail_heads(c);
+    m.valid_key_blocks = c->blocks[1] - (c->padding_count > 0);
+    m.mass = w->mass;
+    return m;
+}
+
 static size_t svg2__max_size(size_t a, size_t b)
 {
     return a > b ? a : b;
@@ -5443,24 +6560,39 @@ static size_t svg2__call_layout(const svg2__call *c, void *base, svg2__work *wor
         w.order[side] = svg2__take_i32(&a, svg2__count(heads, tokens, 1, 1));
         w.offset[side] = svg2__take_i32(&a, svg2__count(heads, (int64_t)c->blocks[side] + 1, 1, 1));
         w.size[side] = svg2__take_i32(&a, svg2__count(heads, c->clusters[side], 1, 1));
-        w.centroid[side] = svg2__take_f32(&a, svg2__count(heads, c->clusters[side], d->head_dim, 1));
+        if (!c->is_tiled || c->need_summary)
+            w.centroid[side] = svg2__take_f32(&a, svg2__count(heads, c->clusters[side], d->head_dim, 1));
         w.mean[side] = svg2__take_f32(&a, svg2__count(heads, d->head_dim, 1, 1));
     }
     w.map =
         (uint8_t *)svg2__take(&a, 1, svg2__count((int64_t)d->batch * d->heads, c->blocks[0], c->blocks[1], 1));
     if (c->need_summary) {
         const size_t clusters = svg2__count(d->batch, d->heads_kv, c->clusters[1], 1);
+        const size_t pairs = svg2__count(d->batch, d->heads, c->clusters[0], c->clusters[1]);
         w.value_mean = svg2__take_f32(&a, svg2__mul(clusters, (size_t)d->head_dim));
         w.value_var = svg2__take_f32(&a, clusters);
-        w.log_mass = svg2__take_f32(&a, svg2__count(d->batch, d->heads, c->clusters[0], c->clusters[1]));
-        w.share = svg2__take_f32(&a, svg2__count(d->batch, d->heads, c->clusters[0], c->clusters[1]));
+        if (!c->is_tiled) w.log_mass = svg2__take_f32(&a, pairs);
+        w.share = svg2__take_f32(&a, c->is_tiled ? svg2__count(d->batch, d->heads, svg2__max32(c->clusters[0], c->clusters[1]), 1) : pairs);
     }
+    if (c->is_tiled) w.center = svg2__take_f32(&a, svg2__count(d->batch, d->heads_kv, d->head_dim, 1));
+    if (c->is_tiled && d->method == SVG2_METHOD_SVG1) {
+        w.pattern = svg2__take_i32(&a, svg2__count(d->batch, d->heads_kv, 1, 1));
+        w.error = svg2__take_f32(&a, svg2__count(d->batch, d->heads, 2, 1));
+    }
+    if (c->is_tiled && d->method == SVG2_METHOD_ADASPA)
+        w.mass = svg2__take_f32(&a, svg2__count(svg2__call_tail_heads(c), c->blocks[0], c->blocks[1], 1));
     if (d->tail == SVG2_TAIL_ORDER1)
         w.matrix =
             svg2__take_f32(&a, svg2__count(svg2__call_tail_heads(c), c->clusters[0], d->head_dim, d->head_dim));
     for (side = 0; side < 2; ++side) {
         const svg2_kmeans_desc k = svg2__call_kmeans(c, &w, side, 0, 0);
         const svg2_permute_desc p = svg2__call_permute(c, &w, side);
+        if (c->is_tiled) {
+            const svg2_place_desc l = svg2__call_place(c, &w, side);
+            const svg2_summarize_desc m = svg2__call_centroids(c, &w, side, 0);
+            most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_PLACE, &l));
+            if (c->need_summary) most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_SUMMARIZE, &m));
+        }
         most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_KMEANS, &k));
         most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_PERMUTE, &p));
     }
@@ -5471,10 +6603,23 @@ static size_t svg2__call_layout(const svg2__call *c, void *base, svg2__work *wor
         const svg2_attention_desc t = svg2__call_attention(c, &w, 0, 0, 0, 0, 0, 0);
         if (c->need_summary)
             most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_SUMMARIZE, &s));
-        if (c->need_summary)
+        if (c->need_summary && !c->is_tiled)
             most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_SCORE, &l));
-        most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_SELECT, &m));
+        if (!c->is_tiled) most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_SELECT, &m));
         most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_ATTENTION, &t));
+    }
+    if (c->is_tiled && d->method == SVG2_METHOD_SVG1) {
+        const svg2_profile_desc p = svg2__call_profile(c, &w, 0, 0, 0);
+        const svg2_band_desc b = svg2__call_band(c, &w, 0);
+        most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_PROFILE, &p));
+        most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_BAND, &b));
+    }
+    if (c->is_tiled && d->method == SVG2_METHOD_ADASPA) {
+        const svg2__searched none = {0, 0, 0};
+        const svg2_pick_desc p = svg2__call_pick(c, &w, &none, 0);
+        const svg2_mass_desc m = svg2__call_mass(c, &w, 0, 0, 0);
+        most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_PICK, &p));
+        most = svg2__max_size(most, svg2_stage_workspace_bytes(backend, SVG2_STAGE_MASS, &m));
     }
     if (d->tail == SVG2_TAIL_ORDER1) {
         const svg2_tail_desc t = svg2__call_tail(c, &w, 0, 0);
@@ -5529,8 +6674,134 @@ SVG2_API svg2_plan svg2_plan_view(const svg2_backend *backend, const svg2_desc *
     p.key_centroid = w.centroid[1];
     p.query_mean = w.mean[0];
     p.key_mean = w.mean[1];
-    p.map = c.action == SVG2_ACTION_SPARSE ? w.map : 0;
+    p.map = c.action != SVG2_ACTION_DENSE_INIT ? w.map : 0;
     return p;
+}
+
+/* The tensors of a call. */
+typedef struct svg2__io {
+    const void *q, *k, *v;
+    void *out;
+    float *lse;
+    svg2_head_stats *stats;
+} svg2__io;
+
+/* Attention over the map, with its tail. */
+static svg2_result svg2__attend_map(const svg2__call *c, const svg2__work *w, const svg2__io *io, svg2_error *err)
+{
+    const svg2_backend *backend = c->backend;
+    svg2_attention_desc attention = svg2__call_attention(c, w, io->q, io->k, io->v, io->out, io->lse, io->stats);
+    svg2_tail_desc tail = svg2__call_tail(c, w, io->k, io->v);
+    const int32_t heads = c->d.batch * c->d.heads;
+    if (c->d.tail != SVG2_TAIL_ORDER1) return svg2_attention(backend, &attention, w->scratch, w->scratch_bytes, err);
+    attention.tail_matrix = w->matrix; /* the matrices of all heads at once would be too much memory */
+    for (; tail.head_begin < heads; tail.head_begin += tail.head_count) {
+        tail.head_count = svg2__min32(tail.head_count, heads - tail.head_begin);
+        attention.head_begin = tail.head_begin;
+        attention.head_count = tail.head_count;
+        SVG2__TRY(svg2_tail(backend, &tail, w->scratch, w->scratch_bytes, err));
+        SVG2__TRY(svg2_attention(backend, &attention, w->scratch, w->scratch_bytes, err));
+    }
+    return svg2__ok(err);
+}
+
+/* SVG2; and everything that is dense, as one cluster on each side. */
+static svg2_result svg2__attend_clusters(const svg2__call *c, const svg2__work *w, svg2_state *state, const svg2__io *io,
+                                         svg2_error *err)
+{
+    const svg2_backend *backend = c->backend;
+    const svg2_select_desc select = svg2__call_select(c, w, io->stats);
+    int side;
+    for (side = 0; side < 2; ++side) {
+        const svg2_kmeans_desc kmeans = svg2__call_kmeans(c, w, side, state, side ? io->k : io->q);
+        const svg2_permute_desc permute = svg2__call_permute(c, w, side);
+        SVG2__TRY(svg2_kmeans(backend, &kmeans, w->scratch, w->scratch_bytes, err));
+        SVG2__TRY(svg2_permute(backend, &permute, w->scratch, w->scratch_bytes, err));
+    }
+    if (c->action != SVG2_ACTION_DENSE) {
+        state->is_warm = 1;
+        state->calls += c->action == SVG2_ACTION_SPARSE && state->calls < INT32_MAX;
+    }
+    if (c->need_summary) {
+        const svg2_summarize_desc summarize = svg2__call_summarize(c, w, io->v);
+        const svg2_score_desc score = svg2__call_score(c, w, io->q, io->k);
+        SVG2__TRY(svg2_summarize(backend, &summarize, w->scratch, w->scratch_bytes, err));
+        SVG2__TRY(svg2_score(backend, &score, w->scratch, w->scratch_bytes, err));
+    }
+    SVG2__TRY(svg2_select(backend, &select, w->scratch, w->scratch_bytes, err));
+    return svg2__attend_map(c, w, io, err);
+}
+
+/* The mean of the keys, and the order of both sides by blocks of neighbours. */
+static svg2_result svg2__attend_place(const svg2__call *c, const svg2__work *w, const svg2__io *io, svg2_error *err)
+{
+    const svg2_backend *backend = c->backend;
+    const svg2_kmeans_desc mean = svg2__call_kmeans(c, w, 1, 0, io->k);
+    int side;
+    SVG2__TRY(svg2_kmeans(backend, &mean, w->scratch, w->scratch_bytes, err));
+    if (w->pattern) {
+        const svg2_profile_desc profile = svg2__call_profile(c, w, io->q, io->k, io->v);
+        SVG2__TRY(svg2_profile(backend, &profile, w->scratch, w->scratch_bytes, err));
+    }
+    for (side = 0; side < 2; ++side) {
+        const svg2_place_desc place = svg2__call_place(c, w, side);
+        const svg2_permute_desc permute = svg2__call_permute(c, w, side);
+        SVG2__TRY(svg2_place(backend, &place, w->scratch, w->scratch_bytes, err));
+        SVG2__TRY(svg2_permute(backend, &permute, w->scratch, w->scratch_bytes, err));
+    }
+    return svg2__ok(err);
+}
+
+/* ADASPA: the map by the exact mass under this LSE, for this step and those that reuse it. */
+static svg2_result svg2__attend_search(const svg2__call *c, const svg2__work *w, const svg2__searched *found,
+                                       const svg2__io *io, svg2_head_stats *stats, svg2_error *err)
+{
+    const int32_t heads = c->d.batch * c->d.heads;
+    svg2_mass_desc mass = svg2__call_mass(c, w, io->q, io->k, found->lse);
+    svg2_pick_desc pick = svg2__call_pick(c, w, found, stats);
+    for (; pick.head_begin < heads; pick.head_begin += pick.head_count) {
+        pick.head_count = svg2__min32(pick.head_count, heads - pick.head_begin);
+        mass.attention.head_begin = pick.head_begin;
+        mass.attention.head_count = pick.head_count;
+        SVG2__TRY(svg2_block_mass(c->backend, &mass, w->scratch, w->scratch_bytes, err));
+        SVG2__TRY(svg2_pick(c->backend, &pick, w->scratch, w->scratch_bytes, err));
+    }
+    return svg2__ok(err);
+}
+
+/* SVG1 and ADASPA: blocks of neighbouring tokens. */
+static svg2_result svg2__attend_tiles(const svg2__call *c, const svg2__work *w, svg2_state *state, const svg2__io *io,
+                                      svg2_error *err)
+{
+    const svg2_backend *backend = c->backend;
+    SVG2__TRY(svg2__attend_place(c, w, io, err));
+    if (c->d.method == SVG2_METHOD_SVG1) {
+        const svg2_band_desc band = svg2__call_band(c, w, io->stats);
+        SVG2__TRY(svg2_band(backend, &band, w->scratch, w->scratch_bytes, err));
+    } else {
+        svg2__searched found;
+        (void)svg2__searched_layout(&c->d, state->memory, &found);
+        if (c->action == SVG2_ACTION_SPARSE) {
+            svg2_pick_desc reuse = svg2__call_pick(c, w, &found, io->stats);
+            reuse.mass = 0;
+            SVG2__TRY(svg2_pick(backend, &reuse, w->scratch, w->scratch_bytes, err));
+        } else {
+            SVG2__TRY(svg2__attend_search(c, w, &found, io, c->action == SVG2_ACTION_SEARCH ? 0 : io->stats, err));
+            state->is_warm = 1;
+            if (c->action == SVG2_ACTION_SEARCH) return svg2__ok(err); /* its output was dense */
+        }
+        state->calls += state->calls < INT32_MAX;
+    }
+    if (c->need_summary) {
+        const svg2_summarize_desc values = svg2__call_summarize(c, w, io->v);
+        int side;
+        SVG2__TRY(svg2_summarize(backend, &values, w->scratch, w->scratch_bytes, err));
+        for (side = c->d.tail == SVG2_TAIL_ORDER1 ? 0 : 1; side < 2; ++side) {
+            const svg2_summarize_desc centroids = svg2__call_centroids(c, w, side, side ? io->k : io->q);
+            SVG2__TRY(svg2_summarize(backend, &centroids, w->scratch, w->scratch_bytes, err));
+        }
+    }
+    return svg2__attend_map(c, w, io, err);
 }
 
 SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *desc, svg2_state *state,
@@ -5540,12 +6811,15 @@ SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *d
     svg2_desc d;
     svg2__call c;
     svg2__work w;
-    int side;
+    svg2__io io;
+    svg2_action action;
     SVG2__TRY(svg2__check_backend(backend, err));
     SVG2__NOT_NULL(desc, "desc");
     d = *desc;
     SVG2__TRY(svg2_resolve(&d, err));
     SVG2__CHECK(step >= 0, SVG2_ERR_RANGE, "step", "must not be negative");
+    SVG2__CHECK(backend->place || d.method == SVG2_METHOD_SVG2 || d.method == SVG2_METHOD_DENSE, SVG2_ERR_BACKEND, "method",
+                "is not there on this backend");
     SVG2__TRY(svg2__check_tensor(q, d.q, "q", err));
     SVG2__TRY(svg2__check_tensor(k, d.k, "k", err));
     SVG2__TRY(svg2__check_tensor(v, d.v, "v", err));
@@ -5554,50 +6828,32 @@ SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *d
     SVG2__CHECK((uintptr_t)lse % sizeof(float) == 0, SVG2_ERR_ALIGN, "lse",
                 "must be aligned to the size of its elements");
     SVG2__CHECK((uintptr_t)stats % sizeof(int64_t) == 0, SVG2_ERR_ALIGN, "stats", "must be aligned to 8 bytes");
-    svg2__call_init(&c, backend, &d, svg2_schedule(&d, step), svg2__is_warm_up(&d, step));
-    if (d.method != SVG2_METHOD_DENSE) SVG2__TRY(svg2__check_state(state, &d, err));
-    SVG2_ASSERT(svg2__call_layout(&c, 0, 0) <= svg2_workspace_bytes(backend, &d));
+    if (d.method == SVG2_METHOD_SVG2 || d.method == SVG2_METHOD_ADASPA) SVG2__TRY(svg2__check_state(state, &d, err));
     SVG2__TRY(svg2__check_memory(workspace, workspace_bytes, svg2_workspace_bytes(backend, &d), backend->align,
                                  "workspace", err));
+    action = svg2_schedule(&d, step);
+    if (d.method == SVG2_METHOD_ADASPA && action != SVG2_ACTION_DENSE && !state->is_warm) action = SVG2_ACTION_SEARCH;
+    io.q = q;
+    io.k = k;
+    io.v = v;
+    io.out = out;
+    io.lse = lse;
+    io.stats = stats;
+    if (action == SVG2_ACTION_SEARCH) { /* a dense call first, whose LSE stays */
+        const size_t rows = svg2__count(d.batch, d.heads, d.tokens, 1);
+        svg2__searched found;
+        (void)svg2__searched_layout(&d, state->memory, &found);
+        io.lse = found.lse;
+        svg2__call_init(&c, backend, &d, SVG2_ACTION_DENSE, 1);
+        (void)svg2__call_layout(&c, workspace, &w);
+        SVG2__TRY(svg2__attend_clusters(&c, &w, 0, &io, err));
+        if (lse) SVG2__TRY(backend->copy(backend, lse, found.lse, svg2__mul(rows, sizeof(float)), err));
+    }
+    svg2__call_init(&c, backend, &d, action, svg2__is_warm_up(&d, step) || (d.method == SVG2_METHOD_ADASPA && action == SVG2_ACTION_DENSE));
+    SVG2_ASSERT(svg2__call_layout(&c, 0, 0) <= svg2_workspace_bytes(backend, &d));
     (void)svg2__call_layout(&c, workspace, &w);
-
-    for (side = 0; side < 2; ++side) {
-        const svg2_kmeans_desc kmeans = svg2__call_kmeans(&c, &w, side, state, side ? k : q);
-        const svg2_permute_desc permute = svg2__call_permute(&c, &w, side);
-        SVG2__TRY(svg2_kmeans(backend, &kmeans, w.scratch, w.scratch_bytes, err));
-        SVG2__TRY(svg2_permute(backend, &permute, w.scratch, w.scratch_bytes, err));
-    }
-    if (c.action != SVG2_ACTION_DENSE) {
-        state->is_warm = 1;
-        state->calls += c.action == SVG2_ACTION_SPARSE && state->calls < INT32_MAX;
-    }
-    if (c.need_summary) {
-        const svg2_summarize_desc summarize = svg2__call_summarize(&c, &w, v);
-        const svg2_score_desc score = svg2__call_score(&c, &w, q, k);
-        SVG2__TRY(svg2_summarize(backend, &summarize, w.scratch, w.scratch_bytes, err));
-        SVG2__TRY(svg2_score(backend, &score, w.scratch, w.scratch_bytes, err));
-    }
-    {
-        const svg2_select_desc select = svg2__call_select(&c, &w, stats);
-        SVG2__TRY(svg2_select(backend, &select, w.scratch, w.scratch_bytes, err));
-    }
-    if (c.d.tail == SVG2_TAIL_ORDER1) { /* the matrices of all heads at once would be too much memory */
-        svg2_tail_desc tail = svg2__call_tail(&c, &w, k, v);
-        svg2_attention_desc attention = svg2__call_attention(&c, &w, q, k, v, out, lse, stats);
-        const int32_t heads = d.batch * d.heads;
-        attention.tail_matrix = w.matrix;
-        for (; tail.head_begin < heads; tail.head_begin += tail.head_count) {
-            tail.head_count = svg2__min32(tail.head_count, heads - tail.head_begin);
-            attention.head_begin = tail.head_begin;
-            attention.head_count = tail.head_count;
-            SVG2__TRY(svg2_tail(backend, &tail, w.scratch, w.scratch_bytes, err));
-            SVG2__TRY(svg2_attention(backend, &attention, w.scratch, w.scratch_bytes, err));
-        }
-    } else {
-        const svg2_attention_desc attention = svg2__call_attention(&c, &w, q, k, v, out, lse, stats);
-        SVG2__TRY(svg2_attention(backend, &attention, w.scratch, w.scratch_bytes, err));
-    }
-    return svg2__ok(err);
+    if (c.is_tiled) return svg2__attend_tiles(&c, &w, state, &io, err);
+    return svg2__attend_clusters(&c, &w, state, &io, err);
 }
 
 /* ---- the CPU backend ---- */
@@ -5613,6 +6869,9 @@ static size_t svg2__cpu_workspace_bytes(const svg2_backend *backend, svg2_stage 
     case SVG2_STAGE_ATTENTION: return svg2__attention_layout(backend, (const svg2_attention_desc *)desc, 0, 0, 0);
     case SVG2_STAGE_MASS:
         return svg2__attention_layout(backend, &((const svg2_mass_desc *)desc)->attention, 1, 0, 0);
+    case SVG2_STAGE_PLACE: case SVG2_STAGE_BAND: return 0;
+    case SVG2_STAGE_PICK: return svg2__pick_layout(backend, (const svg2_pick_desc *)desc, 0, 0);
+    case SVG2_STAGE_PROFILE: return svg2__profile_layout(backend, (const svg2_profile_desc *)desc, 0, 0);
     case SVG2_STAGE_COUNT: break;
     }
     return SIZE_MAX;
@@ -5652,6 +6911,11 @@ SVG2_API svg2_backend svg2_cpu_backend_simd(const svg2_parallel *parallel, svg2_
     b.tail = svg2__cpu_tail;
     b.attention = svg2__cpu_attention;
     b.mass = svg2__cpu_mass;
+    b.place = svg2__cpu_place;
+    b.band = svg2__cpu_band;
+    b.pick = svg2__cpu_pick;
+    b.profile = svg2__cpu_profile;
+    b.copy = svg2__cpu_copy_out;
     b.copy_out = svg2__cpu_copy_out;
     b.copy_in = svg2__cpu_copy_in;
     return b;
