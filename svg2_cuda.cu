@@ -1952,16 +1952,15 @@ SVG2__DEVICE void summarize_write(const summarize_args &a, int64_t at, int n, co
     if (lane == 0) a.value_var[at] = square > 0.0 ? (float)(square * scale) : 0.0f;
 }
 
-/* One warp = one unit: D / 8 lanes side by side on a row, 32 / (D / 8) rows at once, 4 of those steps under
-   way.
+/* One warp = one unit: D / 8 lanes side by side on a row, 32 / (D / 8) rows at once, 4 such steps under way.
 
        D = 128, bf16:   lanes  0..15   row r      16 bytes each
                         lanes 16..31   row r + 1
 
    Sums relative to the cluster's first row keep the variance of values with a large mean accurate; f32 inside
-   a unit (128 rows over 32 / (D / 8) groups), f64 across units. No shared memory, no barrier. Limiter:
-   reading V once, 16 KB of rows under way in an SM at 8 warps already, at 2 bytes an element; the partial
-   sums of clusters of more than 128 rows add 4 bytes per column of a unit, 3 % at 128 rows each. */
+   a unit (128 rows over 32 / (D / 8) groups), f64 across units. No shared memory, no barrier; 64 registers:
+   32 warps in an SM with 2 KB of rows (bf16) under way each. Limiter: reading V once; the partial sums of
+   clusters of more than 128 rows add 4 bytes per column of a unit, 3 % at 128 rows each. */
 template <class E, bool IS_VECTOR>
 static __global__ void __launch_bounds__(256) summarize_units(const __grid_constant__ summarize_args a)
 {
@@ -2393,11 +2392,11 @@ static __global__ void __launch_bounds__(128) score_merge(score_args a, int unit
    last row repeat it, and get no weight. */
 template <int KIND, class T, int DP>
 SVG2__DEVICE void score_rows(uint32_t (&b)[score_shape<DP>::COLUMNS][score_shape<DP>::STEPS][2],
-                             const score_args &a, int64_t bh, const unit_rows &u)
+                             const score_args &a, int64_t bh, const unit_rows &u, int warp)
 {
     typedef typename score_element<KIND, T>::type E;
     enum { C = score_shape<DP>::COLUMNS };
-    const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31, t = lane & 3;
+    const int lane = (int)threadIdx.x & 31, t = lane & 3;
     const int32_t *order = a.query_order + bh * a.tokens + u.first;
     const int64_t base = row_at(a.q, (int)bh / a.heads, (int)bh % a.heads, 0);
     int32_t token[C];
@@ -2451,8 +2450,10 @@ static __global__ void __launch_bounds__(256, 2) score_share(const __grid_consta
     SVG2_DYN_SMEM(smem, 128);
     float *bias = (float *)(void *)(smem + STAGES * BYTES); /* [2][64] */
     float *column = bias + 2 * SCORE_TILE;                  /* [2][8 warps][64]: sums over the warp's rows */
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, t = lane & 3;
+    const int lane = threadIdx.x & 31, t = lane & 3;
     const int64_t bh = (int)blockIdx.x / a.units, unit = (int)blockIdx.x % a.units;
+    /* whose rows: the rotation spreads the busy warps of units of few rows over the quarters of the SM */
+    const int warp = ((int)threadIdx.x / 32 + (int)unit) & 7;
     const int64_t kv = kv_head(bh, a.heads, a.heads_kv);
     const unit_rows u = rows_of_unit(a.query_offset + bh * ((int64_t)a.query_blocks + 1), a.cq, SHIFT, unit);
     if (u.count == 0) return; /* every warp has found the same */
@@ -2482,8 +2483,8 @@ static __global__ void __launch_bounds__(256, 2) score_share(const __grid_consta
     uint32_t b[C][STEPS][2];
     float m[C][2], l[C][2]; /* reference of the exponents, and sum; in pass 2 l is the weight of the row */
     if (is_busy) {
-        if (a.q.is_vector && a.q.dtype == dtype_of(T())) score_rows<SCORE_16, T, DP>(b, a, bh, u);
-        else score_rows<SCORE_ANY, T, DP>(b, a, bh, u);
+        if (a.q.is_vector && a.q.dtype == dtype_of(T())) score_rows<SCORE_16, T, DP>(b, a, bh, u, warp);
+        else score_rows<SCORE_ANY, T, DP>(b, a, bh, u, warp);
     }
 #pragma unroll
     for (int c = 0; c < C; ++c) {

@@ -508,10 +508,10 @@ static void reseeding_has_the_bits_of_the_cpu(void **state)
 {
     (void)state;
     for (int i = 0; i < 12; ++i) {
-        int groups = i < 4 ? 6 : i < 8 ? 40 : 3, empty = i < 4 ? 2 : i < 8 ? 30 : 300, C = groups + empty, D = i % 2 ? 24 : 136, H = 2, S = 0;
+        int groups = i < 4 ? 6 : i < 8 ? 60 : 3, empty = i < 4 ? 2 : i < 8 ? 45 : 300, C = groups + empty, D = i % 2 ? 24 : 136, H = 2, S = 0;
         if (TEST_SLOW_BUILD && i % 3) continue;
         uint64_t s = (uint64_t)i + 3;
-        int pairs[40];
+        int pairs[60];
         int mirrored = groups / 2; /* centers come in opposite pairs, of the same number of tokens: mean 0 */
         for (int g = 0; g < groups; ++g) {
             pairs[g] = g >= mirrored && g < 2 * mirrored ? pairs[g - mirrored] : g % 7 == 5 ? 1 : 1 + rnd_int(&s, i % 4 == 3 ? 40 : 4);
