@@ -873,7 +873,8 @@ SVG2_API int32_t svg2_band_width(int32_t frames, int32_t frame_tokens, int32_t b
    Row-wise top-k (ties to the lower index): of its nb video key blocks a row keeps ceil((1-s) nb), the text block besides.
    A head keeps s = sparsity; but of the heads of a batch entry, those n with the highest recall get s + e and those n with
    the lowest s - e, e = (1-s)/2, at most s; n = heads with a recall above 0.8, at most half. mass_target > 0: instead
-   each row keeps its heaviest blocks until they hold mass_target of its mass; no levels. */
+   each row keeps its heaviest blocks until they hold mass_target of its mass; no levels. A row of blocks with a NaN or
+   Inf among its masses is kept whole and counts nothing in the recall. */
 struct svg2_pick_desc {
     int32_t batch, heads, heads_kv;
     int32_t query_blocks, key_blocks, has_text, has_padding;
@@ -5284,11 +5285,16 @@ static void svg2__pick_rows(void *task, int64_t begin, int64_t end, int32_t work
         }
         index = svg2__sort_falling(s.key, s.index, mass, t->video_keys);
         for (j = 0; j < valid; ++j) kept[3] += (double)mass[j];
+        if (!(kept[3] <= 3.0e38)) { /* a NaN or an Inf among them: it has to reach the output, so the row stays whole */
+            memset(map, 0, (size_t)valid);
+            sum[0] = sum[1] = sum[2] = sum[3] = 0.0;
+            continue;
+        }
         most = (double)d->mass_target * kept[3];
         if (d->has_text) kept[0] = (double)mass[t->video_keys];
         for (j = 0; j < t->video_keys; ++j) {
             int level = j < t->keep[0] ? 0 : j < t->keep[1] ? 1 : j < t->keep[2] ? 2 : 3;
-            if (d->mass_target > 0.0f) level = kept[0] >= most ? 3 : 0; /* a NaN keeps all */
+            if (d->mass_target > 0.0f) level = kept[0] >= most ? 3 : 0;
             map[index[j]] = (uint8_t)level;
             if (level < 3) kept[level] += (double)mass[index[j]];
         }

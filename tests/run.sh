@@ -18,7 +18,7 @@ if ! tests/deps.sh has cmocka.h; then
     exit 1
 fi
 
-base="base dtype dispatch kmeans permute score select attention skip mass schedule parallel pipeline stats clip file wan"
+base="base dtype dispatch kmeans permute score select attention skip tiles mass schedule parallel pipeline stats clip file wan"
 tools="tool wan_tool"
 if ! tests/deps.sh has cjson/cJSON.h; then
     tools=tool

@@ -858,7 +858,8 @@ FN int desc_equal(const svg2_desc *a, const svg2_desc *b)
         && SAME(text_tokens) && SAME(text_place) && SAME(text_valid) && SAME(method) && SAME(query_clusters) && SAME(key_clusters)
         && SAME(init_iterations) && SAME(step_iterations) && SAME(keep_empty) && SAME(seed) && SAME(route) && SAME(budget)
         && SAME(tail) && SAME(top_p) && SAME(min_keep) && SAME(density) && SAME(target_error) && SAME(dense_above)
-        && SAME(skip) && SAME(visit) && SAME(skip_threshold) && SAME(energy_lambda) && SAME(recall) && SAME(layer)
+        && SAME(block) && SAME(keep) && SAME(band_width) && SAME(sample_rows) && SAME(first_frame) && SAME(sparsity) && SAME(mass_target)
+        && SAME(search_count) && memcmp(a->search_steps, b->search_steps, sizeof a->search_steps) == 0 && SAME(skip) && SAME(visit) && SAME(skip_threshold) && SAME(energy_lambda) && SAME(recall) && SAME(layer)
         && SAME(dense_layers) && SAME(dense_steps) && SAME(init_on_dense) && SAME(state_dtype);
 }
 

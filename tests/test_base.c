@@ -133,7 +133,7 @@ static void test_every_field(void **state)
     BAD(d.text_place = (svg2_text_place)-1, SVG2_ERR_RANGE, "text_place");
     BAD(d.text_valid = 21, SVG2_ERR_RANGE, "text_valid");
     BAD(d.text_valid = -2, SVG2_ERR_RANGE, "text_valid");
-    BAD(d.method = (svg2_method)2, SVG2_ERR_RANGE, "method");
+    BAD(d.method = (svg2_method)4, SVG2_ERR_RANGE, "method");
     BAD(d.method = (svg2_method)-1, SVG2_ERR_RANGE, "method");
     BAD(d.query_clusters = -1, SVG2_ERR_RANGE, "query_clusters");
     BAD(d.key_clusters = -1, SVG2_ERR_RANGE, "key_clusters");
