@@ -2,15 +2,15 @@
 
        make arch=native build/gpu/bench && build/gpu/bench        (bench/gpu.sh does it, after the tests)
 
-   Every time stands beside a floor: its useful floating point operations and the bytes that must move at least
-   once, by the rates that were measured in the same run. Rows of a shape are measured in turns (A B C A B C ...),
-   with CUDA events, the launches queued behind a kernel that waits so that the processor is ahead as it is in an
-   inference loop; a row is the median of its samples. Rows in turn also sweep the L2: what a row reads was last
-   touched gigabytes ago. Data are random, or moving objects (synth.h), never zeros: tensor cores on zeros run
-   faster than on anything else.
+   Every time stands beside a floor: its useful floating point operations and the bytes that must move at
+   least once, by the rates that were measured in the same run. Rows of a shape are measured in turns (A B C
+   A B C ...), with CUDA events, the launches queued behind a kernel that waits so that the processor is ahead
+   as it is in an inference loop; a row is the median of its samples. Rows in turn also sweep the L2: what a
+   row reads was last touched gigabytes ago. Data are random, or moving objects (synth.h), never zeros: tensor
+   cores on zeros run faster than on anything else.
 
-   Every part (the rates; attention of a shape; calls of a shape) is a process of its own: what goes wrong in one,
-   and an error of the GPU stays with a process for good, costs no more than the rest of that part.
+   Every part (the rates; attention of a shape; calls of a shape) is a process of its own: what goes wrong in
+   one, and an error of the GPU stays with a process for good, costs no more than the rest of that part.
 
    CONTENTS
      >>results    what the processes share
@@ -60,10 +60,10 @@ static struct results {
     char device[256];
     int major, minor, multiprocessors, l2_bytes, driver, runtime;
     size_t memory_bytes;
-    double peak_mma, peak_blas, peak_copy, peak_flops; /* flop/s, flop/s, bytes/s, the larger of the first two */
+    double peak_mma, peak_blas, peak_flops, peak_copy; /* flop/s; the larger of these; bytes/s */
     double clock_mhz;
-    double agreement; /* relative L2 between dense attention and the same over a full map; < 0: not measured   */
-    double dense_ms;  /* of the last shape                                                                     */
+    double agreement; /* relative L2, dense attention and the same over a full map; < 0: not measured */
+    double dense_ms;  /* of the last shape */
     row rows[MAX_ROWS];
     int row_count;
 } *got;
@@ -197,9 +197,10 @@ static __global__ void __launch_bounds__(256) mma_kernel(const uint32_t *in, flo
     for (int r = 0; r < rounds; ++r)
 #pragma unroll
         for (int i = 0; i < 8; ++i)
-            MMA("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                         : "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
-                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[i][0]), "r"(b[i][1]));
+            MMA("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                : "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[i][0]), "r"(b[i][1]));
     float sum = 0;
     for (int i = 0; i < 8; ++i)
         for (int c = 0; c < 4; ++c) sum += d[i][c];
@@ -208,7 +209,9 @@ static __global__ void __launch_bounds__(256) mma_kernel(const uint32_t *in, flo
 
 static __global__ void copy_kernel(float4 *to, const float4 *from, int64_t n)
 {
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) to[i] = from[i];
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x)
+        to[i] = from[i];
 }
 
 static __device__ uint64_t mix(uint64_t x)
@@ -221,12 +224,14 @@ static __device__ uint64_t mix(uint64_t x)
 static __device__ float normal_of(uint64_t key)
 {
     const uint64_t h = mix(key);
-    return (float)((int)((h & 0xffff) + ((h >> 16) & 0xffff) + ((h >> 32) & 0xffff) + (h >> 48)) - 131070) * (1.0f / 37837.23f);
+    return (float)((int)((h & 0xffff) + ((h >> 16) & 0xffff) + ((h >> 32) & 0xffff) + (h >> 48)) - 131070)
+           * (1.0f / 37837.23f);
 }
 
 static __global__ void noise_kernel(bf16 *x, int64_t n, uint64_t seed)
 {
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x)
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x)
         x[i] = __float2bfloat16_rn(normal_of(seed + (uint64_t)i));
 }
 static void noise(bf16 *x, int64_t n, uint64_t seed)
@@ -283,8 +288,8 @@ static void measure_copy()
         must(cudaEventRecord(a, stream), "event");
         if (i % 2) must(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "copy");
         else
-            run(copy_kernel, IS_EMULATED ? 1 : device.multiProcessorCount * 8, 512, (float4 *)to, (const float4 *)from,
-                (int64_t)(bytes / 16));
+            run(copy_kernel, IS_EMULATED ? 1 : device.multiProcessorCount * 8, 512, (float4 *)to,
+                (const float4 *)from, (int64_t)(bytes / 16));
         must(cudaEventRecord(b, stream), "event");
         const double rate = 2 * (double)bytes / (1e-3 * ms_between(a, b));
         if (rate > got->peak_copy) got->peak_copy = rate;
@@ -296,10 +301,11 @@ static void measure_copy()
 /* cuBLAS, if the machine has it: looked up at run time, so that nothing has to be linked. */
 static void measure_blas()
 {
-    static const char *const names[] = {"libcublas.so", "libcublas.so.13", "libcublas.so.12", "libcublas.so.11"};
+    static const char *const names[] = {"libcublas.so", "libcublas.so.13", "libcublas.so.12",
+                                        "libcublas.so.11"};
     typedef int create_fn(void **), stream_fn(void *, cudaStream_t), destroy_fn(void *);
-    typedef int gemm_fn(void *, int, int, int, int, int, const void *, const void *, int, int, const void *, int, int, const void *,
-                        void *, int, int, int, int);
+    typedef int gemm_fn(void *, int, int, int, int, int, const void *, const void *, int, int, const void *,
+                        int, int, const void *, void *, int, int, int, int);
     enum { N = 8192, R_32F = 0, R_16BF = 14, COMPUTE_32F = 68, DEFAULT = -1 };
     void *library = NULL, *handle = NULL;
     for (int i = 0; i < 4 && !library; ++i) library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
@@ -308,7 +314,8 @@ static void measure_blas()
     stream_fn *set_stream = (stream_fn *)dlsym(library, "cublasSetStream_v2");
     destroy_fn *destroy = (destroy_fn *)dlsym(library, "cublasDestroy_v2");
     gemm_fn *gemm = (gemm_fn *)dlsym(library, "cublasGemmEx");
-    bf16 *a = (bf16 *)gpu((size_t)N * N * 2), *b = (bf16 *)gpu((size_t)N * N * 2), *c = (bf16 *)gpu((size_t)N * N * 2);
+    bf16 *a = (bf16 *)gpu((size_t)N * N * 2), *b = (bf16 *)gpu((size_t)N * N * 2),
+         *c = (bf16 *)gpu((size_t)N * N * 2);
     if (create && set_stream && destroy && gemm && a && b && c && create(&handle) == 0) {
         const float one = 1, zero = 0;
         const cudaEvent_t e0 = event_of(), e1 = event_of();
@@ -317,7 +324,8 @@ static void measure_blas()
         int bad = set_stream(handle, stream);
         for (int i = 0; i < 8 && !bad; ++i) {
             must(cudaEventRecord(e0, stream), "event");
-            bad = gemm(handle, 1, 0, N, N, N, &one, a, R_16BF, N, b, R_16BF, N, &zero, c, R_16BF, N, COMPUTE_32F, DEFAULT);
+            bad = gemm(handle, 1, 0, N, N, N, &one, a, R_16BF, N, b, R_16BF, N, &zero, c, R_16BF, N,
+                       COMPUTE_32F, DEFAULT);
             must(cudaEventRecord(e1, stream), "event");
             const double rate = 2.0 * N * N * N / (1e-3 * ms_between(e0, e1));
             if (!bad && i > 1 && rate > got->peak_blas) got->peak_blas = rate;
@@ -333,11 +341,11 @@ typedef struct shape {
     const char *name;
     int frames, height, width, heads, dim, cq, ck;
 } shape;
-static const shape shapes[] = {
+static const shape shapes[] = { /* the cheapest first */
+    {"32.8K x 24 x 64, 100/500", 21, 30, 52, 24, 64, 100, 500},
     {"111.6K x 24 x 128, 100/500", 31, 45, 80, 24, 128, 100, 500},
     {"118.8K x 24 x 128, 400/1000", 33, 45, 80, 24, 128, 400, 1000},
     {"75.6K x 40 x 128, 300/1000", 21, 45, 80, 40, 128, 300, 1000},
-    {"32.8K x 24 x 64, 100/500", 21, 30, 52, 24, 64, 100, 500},
 };
 enum { SHAPES = (int)(sizeof shapes / sizeof *shapes) };
 
@@ -347,30 +355,36 @@ typedef struct token_at {
 } token_at;
 
 /* synth_make of synth.h, a thread an element */
-static __global__ void video_kernel(bf16 *q, bf16 *k, bf16 *v, const token_at *at, int64_t tokens, int heads, int dim, uint64_t base,
-                                    float drift)
+static __global__ void video_kernel(bf16 *q, bf16 *k, bf16 *v, const token_at *at, int64_t tokens, int heads,
+                                    int dim, uint64_t base, float drift)
 {
     const int frequencies = dim / 16, content = dim - 6 * frequencies;
     const int64_t n = (int64_t)heads * tokens * dim;
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) {
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x) {
         const int d = (int)(i % dim), h = (int)(i / dim / tokens);
         const int64_t t = i / dim % tokens;
         const token_at p = at[t];
-        const uint64_t head = mix(base + 1000003u * (uint64_t)(h + 1)), key = mix(head + 7919u * (uint64_t)(t + 1)) + (uint64_t)d * 8;
+        const uint64_t head = mix(base + 1000003u * (uint64_t)(h + 1)),
+                       key = mix(head + 7919u * (uint64_t)(t + 1)) + (uint64_t)d * 8;
         const uint64_t own = head + ((uint64_t)p.object << 20) + (uint64_t)d;
         float form;
         if (d < content) {
-            form = normal_of(own) + 0.5f * p.dx * normal_of(own + 0x400000000u) + 0.5f * p.dy * normal_of(own + 0x500000000u);
+            form = normal_of(own) + 0.5f * p.dx * normal_of(own + 0x400000000u)
+                   + 0.5f * p.dy * normal_of(own + 0x500000000u);
         } else {
             const int f = (d - content) / 2;
-            const float where = f % 3 == 0 ? p.frame : f % 3 == 1 ? p.y : p.x, angle = where * powf(0.03f, (float)(f / 3) / (float)frequencies);
+            const float where = f % 3 == 0 ? p.frame : f % 3 == 1 ? p.y : p.x;
+            const float angle = where * powf(0.03f, (float)(f / 3) / (float)frequencies);
             form = 1.2f * ((d - content) % 2 ? sinf(angle) : cosf(angle));
         }
         q[i] = __float2bfloat16_rn(form + 0.4f * normal_of(key) + drift * normal_of(key + 3));
-        k[i] = __float2bfloat16_rn(form + 0.4f * normal_of(key + 1) + 2.0f * normal_of(head + 0x700000000u + (uint64_t)d)
+        k[i] = __float2bfloat16_rn(form + 0.4f * normal_of(key + 1)
+                                   + 2.0f * normal_of(head + 0x700000000u + (uint64_t)d)
                                    + drift * normal_of(key + 4));
         v[i] = __float2bfloat16_rn(normal_of(own + 0x100000000u) + p.dx * normal_of(own + 0x200000000u)
-                                   + p.dy * normal_of(own + 0x300000000u) + 0.4f * normal_of(key + 2) + drift * normal_of(key + 5));
+                                   + p.dy * normal_of(own + 0x300000000u) + 0.4f * normal_of(key + 2)
+                                   + drift * normal_of(key + 5));
     }
 }
 
@@ -417,27 +431,35 @@ static int tensors_new(tensors *t, shape s)
 }
 static void tensors_fill(const tensors *t, double drift)
 {
-    run(video_kernel, device.multiProcessorCount * 16, 256, t->q, t->k, t->v, t->at, t->tokens, t->s.heads, t->s.dim,
-        synth_hash(11), (float)drift);
+    run(video_kernel, device.multiProcessorCount * 16, 256, t->q, t->k, t->v, t->at, t->tokens, t->s.heads,
+        t->s.dim, synth_hash(11), (float)drift);
     must(cudaStreamSynchronize(stream), "video");
 }
-static void tensors_free(tensors *t) { cudaFree(t->q), cudaFree(t->k), cudaFree(t->v), cudaFree(t->out), cudaFree(t->at); }
+static void tensors_free(tensors *t)
+{
+    cudaFree(t->q), cudaFree(t->k), cudaFree(t->v), cudaFree(t->out), cudaFree(t->at);
+}
 
-/* Clusters of one side, the same for all heads but for which token is where: sizes even, or log-normal with sigma 1. */
+/* Clusters of one side, the same for all heads but for which token is where: sizes even, or log-normal with
+   sigma 1. */
 typedef struct clusters {
     int count;
-    int32_t *size, *offset, *order; /* host: size [count]; device: offset [heads, count + 1], order [heads, tokens] */
+    int32_t *size;            /* host: [count]                                      */
+    int32_t *offset, *order;  /* device: [heads, count + 1], [heads, tokens]        */
 } clusters;
 
 static clusters clusters_new(int count, int64_t tokens, int heads, int is_skewed, uint64_t seed)
 {
     clusters c;
     double *weight = (double *)malloc(sizeof(double) * (size_t)count), sum = 0;
-    int32_t *offset = (int32_t *)malloc(4 * (size_t)heads * (size_t)(count + 1)), *label = (int32_t *)malloc(4 * (size_t)tokens);
-    int32_t *order = (int32_t *)malloc(4 * (size_t)heads * (size_t)tokens), *at = (int32_t *)malloc(4 * (size_t)count);
+    int32_t *offset = (int32_t *)malloc(4 * (size_t)heads * (size_t)(count + 1)),
+            *label = (int32_t *)malloc(4 * (size_t)tokens);
+    int32_t *order = (int32_t *)malloc(4 * (size_t)heads * (size_t)tokens),
+            *at = (int32_t *)malloc(4 * (size_t)count);
     c.count = count;
     c.size = (int32_t *)malloc(4 * (size_t)count);
-    for (int i = 0; i < count; ++i) sum += weight[i] = is_skewed ? exp((double)synth_normal(seed + (uint64_t)i)) : 1.0;
+    for (int i = 0; i < count; ++i)
+        sum += weight[i] = is_skewed ? exp((double)synth_normal(seed + (uint64_t)i)) : 1.0;
     double before = 0;
     for (int i = 0; i < count; ++i) {
         const int64_t begin = (int64_t)(before / sum * (double)tokens);
@@ -449,14 +471,16 @@ static clusters clusters_new(int count, int64_t tokens, int heads, int is_skewed
         for (int n = 0; n < c.size[i]; ++n) label[filled++] = i;
     for (int h = 0; h < heads; ++h) { /* shuffled, then sorted by label */
         for (int64_t i = tokens - 1; i > 0; --i) {
-            const int64_t j = (int64_t)(synth_hash(seed + (uint64_t)h * 1000003u + (uint64_t)i) % (uint64_t)(i + 1));
+            const int64_t j =
+                (int64_t)(synth_hash(seed + (uint64_t)h * 1000003u + (uint64_t)i) % (uint64_t)(i + 1));
             const int32_t x = label[i];
             label[i] = label[j], label[j] = x;
         }
         int32_t *o = offset + (size_t)h * (size_t)(count + 1);
         o[0] = 0;
         for (int i = 0; i < count; ++i) at[i] = o[i], o[i + 1] = o[i] + c.size[i];
-        for (int64_t i = 0; i < tokens; ++i) order[(size_t)h * (size_t)tokens + (size_t)at[label[i]]++] = (int32_t)i;
+        for (int64_t i = 0; i < tokens; ++i)
+            order[(size_t)h * (size_t)tokens + (size_t)at[label[i]]++] = (int32_t)i;
     }
     c.offset = (int32_t *)gpu(4 * (size_t)heads * (size_t)(count + 1));
     c.order = (int32_t *)gpu(4 * (size_t)heads * (size_t)tokens);
@@ -474,7 +498,8 @@ typedef struct block_map {
     double pairs, executed; /* of all heads; executed: rows in 64s, keys of a row of blocks in 64s */
 } block_map;
 
-static block_map map_new(const clusters *q, const clusters *k, int heads, int64_t tokens, double density, int dim, uint64_t seed)
+static block_map map_new(const clusters *q, const clusters *k, int heads, int64_t tokens, double density,
+                         int dim, uint64_t seed)
 {
     block_map m = {NULL, 0, 0};
     const size_t bytes = (size_t)heads * (size_t)q->count * (size_t)k->count;
@@ -545,7 +570,8 @@ static void attend(const svg2_attention_desc *d)
 static __global__ void difference_kernel(const bf16 *a, const bf16 *b, int64_t n, double *out)
 {
     double e = 0, s = 0;
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) {
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x) {
         const double x = (double)__bfloat162float(a[i]), y = (double)__bfloat162float(b[i]);
         e += (x - y) * (x - y);
         s += y * y;
@@ -597,9 +623,15 @@ static void timer_end(const timer *t, row *r)
     r->mhz[r->count] = mhz;
     r->sample[r->count++] = ms;
 }
-static void timer_free(timer *t) { cudaEventDestroy(t->begin), cudaEventDestroy(t->end), cudaEventDestroy(t->after); }
+static void timer_free(timer *t)
+{
+    cudaEventDestroy(t->begin), cudaEventDestroy(t->end), cudaEventDestroy(t->after);
+}
 
-static double dense_pairs(const tensors *t) { return (double)t->s.heads * (double)t->tokens * (double)t->tokens; }
+static double dense_pairs(const tensors *t)
+{
+    return (double)t->s.heads * (double)t->tokens * (double)t->tokens;
+}
 static double qkvo_bytes(const tensors *t) { return 4 * 2 * (double)t->elements; }
 
 static void bench_attention(const tensors *t, double budget)
@@ -615,15 +647,19 @@ static void bench_attention(const tensors *t, double budget)
     int n = 1;
     memset(maps, 0, sizeof maps);
     d[0] = attention_of(t);
-    r[0] = row_new(t->s.name, "dense", 4 * dense_pairs(t) * t->s.dim, qkvo_bytes(t), 4 * dense_pairs(t) * t->s.dim);
+    r[0] = row_new(t->s.name, "dense", 4 * dense_pairs(t) * t->s.dim, qkvo_bytes(t),
+                   4 * dense_pairs(t) * t->s.dim);
     for (int skew = 0; skew < 2; ++skew) {
         side[skew][0] = clusters_new(t->s.cq, t->tokens, t->s.heads, skew, 100 + (uint64_t)skew);
         side[skew][1] = clusters_new(t->s.ck, t->tokens, t->s.heads, skew, 200 + (uint64_t)skew);
         for (int i = 0; i < 3; ++i, ++n) {
             char name[64];
-            maps[n] = map_new(&side[skew][0], &side[skew][1], t->s.heads, t->tokens, densities[i], t->s.dim, 300 + (uint64_t)n);
-            snprintf(name, sizeof name, "blocks %.0f %%, %s clusters", 100 * maps[n].pairs / dense_pairs(t), skew ? "skewed" : "even");
-            r[n] = row_new(t->s.name, name, 4 * maps[n].pairs * t->s.dim, qkvo_bytes(t), 4 * maps[n].executed * t->s.dim);
+            maps[n] = map_new(&side[skew][0], &side[skew][1], t->s.heads, t->tokens, densities[i], t->s.dim,
+                              300 + (uint64_t)n);
+            snprintf(name, sizeof name, "blocks %.0f %%, %s clusters", 100 * maps[n].pairs / dense_pairs(t),
+                     skew ? "skewed" : "even");
+            r[n] = row_new(t->s.name, name, 4 * maps[n].pairs * t->s.dim, qkvo_bytes(t),
+                           4 * maps[n].executed * t->s.dim);
             d[n] = attention_of(t);
             d[n].query_blocks = t->s.cq, d[n].key_blocks = t->s.ck;
             d[n].query_order = side[skew][0].order, d[n].query_offset = side[skew][0].offset;
@@ -641,7 +677,7 @@ static void bench_attention(const tensors *t, double budget)
     if (!workspace_need(most)) {
         printf("  no memory for %s\n", t->s.name);
     } else {
-        if (got->agreement < 0) { /* at full size, and at no cost in the tables: clusters and a full map give dense attention */
+        if (got->agreement < 0) { /* at full size: clusters and a full map give dense attention */
             bf16 *other = (bf16 *)gpu((size_t)t->elements * 2);
             if (other) {
                 attend(&d[0]);
@@ -674,8 +710,9 @@ static void bench_attention(const tensors *t, double budget)
 
 /* ==== >>call ============================================================================= */
 enum { T_KMEANS_Q, T_KMEANS_K, T_PERMUTE, T_SUMMARIZE, T_SCORE, T_SELECT, T_TAIL, T_ATTENTION, T_COUNT };
-static const char *const stage_names[T_COUNT] = {"k-means of the queries", "k-means of the keys", "permute", "summarize",
-                                                 "score",                  "select",              "tail",    "attention"};
+static const char *const stage_names[T_COUNT] = {
+    "k-means of the queries", "k-means of the keys", "permute", "summarize", "score", "select", "tail",
+    "attention"};
 
 /* A backend whose stages stand between events. */
 static svg2_backend inner;
@@ -695,13 +732,13 @@ static int mark_begin(int stage)
     must(cudaEventRecord(mark.begin[mark.count], stream), "event");
     return mark.count++;
 }
-#define TIMED(member, desc_type, which)                                                                        \
-    static svg2_result timed_##member(const svg2_backend *b, const desc_type *d, void *work, svg2_error *err)  \
-    {                                                                                                          \
-        const int at = mark_begin(which);                                                                      \
-        const svg2_result r = inner.member(b, d, work, err);                                                   \
-        must(cudaEventRecord(mark.end[at], stream), "event");                                                  \
-        return r;                                                                                              \
+#define TIMED(member, type, which)                                                                       \
+    static svg2_result timed_##member(const svg2_backend *b, const type *d, void *work, svg2_error *err) \
+    {                                                                                                    \
+        const int at = mark_begin(which);                                                                \
+        const svg2_result r = inner.member(b, d, work, err);                                             \
+        must(cudaEventRecord(mark.end[at], stream), "event");                                            \
+        return r;                                                                                        \
     }
 TIMED(kmeans, svg2_kmeans_desc, mark.kmeans_calls++ ? T_KMEANS_K : T_KMEANS_Q)
 TIMED(permute, svg2_permute_desc, T_PERMUTE)
@@ -737,14 +774,16 @@ typedef struct call {
 static void run_call(call *c, const svg2_backend *b, const tensors *t, int32_t step)
 {
     svg2_error err;
-    check_call(svg2_attend(b, &c->d, &c->state, step, t->q, t->k, t->v, t->out, NULL, c->stats, workspace, workspace_size, &err), &err,
-               "svg2_attend");
+    check_call(svg2_attend(b, &c->d, &c->state, step, t->q, t->k, t->v, t->out, NULL, c->stats, workspace,
+                           workspace_size, &err),
+               &err, "svg2_attend");
 }
 
 /* flops and least bytes of every stage, when `density` of the pairs is exact */
 static void stage_work(const call *c, const tensors *t, double density, double *flops, double *bytes)
 {
-    const double h = t->s.heads, s = (double)t->tokens, dim = t->s.dim, cq = t->s.cq, ck = t->s.ck, x = 2 * (double)t->elements;
+    const double h = t->s.heads, s = (double)t->tokens, dim = t->s.dim, cq = t->s.cq, ck = t->s.ck,
+                 x = 2 * (double)t->elements;
     const int has_tail = c->d.tail != SVG2_TAIL_NONE, order1 = c->d.tail == SVG2_TAIL_ORDER1;
     for (int i = 0; i < T_COUNT; ++i) flops[i] = bytes[i] = 0;
     flops[T_KMEANS_Q] = c->d.step_iterations * 2 * h * s * cq * dim;
@@ -786,7 +825,8 @@ static void bench_calls(const tensors *t, double budget)
         c[i].memory = gpu(svg2_state_bytes(d));
         c[i].stats = (svg2_head_stats *)gpu(sizeof(svg2_head_stats) * (size_t)t->s.heads);
         if (!c[i].memory || !c[i].stats) fatal("bench: not enough memory");
-        check_call(svg2_state_init(&c[i].state, d, c[i].memory, svg2_state_bytes(d), &err), &err, "svg2_state_init");
+        check_call(svg2_state_init(&c[i].state, d, c[i].memory, svg2_state_bytes(d), &err), &err,
+                   "svg2_state_init");
     }
     if (!workspace_need(most)) {
         printf("  no memory for svg2_attend of %s (%.1f GB of workspace)\n", t->s.name, 1e-9 * (double)most);
@@ -873,23 +913,25 @@ static void write_json()
     if (!json_path) return;
     FILE *f = fopen(json_path, "w");
     if (!f) fatal("bench: cannot write %s", json_path);
-    fprintf(f, "{\n  \"device\": \"%s\", \"compute_capability\": %d.%d, \"multiprocessors\": %d,\n", got->device, got->major,
-            got->minor, got->multiprocessors);
-    fprintf(f, "  \"memory_bytes\": %zu, \"l2_bytes\": %d, \"driver\": %d, \"runtime\": %d,\n", got->memory_bytes,
-            got->l2_bytes, got->driver, got->runtime);
-    fprintf(f, "  \"commit\": \"%s\", \"quick\": %d, \"seconds\": %.1f,\n", SVG2_BENCH_COMMIT, is_quick, now() - started);
-    fprintf(f, "  \"mma_sync_tflops\": %.1f, \"cublas_tflops\": %.1f, \"copy_gbytes_per_s\": %.1f, \"clock_mhz\": %.0f,\n",
-            1e-12 * got->peak_mma, 1e-12 * got->peak_blas, 1e-9 * got->peak_copy, got->clock_mhz);
+    fprintf(f, "{\n  \"device\": \"%s\", \"compute_capability\": %d.%d, \"multiprocessors\": %d,\n",
+            got->device, got->major, got->minor, got->multiprocessors);
+    fprintf(f, "  \"memory_bytes\": %zu, \"l2_bytes\": %d, \"driver\": %d, \"runtime\": %d,\n",
+            got->memory_bytes, got->l2_bytes, got->driver, got->runtime);
+    fprintf(f, "  \"commit\": \"%s\", \"quick\": %d, \"seconds\": %.1f,\n", SVG2_BENCH_COMMIT, is_quick,
+            now() - started);
+    fprintf(f, "  \"mma_sync_tflops\": %.1f, \"cublas_tflops\": %.1f, ", 1e-12 * got->peak_mma,
+            1e-12 * got->peak_blas);
+    fprintf(f, "\"copy_gbytes_per_s\": %.1f, \"clock_mhz\": %.0f,\n", 1e-9 * got->peak_copy, got->clock_mhz);
     if (got->agreement >= 0) fprintf(f, "  \"full_map_against_dense\": %.3e,\n", got->agreement);
     fprintf(f, "  \"rows\": [");
     for (int i = 0; i < got->row_count; ++i) {
         const row *r = &got->rows[i];
-        fprintf(f, "%s\n    {\"shape\": \"%s\", \"name\": \"%s\", \"is_part\": %d, \"ms\": %.4f, \"floor_ms\": %.4f, ",
-                i ? "," : "", r->shape, r->name + strspn(r->name, " "), r->is_part, median(r->sample, r->count),
-                row_floor(r));
-        fprintf(f, "\"flops\": %.4e, \"executed_flops\": %.4e, \"bytes\": %.4e, \"dense_ms\": %.4f, \"mhz\": %.0f, ", r->flops,
-                r->executed, r->bytes, r->dense_ms, median(r->mhz, r->count));
-        fprintf(f, "\"samples\": [");
+        fprintf(f, "%s\n    {\"shape\": \"%s\", \"name\": \"%s\", \"is_part\": %d, ", i ? "," : "", r->shape,
+                r->name + strspn(r->name, " "), r->is_part);
+        fprintf(f, "\"ms\": %.4f, \"floor_ms\": %.4f, \"dense_ms\": %.4f, \"mhz\": %.0f, ",
+                median(r->sample, r->count), row_floor(r), r->dense_ms, median(r->mhz, r->count));
+        fprintf(f, "\"flops\": %.4e, \"executed_flops\": %.4e, \"bytes\": %.4e, \"samples\": [", r->flops,
+                r->executed, r->bytes);
         for (int n = 0; n < r->count; ++n) fprintf(f, "%s%.4f", n ? ", " : "", r->sample[n]);
         fprintf(f, "]}");
     }
@@ -899,13 +941,14 @@ static void write_json()
 
 static void write_rates()
 {
-    printf("%s, %d multiprocessors at %.0f MHz: mma.sync %.0f TFLOP/s, cuBLAS bf16 8192^3 ", got->device, got->multiprocessors,
-           got->clock_mhz, 1e-12 * got->peak_mma);
+    printf("%s, %d multiprocessors at %.0f MHz: mma.sync %.0f TFLOP/s, cuBLAS bf16 8192^3 ", got->device,
+           got->multiprocessors, got->clock_mhz, 1e-12 * got->peak_mma);
     if (got->peak_blas > 0) printf("%.0f TFLOP/s", 1e-12 * got->peak_blas);
     else printf("not there");
     printf(", copy %.2f TB/s\n", 1e-12 * got->peak_copy);
-    printf("useful, executed: TFLOP/s, without and with the padding of tiles. floor: useful work at the rates above. dense/t:\n"
-           "times faster than the dense row. Rows that are indented are parts of the call above them, warm.\n");
+    printf("useful, executed: TFLOP/s, without and with the padding of tiles. floor: useful work at the rates\n"
+           "above. dense/t: times faster than the dense row. Rows that are indented are parts of the call over\n"
+           "them, warm. MHz: the lowest clock right after a sample.\n");
     fflush(stdout);
 }
 
@@ -916,8 +959,8 @@ static void write_rows(int from)
         const row *r = &got->rows[i];
         const double ms = median(r->sample, r->count), floor = row_floor(r), clock = least_clock(r);
         if (i == 0 || strcmp(got->rows[i - 1].shape, r->shape) != 0)
-            printf("\n%-36s %9s %9s %7s %8s %8s %7s %5s\n", r->shape, "ms", "floor ms", "floor/t", "useful", "executed",
-                   "dense/t", "MHz");
+            printf("\n%-36s %9s %9s %7s %8s %8s %7s %5s\n", r->shape, "ms", "floor ms", "floor/t", "useful",
+                   "executed", "dense/t", "MHz");
         if (r->count == 0) {
             printf("%-36s %9s\n", r->name, "-");
             continue;
@@ -996,14 +1039,16 @@ static int part_do(int part, shape s, double budget, double limit)
     if (waitpid(child, &status, 0) != child) fatal("bench: waitpid failed");
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 1;
     if (code == 0)
-        fprintf(stderr, "bench: %s%s%s: %.1f s, %.0f s left\n", part ? s.name : "", part ? ": " : "", names[part], now() - begin,
-                left());
+        fprintf(stderr, "bench: %s%s%s: %.1f s, %.0f s left\n", part ? s.name : "", part ? ": " : "",
+                names[part], now() - begin, left());
     else if (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM)
-        printf("FAILED: %s, %s: out of time after %.0f s\n", part ? s.name : "this GPU", names[part], now() - begin);
+        printf("FAILED: %s, %s: out of time after %.0f s\n", part ? s.name : "this GPU", names[part],
+               now() - begin);
     else if (WIFSIGNALED(status))
         printf("FAILED: %s, %s: signal %d\n", part ? s.name : "this GPU", names[part], WTERMSIG(status));
     else if (code != 2)
-        printf("FAILED: %s, %s: exit code %d, see the error output\n", part ? s.name : "this GPU", names[part], code);
+        printf("FAILED: %s, %s: exit code %d, see the error output\n", part ? s.name : "this GPU",
+               names[part], code);
     return code;
 }
 
@@ -1015,11 +1060,14 @@ static int shape_parse(const char *text, shape *s)
 {
     static char name[48];
     char end;
-    if (sscanf(text, "%d,%d,%d,%d,%d,%d,%d%c", &s->frames, &s->height, &s->width, &s->heads, &s->dim, &s->cq, &s->ck, &end) != 7)
+    if (sscanf(text, "%d,%d,%d,%d,%d,%d,%d%c", &s->frames, &s->height, &s->width, &s->heads, &s->dim, &s->cq,
+               &s->ck, &end)
+        != 7)
         return 0;
     const double tokens = (double)s->frames * s->height * s->width;
-    if (s->frames < 1 || s->height < 1 || s->width < 1 || s->heads < 1 || s->heads > 1024 || s->dim < 8 || s->dim > 256
-        || s->dim % 8 || s->cq < 1 || s->ck < 1 || tokens > 1 << 24 || s->cq > tokens || s->ck > tokens)
+    if (s->frames < 1 || s->height < 1 || s->width < 1 || s->heads < 1 || s->heads > 1024 || s->dim < 8
+        || s->dim > 256 || s->dim % 8 || s->cq < 1 || s->ck < 1 || tokens > 1 << 24 || s->cq > tokens
+        || s->ck > tokens)
         return 0;
     snprintf(name, sizeof name, "%.0f x %d x %d, %d/%d", tokens, s->heads, s->dim, s->cq, s->ck);
     s->name = name;
@@ -1036,12 +1084,15 @@ int main(int argc, char **argv)
         else if (strcmp(argv[i], "--seconds") == 0 && i + 1 < argc) seconds = atof(argv[++i]);
         else if (strcmp(argv[i], "--json") == 0 && i + 1 < argc) json_path = argv[++i];
         else if (strcmp(argv[i], "--shape") == 0 && i + 1 < argc) {
-            if (strchr(argv[++i], ',') ? !shape_parse(argv[i], &own) : (only_shape = atoi(argv[i])) < 0 || only_shape >= SHAPES)
+            const char *text = argv[++i];
+            if (!strchr(text, ',')) only_shape = atoi(text);
+            if (strchr(text, ',') ? !shape_parse(text, &own) : only_shape < 0 || only_shape >= SHAPES)
                 fatal(usage);
         } else fatal(usage);
     }
-    got = (struct results *)mmap(NULL, sizeof *got, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (got == MAP_FAILED) fatal("bench: out of memory");
+    void *shared = mmap(NULL, sizeof *got, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED) fatal("bench: out of memory");
+    got = (struct results *)shared;
     got->agreement = -1;
     const shape none = {};
     const int code = part_do(PART_RATES, none, 0, 60);
@@ -1050,7 +1101,9 @@ int main(int argc, char **argv)
     failures += code != 0;
     write_rates();
     write_json();
-    const int first = own.name || only_shape < 0 ? 0 : only_shape, last = own.name ? 1 : only_shape < 0 ? SHAPES : first + 1;
+    int first = 0, last = SHAPES;
+    if (own.name) last = 1;
+    else if (only_shape >= 0) first = only_shape, last = first + 1;
     for (int i = first; i < last; ++i) {
         shape s = own.name ? own : shapes[i];
         if (is_quick) s.frames = (s.frames + 9) / 10;
@@ -1070,7 +1123,8 @@ int main(int argc, char **argv)
     }
     printf("\n");
     if (got->agreement >= 0)
-        printf("dense attention and the same over a full map of clusters differ by %.1e (relative L2)\n", got->agreement);
+        printf("dense attention and the same over a full map of clusters differ by %.1e (relative L2)\n",
+               got->agreement);
     if (!(got->agreement <= 0.01)) {
         printf("FAILED: that is too much\n");
         ++failures;

@@ -20,8 +20,8 @@ static void must(cudaError_t e, const char *what)
     exit(3);
 }
 
-/* Sets and copies are the default stream's, and may return before they are done; streams of device_stream do not wait
-   for them. */
+/* Sets and copies are the default stream's, and may return before they are done; streams of device_stream do
+   not wait for them. */
 static void settle(void)
 {
     must(cudaDeviceSynchronize(), "cudaDeviceSynchronize");

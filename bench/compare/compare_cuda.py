@@ -18,8 +18,8 @@ import torch
 TAIL_NONE, TAIL_ORDER1 = 1, 3
 BLOCK = 128
 SHAPES = [  # heads, tokens (whole blocks of 128), dim, query clusters, key clusters; the last two if time is left
-    (24, 118784, 128, 400, 1000),
     (24, 32768, 64, 100, 500),
+    (24, 118784, 128, 400, 1000),
     (24, 111616, 128, 100, 500),
     (40, 75648, 128, 300, 1000),
 ]

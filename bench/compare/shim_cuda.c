@@ -1,6 +1,6 @@
-/* shim_cuda.c - svg2_cuda.cu as a shared library of flat functions, for compare_cuda.py, which calls it through ctypes with the
-   addresses of its own tensors. Every function that can fail returns NULL, or a sentence that says why. All tensors are bf16,
-   [1, heads, tokens, dim], in device memory. */
+/* shim_cuda.c - svg2_cuda.cu as a shared library of flat functions, for compare_cuda.py, which calls it
+   through ctypes with the addresses of its own tensors. Every function that can fail returns NULL, or a
+   sentence that says why. All tensors are bf16, [1, heads, tokens, dim], in device memory. */
 #include "../../svg2.h"
 
 #include <math.h>
@@ -13,20 +13,22 @@ typedef struct shim_call {
 } shim_call;
 
 const char *shim_check(void);
-const char *shim_open(shim_call **call, int32_t heads, int32_t tokens, int32_t dim, int32_t query_clusters, int32_t key_clusters,
-                      double density, int32_t tail, size_t *state_bytes, size_t *work_bytes);
+const char *shim_open(shim_call **call, int32_t heads, int32_t tokens, int32_t dim, int32_t query_clusters,
+                      int32_t key_clusters, double density, int32_t tail, size_t *state_bytes,
+                      size_t *work_bytes);
 const char *shim_start(shim_call *call, void *state_memory, size_t state_bytes);
-const char *shim_attend(shim_call *call, void *stream, int32_t step, const void *q, const void *k, const void *v, void *out,
-                        void *stats, void *work, size_t work_bytes);
+const char *shim_attend(shim_call *call, void *stream, int32_t step, const void *q, const void *k,
+                        const void *v, void *out, void *stats, void *work, size_t work_bytes);
 size_t shim_stats_bytes(void);
 double shim_density(const void *host_stats, int32_t heads);
 void shim_close(shim_call *call);
-const char *shim_blocks(void *stream, int32_t heads, int32_t tokens, int32_t dim, int32_t query_blocks, int32_t key_blocks,
-                        const int32_t *query_offset, const int32_t *key_offset, const uint8_t *map, const void *q, const void *k,
-                        const void *v, void *out, void *work, size_t *work_bytes);
-const char *shim_kmeans(void *stream, int32_t heads, int32_t tokens, int32_t dim, int32_t clusters, int32_t iterations,
-                        const void *x, const float *start, float *centroid, float *mean, int32_t *label, int32_t *size, void *work,
-                        size_t *work_bytes);
+const char *shim_blocks(void *stream, int32_t heads, int32_t tokens, int32_t dim, int32_t query_blocks,
+                        int32_t key_blocks, const int32_t *query_offset, const int32_t *key_offset,
+                        const uint8_t *map, const void *q, const void *k, const void *v, void *out,
+                        void *work, size_t *work_bytes);
+const char *shim_kmeans(void *stream, int32_t heads, int32_t tokens, int32_t dim, int32_t clusters,
+                        int32_t iterations, const void *x, const float *start, float *centroid, float *mean,
+                        int32_t *label, int32_t *size, void *work, size_t *work_bytes);
 
 static const char *sentence(svg2_result r, const svg2_error *err)
 {
@@ -39,8 +41,9 @@ const char *shim_check(void)
     return sentence(svg2_cuda_check(&err), &err);
 }
 
-const char *shim_open(shim_call **call, int32_t heads, int32_t tokens, int32_t dim, int32_t query_clusters, int32_t key_clusters,
-                      double density, int32_t tail, size_t *state_bytes, size_t *work_bytes)
+const char *shim_open(shim_call **call, int32_t heads, int32_t tokens, int32_t dim, int32_t query_clusters,
+                      int32_t key_clusters, double density, int32_t tail, size_t *state_bytes,
+                      size_t *work_bytes)
 {
     const svg2_backend cuda = svg2_cuda_backend(0);
     svg2_error err;
@@ -69,12 +72,13 @@ const char *shim_start(shim_call *call, void *state_memory, size_t state_bytes)
     return sentence(svg2_state_init(&call->state, &call->desc, state_memory, state_bytes, &err), &err);
 }
 
-const char *shim_attend(shim_call *call, void *stream, int32_t step, const void *q, const void *k, const void *v, void *out,
-                        void *stats, void *work, size_t work_bytes)
+const char *shim_attend(shim_call *call, void *stream, int32_t step, const void *q, const void *k,
+                        const void *v, void *out, void *stats, void *work, size_t work_bytes)
 {
     const svg2_backend cuda = svg2_cuda_backend(stream);
     svg2_error err;
-    return sentence(svg2_attend(&cuda, &call->desc, &call->state, step, q, k, v, out, 0, (svg2_head_stats *)stats, work, work_bytes, &err),
+    return sentence(svg2_attend(&cuda, &call->desc, &call->state, step, q, k, v, out, 0,
+                                (svg2_head_stats *)stats, work, work_bytes, &err),
                     &err);
 }
 
@@ -92,9 +96,10 @@ double shim_density(const void *host_stats, int32_t heads)
 void shim_close(shim_call *call) { free(call); }
 
 /* Attention over a map of blocks of neighbouring tokens. work NULL: only tells *work_bytes. */
-const char *shim_blocks(void *stream, int32_t heads, int32_t tokens, int32_t dim, int32_t query_blocks, int32_t key_blocks,
-                        const int32_t *query_offset, const int32_t *key_offset, const uint8_t *map, const void *q, const void *k,
-                        const void *v, void *out, void *work, size_t *work_bytes)
+const char *shim_blocks(void *stream, int32_t heads, int32_t tokens, int32_t dim, int32_t query_blocks,
+                        int32_t key_blocks, const int32_t *query_offset, const int32_t *key_offset,
+                        const uint8_t *map, const void *q, const void *k, const void *v, void *out,
+                        void *work, size_t *work_bytes)
 {
     const svg2_backend cuda = svg2_cuda_backend(stream);
     svg2_attention_desc d = SVG2_ZERO;
@@ -122,9 +127,9 @@ const char *shim_blocks(void *stream, int32_t heads, int32_t tokens, int32_t dim
 }
 
 /* work NULL: only tells *work_bytes. */
-const char *shim_kmeans(void *stream, int32_t heads, int32_t tokens, int32_t dim, int32_t clusters, int32_t iterations,
-                        const void *x, const float *start, float *centroid, float *mean, int32_t *label, int32_t *size, void *work,
-                        size_t *work_bytes)
+const char *shim_kmeans(void *stream, int32_t heads, int32_t tokens, int32_t dim, int32_t clusters,
+                        int32_t iterations, const void *x, const float *start, float *centroid, float *mean,
+                        int32_t *label, int32_t *size, void *work, size_t *work_bytes)
 {
     const svg2_backend cuda = svg2_cuda_backend(stream);
     svg2_kmeans_desc d = SVG2_ZERO;

@@ -1,7 +1,8 @@
-/* ops.cu - every device operation of svg2_cuda.cu (its section >>ptx) beside the formula in the PTX ISA, with random operands.
+/* ops.cu - every device operation of svg2_cuda.cu (its section >>ptx) beside the formula in the PTX ISA, with
+   random operands.
 
-   On a GPU this tests the PTX; on the emulation the emulation. Made by both compilers from one source: ops.inc is section >>ptx,
-   cut out of svg2_cuda.cu by make. The last line is "N passed, N failed". */
+   On a GPU this tests the PTX; on the emulation the emulation. Made by both compilers from one source:
+   ops.inc is section >>ptx, cut out of svg2_cuda.cu by make. The last line is "N passed, N failed". */
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -18,7 +19,8 @@ static int passed, failed;
 
 static void report(const char *name, long long bad, long long of, const char *note)
 {
-    printf("%s %-40s %lld of %lld wrong%s%s\n", bad ? "FAILED" : "ok    ", name, bad, of, *note ? "; " : "", note);
+    printf("%s %-40s %lld of %lld wrong%s%s\n", bad ? "FAILED" : "ok    ", name, bad, of, *note ? "; " : "",
+           note);
     fflush(stdout);
     ++*(bad ? &failed : &passed);
 }
@@ -65,7 +67,8 @@ template <class T> struct buffer {
     }
 };
 
-template <class... P, class... A> static void run(void (*kernel)(P...), unsigned blocks, unsigned threads, size_t smem, A... args)
+template <class... P, class... A>
+static void run(void (*kernel)(P...), unsigned blocks, unsigned threads, size_t smem, A... args)
 {
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(blocks);
@@ -83,7 +86,8 @@ static __global__ void exp2_kernel(const float *x, float *y, int n)
 
 static void test_exp2()
 {
-    std::vector<float> x = {0.0f, -0.0f, 1.0f, -1.0f, 127.0f, -126.0f, -INFINITY, INFINITY, NAN, -149.0f, -1000.0f, 128.0f};
+    std::vector<float> x = {0.0f,      -0.0f,    1.0f, -1.0f,   127.0f,   -126.0f,
+                            -INFINITY, INFINITY, NAN,  -149.0f, -1000.0f, 128.0f};
     while (x.size() < 100000) x.push_back((float)((unit() * 2 - 1) * (x.size() % 2 ? 1 : 140)));
     buffer<float> in(x), out(std::vector<float>(x.size(), 7.0f));
     run(exp2_kernel, (unsigned)(x.size() / 256 + 1), 256, 0, in.data, out.data, (int)x.size());
@@ -107,8 +111,8 @@ static void test_exp2()
 }
 
 /* ---- cp.async ----
-   Thread i: chunk i with a size of its own, one group; then chunk i + 32, another group. The first is read while the second may be
-   under way. */
+   Thread i: chunk i with a size of its own, one group; then chunk i + 32, another group. The first is read
+   while the second may be under way. */
 static __global__ void copy_kernel(const unsigned char *src, const int *size, unsigned char *out)
 {
     SVG2_DYN_SMEM(smem, 128);
@@ -137,13 +141,15 @@ static void test_copy()
         buffer<int> size(n);
         run(copy_kernel, 1, 32, 64 * 16, src.data, size.data, out.data);
         const std::vector<unsigned char> got = out.read();
-        for (int i = 0; i < 64 * 16; ++i, ++count) bad += got[(size_t)i] != (i % 16 < n[(size_t)i / 16] ? s[(size_t)i] : 0);
+        for (int i = 0; i < 64 * 16; ++i, ++count)
+            bad += got[(size_t)i] != (i % 16 < n[(size_t)i / 16] ? s[(size_t)i] : 0);
     }
     report("svg2__cp_async16, commit, wait", bad, count, "");
 }
 
 /* ---- ldmatrix ---- */
-static __global__ void matrix_kernel(const uint32_t *words, const int *row_of_lane, uint32_t *out, int is_transposed)
+static __global__ void matrix_kernel(const uint32_t *words, const int *row_of_lane, uint32_t *out,
+                                     int is_transposed)
 {
     SVG2_DYN_SMEM(smem, 128);
     const int lane = (int)threadIdx.x;
@@ -172,7 +178,8 @@ static void test_matrix(int is_transposed)
             for (int m = 0; m < 4; ++m, ++count) {
                 uint16_t e[2];
                 for (int i = 0; i < 2; ++i) {
-                    const int r = is_transposed ? 2 * (lane % 4) + i : lane / 4, c = is_transposed ? lane / 4 : 2 * (lane % 4) + i;
+                    const int r = is_transposed ? 2 * (lane % 4) + i : lane / 4,
+                              c = is_transposed ? lane / 4 : 2 * (lane % 4) + i;
                     const uint32_t word = words[(size_t)rows[(size_t)(8 * m + r)] * 4 + (size_t)c / 2];
                     e[i] = (uint16_t)(c % 2 ? word >> 16 : word);
                 }
@@ -231,13 +238,16 @@ template <class T> static void test_mma(const char *name, int kind)
         float C[16][8];
         for (int i = 0; i < 16; ++i)
             for (int k = 0; k < 16; ++k) {
-                A[i][k] = bits_of(kind == 0 ? (double)(bits() % 17) - 8 : kind == 2 ? normal() * 0x1p-15 : normal(), T());
+                const double x = kind == 0 ? (double)(bits() % 17) - 8 : normal() * (kind == 2 ? 0x1p-15 : 1);
+                A[i][k] = bits_of(x, T());
                 if (kind == 2) A[i][k] &= (uint16_t)(sizeof(T) && bits() % 2 ? 0x83ff : 0xffff);
             }
         for (int k = 0; k < 16; ++k)
-            for (int j = 0; j < 8; ++j) B[k][j] = bits_of(kind == 0 ? (double)(bits() % 17) - 8 : normal(), T());
+            for (int j = 0; j < 8; ++j)
+                B[k][j] = bits_of(kind == 0 ? (double)(bits() % 17) - 8 : normal(), T());
         for (int i = 0; i < 16; ++i)
-            for (int j = 0; j < 8; ++j) C[i][j] = (float)(kind == 0 ? (double)(bits() % 1000) : kind == 2 ? 0 : normal());
+            for (int j = 0; j < 8; ++j)
+                C[i][j] = (float)(kind == 0 ? (double)(bits() % 1000) : kind == 2 ? 0 : normal());
         if (kind == 3) A[round % 16][3] = bits_of(NAN, T()), B[5][round % 8] = bits_of(INFINITY, T());
         std::vector<uint32_t> a(128), b(64);
         std::vector<float> c(128);
@@ -249,7 +259,8 @@ template <class T> static void test_mma(const char *name, int kind)
                 c[(size_t)(lane * 4 + i)] = C[g + 8 * (i >> 1)][2 * t + (i & 1)];
             }
             for (int i = 0; i < 2; ++i)
-                b[(size_t)(lane * 2 + i)] = (uint32_t)B[2 * t + 8 * i][g] | (uint32_t)B[2 * t + 8 * i + 1][g] << 16;
+                b[(size_t)(lane * 2 + i)] =
+                    (uint32_t)B[2 * t + 8 * i][g] | (uint32_t)B[2 * t + 8 * i + 1][g] << 16;
         }
         buffer<uint32_t> da(a), db(b);
         buffer<float> dc(c), dd(std::vector<float>(128, -1.0f));
@@ -287,7 +298,8 @@ static __global__ void rest_kernel(int *out)
     SVG2_DYN_SMEM(smem, 128);
     const uint32_t base = svg2__smem(smem);
     const int lane = (int)threadIdx.x;
-    out[lane] = svg2__smem(smem + 3 * lane) == base + 3 * (uint32_t)lane && base % 128 == 0 && svg2__fresh(lane * 7) == lane * 7;
+    out[lane] = svg2__smem(smem + 3 * lane) == base + 3 * (uint32_t)lane && base % 128 == 0
+                && svg2__fresh(lane * 7) == lane * 7;
 }
 
 static void test_rest()

@@ -1,7 +1,8 @@
-/* cmocka.h - the part of cmocka that tests/test_cuda_*.c use, for machines that do not have it. Same output lines.
+/* cmocka.h - the part of cmocka that tests/test_cuda_*.c use, for the tests on a GPU. Same output lines.
 
-   Unlike cmocka it can give every test a process of its own, so that one that crashes, hangs, or leaves the GPU in an
-   error (which stays with a process for good) fails alone: LITE_SECONDS in the environment, the time a test may take. */
+   Unlike cmocka it can give every test a process of its own, so that one that crashes, hangs, or leaves the
+   GPU in an error (which stays with a process for good) fails alone: LITE_SECONDS in the environment, the time
+   a test may take. */
 #ifndef CMOCKA_LITE_H
 #define CMOCKA_LITE_H
 #include <fnmatch.h>
@@ -62,20 +63,24 @@ static LITE_UNUSED __attribute__((noreturn)) void _fail(const char *file, int li
 #define fail_msg(...) (print_error("ERROR: " __VA_ARGS__), print_error("\n"), lite_fail(__FILE__, __LINE__))
 #define fail()        lite_fail(__FILE__, __LINE__)
 #define skip()        (lite_code = 2, longjmp(lite_failed, 1))
-#define LITE_ASSERT(c, ...) ((c) ? (void)0 : (print_error(__VA_ARGS__), print_error("\n"), lite_fail(__FILE__, __LINE__)))
+#define LITE_ASSERT(c, ...) \
+    ((c) ? (void)0 : (print_error(__VA_ARGS__), print_error("\n"), lite_fail(__FILE__, __LINE__)))
 #define assert_true(c)      LITE_ASSERT(c, "%s", #c)
 #define assert_false(c)     LITE_ASSERT(!(c), "not (%s)", #c)
 #define assert_null(p)      LITE_ASSERT(!(p), "%s is not NULL", #p)
 #define assert_non_null(p)  LITE_ASSERT(p, "%s is NULL", #p)
 #define assert_int_equal(a, b) \
-    LITE_ASSERT((long long)(a) == (long long)(b), "%s = %lld, %s = %lld", #a, (long long)(a), #b, (long long)(b))
-#define assert_int_not_equal(a, b) LITE_ASSERT((long long)(a) != (long long)(b), "%s = %s = %lld", #a, #b, (long long)(b))
-#define assert_in_range(x, low, high)                                                                     \
-    LITE_ASSERT((long long)(x) >= (long long)(low) && (long long)(x) <= (long long)(high), "%s = %lld, not in [%s, %s]", #x, \
-                (long long)(x), #low, #high)
+    LITE_ASSERT((long long)(a) == (long long)(b), "%s = %lld, %s = %lld", #a, (long long)(a), #b, \
+                (long long)(b))
+#define assert_int_not_equal(a, b) \
+    LITE_ASSERT((long long)(a) != (long long)(b), "%s = %s = %lld", #a, #b, (long long)(b))
+#define assert_in_range(x, low, high)                                                       \
+    LITE_ASSERT((long long)(x) >= (long long)(low) && (long long)(x) <= (long long)(high),  \
+                "%s = %lld, not in [%s, %s]", #x, (long long)(x), #low, #high)
 #define assert_string_equal(a, b)     LITE_ASSERT(strcmp(a, b) == 0, "%s = \"%s\", not \"%s\"", #a, a, b)
 #define assert_memory_equal(a, b, n)  LITE_ASSERT(memcmp(a, b, n) == 0, "%s and %s differ", #a, #b)
-#define assert_ptr_equal(a, b)        LITE_ASSERT((const void *)(a) == (const void *)(b), "%s is not %s", #a, #b)
+#define assert_ptr_equal(a, b) \
+    LITE_ASSERT((const void *)(a) == (const void *)(b), "%s is not %s", #a, #b)
 
 /* A test, its setup, its teardown: each can fail, and be left, by itself. */
 static LITE_UNUSED void lite_guard(int (*fixture)(void **), void (*test)(void **), void **state)
@@ -111,7 +116,9 @@ static LITE_UNUSED int lite_one(const struct CMUnitTest *test)
             fflush(stdout);
             _exit(LITE_EXIT + code);
         }
-        code = child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) ? WEXITSTATUS(status) - LITE_EXIT : -100;
+        code = -100;
+        if (child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status))
+            code = WEXITSTATUS(status) - LITE_EXIT;
         if (code == -100 && WIFSIGNALED(status)) {
             if (WTERMSIG(status) == SIGALRM) print_error("%s: out of time after %s s\n", test->name, seconds);
             else print_error("%s: killed by signal %d\n", test->name, WTERMSIG(status));
@@ -122,13 +129,13 @@ static LITE_UNUSED int lite_one(const struct CMUnitTest *test)
     } else {
         code = lite_test(test);
     }
-    printf(code == 0 ? "[       OK ] %s\n" : code == 2 ? "[  SKIPPED ] %s\n" : "[  FAILED  ] %s\n", test->name);
+    printf("%s %s\n", code == 0 ? "[       OK ]" : code == 2 ? "[  SKIPPED ]" : "[  FAILED  ]", test->name);
     fflush(stdout);
     return code;
 }
 
-static LITE_UNUSED int lite_run(const char *group, const struct CMUnitTest *tests, size_t count, CMFixtureFunction setup,
-                                CMFixtureFunction teardown)
+static LITE_UNUSED int lite_run(const char *group, const struct CMUnitTest *tests, size_t count,
+                                CMFixtureFunction setup, CMFixtureFunction teardown)
 {
     static const char *failed[256];
     const char *colon = *group ? ": " : "";
