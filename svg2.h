@@ -5947,19 +5947,22 @@ static int32_t svg2__side_blocks(const svg2_desc *d, int side) /* of video, text
     return svg2__div_up(video, d->block) + (valid > 0) + (d->text_tokens > valid);
 }
 
+/* Each array begins at a multiple of 256 bytes, as the pickiest backend wants: a state moves between them as it is. No
+   arena: state memory is copied whole, so it has no gaps that may not be touched. */
 static size_t svg2__searched_layout(const svg2_desc *d, void *memory, svg2__searched *s)
 {
-    svg2__arena a = SVG2_ZERO;
-    svg2__searched w;
-    const int64_t heads = (int64_t)d->batch * d->heads;
-    a.base = (char *)memory;
-    a.align = 256; /* of the pickiest backend: the state moves between them as it is */
-    w.lse = svg2__take_f32(&a, svg2__count(heads, d->tokens, 1, 1));
-    w.bits = (uint32_t *)svg2__take(&a, sizeof(uint32_t),
-                                    svg2__count(heads, svg2__side_blocks(d, 0), ((int64_t)svg2__side_blocks(d, 1) + 31) / 32, 1));
-    w.recall = svg2__take_f32(&a, svg2__count(heads, 3, 1, 1));
-    if (s) *s = w;
-    return a.used;
+    const int64_t heads = (int64_t)d->batch * d->heads, words = ((int64_t)svg2__side_blocks(d, 1) + 31) / 32;
+    const size_t lse = svg2__mul(svg2__count(heads, d->tokens, 1, 1), sizeof(float));
+    const size_t bits = svg2__mul(svg2__count(heads, svg2__side_blocks(d, 0), words, 1), sizeof(uint32_t));
+    const size_t recall = svg2__mul(svg2__count(heads, 3, 1, 1), sizeof(float));
+    const size_t bits_at = svg2__add(lse, 255) / 256 * 256, recall_at = svg2__add(bits_at, svg2__add(bits, 255) / 256 * 256);
+    char *base = (char *)memory;
+    if (s) {
+        s->lse = (float *)(void *)base;
+        s->bits = (uint32_t *)(void *)(base + bits_at);
+        s->recall = (float *)(void *)(base + recall_at);
+    }
+    return lse == SIZE_MAX || bits == SIZE_MAX ? SIZE_MAX : svg2__add(recall_at, recall);
 }
 
 SVG2_API size_t svg2_state_bytes(const svg2_desc *desc)
