@@ -1,8 +1,8 @@
 /* cmocka.h - the part of cmocka that tests/test_cuda_*.c use, for the tests on a GPU. Same output lines.
 
    Unlike cmocka it can give every test a process of its own, so that one that crashes, hangs, or leaves the
-   GPU in an error (which stays with a process for good) fails alone: LITE_SECONDS in the environment, the time
-   a test may take. */
+   GPU in an error (which stays with a process for good) fails alone: LITE_SECONDS in the environment, the
+   time a test may take. */
 #ifndef CMOCKA_LITE_H
 #define CMOCKA_LITE_H
 #include <fnmatch.h>
