@@ -70,7 +70,7 @@ echo "$name, $("$nvcc" --version | sed -n 's/.*\(release [0-9.]*\).*/nvcc \1/p')
 if wants compare; then
     for p in .venv/bin/python python3 python; do
         if command -v "$p" >/dev/null &&
-            timeout 60 "$p" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' >"$logs/python.log" 2>&1; then
+            timeout 100 "$p" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' >"$logs/python.log" 2>&1; then
             echo "$p" >"$logs/python.found"
             break
         fi
@@ -236,7 +236,7 @@ if wants bench; then
 print(":".join(glob.glob(sysconfig.get_paths()["purelib"] + "/nvidia/*/lib")))' 2>/dev/null)
         watch bench
         # shellcheck disable=SC2086
-        LD_LIBRARY_PATH=$paths:${LD_LIBRARY_PATH:-} timeout -k 5 $((seconds + 10)) build/gpu/bench $quick --seconds "$seconds" \
+        LD_LIBRARY_PATH=$paths${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} timeout -k 5 $((seconds + 10)) build/gpu/bench $quick --seconds "$seconds" \
             --json "$out/cuda-$slug.json" >"$logs/bench.log" 2>"$logs/bench.err"
         code=$?
         unwatch
