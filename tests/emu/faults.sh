@@ -62,7 +62,7 @@ sort -t' ' -k3n $dir/result
 passed=$(grep -c '^seen' $dir/result)
 failed=$(grep -c '^fail' $dir/result)
 if [ "$wanted" = "  " ]; then # a fault that nobody looks for is none
-    grep -oE 'SVG2__FAULT\([0-9]+\)' svg2_cuda.cu | grep -oE '[0-9]+' | sort -un >$dir/planted
+    grep -oE 'SVG2__FAULT\([0-9]+' svg2_cuda.cu | sed 's/.*(//' | sort -un >$dir/planted
     awk '!/^ *(#|$)/ {print $1}' tests/emu/faults.txt | sort -n >$dir/listed
     if diff $dir/planted $dir/listed >$dir/log; then passed=$((passed + 1)); else
         failed=$((failed + 1))
