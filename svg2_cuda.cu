@@ -575,7 +575,7 @@ SVG2__DEVICE void kmeans_add_rows(float (&sum)[8], const tensor &x, int64_t row,
         for (int k = 0; k < U; ++k) {
             float v[8];
             numbers(v, raw[k]);
-            if (r + k * groups >= rows) continue;
+            if (k > 0 && r + k * groups >= rows) continue;
 #pragma unroll
             for (int i = 0; i < 8; ++i) sum[i] += v[i];
         }
@@ -1116,7 +1116,7 @@ static __global__ void __launch_bounds__(128, 5) kmeans_pieces(const __grid_cons
             for (int k = 0; k < U; ++k) {
                 float v[8];
                 numbers(v, raw[k]);
-                if (at + k < end) {
+                if (k == 0 || at + k < end) {
 #pragma unroll
                     for (int i = 0; i < 8; ++i) {
                         v[i] -= mean[i];
@@ -1143,10 +1143,10 @@ static __global__ void __launch_bounds__(128)
     const int64_t item = item_index();
     if (item >= items) return;
     const int64_t head = item / clusters;
-    if (moved[head] == 0) return;
     const int32_t cluster = (int32_t)(item % clusters), tid = (int32_t)threadIdx.x;
     const int32_t *range = offset + head * ((int64_t)clusters + 1) + cluster;
     const int32_t begin = range[0], n = range[1] - begin;
+    if (moved[head] == 0) return;
     if (n == 0) { /* keeps its centroid */
         if (tid == 0) inertia[item] = 0.0;
         return;
