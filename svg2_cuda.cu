@@ -4785,11 +4785,31 @@ SVG2__DEVICE void load_queries(const tensor &q, const int32_t *order, int64_t ba
 }
 
 /* q.key_mean of one row: what its logits lack where the keys lack their mean. Of the rounded query where the
-   product with the keys has it, too. */
+   product with the keys has it, too. Each load is a round trip to memory, and a thread has a row: four at a
+   time where rows are of type T (and rounding changes nothing). */
 template <class T>
 SVG2__DEVICE float mean_logit(const tensor &q, int64_t row, int dim, const float *mean, bool is_rounded)
 {
     float sum = 0.0f, x[8];
+    if (q.dtype == dtype_of(T()) && q.is_vector) {
+        const uint4 *from = (const uint4 *)(const void *)((const uint16_t *)q.data + row);
+#pragma unroll 1
+        for (int c = 0; c < dim / 8; c += 4) {
+            uint4 v[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) v[i] = from[min(c + i, dim / 8 - 1)];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                if (c + i >= dim / 8) continue;
+                unpack2(v[i].x, x[0], x[1], T());
+                unpack2(v[i].y, x[2], x[3], T());
+                unpack2(v[i].z, x[4], x[5], T());
+                unpack2(v[i].w, x[6], x[7], T());
+                for (int n = 0; n < 8; ++n) sum = fmaf(x[n], mean[8 * (c + i) + n], sum);
+            }
+        }
+        return sum;
+    }
 #pragma unroll 1
     for (int e = 0; e < dim; e += 8) {
         load8(x, q, row, e);
@@ -5662,10 +5682,11 @@ template <int DP> struct mass_smem {
     };
 };
 
-/* Rows, key blocks and map of a tile's keys. */
+/* Rows, key blocks and map of a tile's keys. from: a block that begins at or before the thread's key, and
+   then the key's own: that of the next tile is mostly the same or near. */
 template <int DP>
 SVG2__DEVICE void mass_rows(const mass_args &m, const attention_item &item, const item_head &x,
-                            unsigned char *smem, int end, int tile)
+                            unsigned char *smem, int end, int tile, int &from)
 {
     typedef mass_smem<DP> L;
     const attention_args &a = m.attention;
@@ -5675,17 +5696,19 @@ SVG2__DEVICE void mass_rows(const mass_args &m, const attention_item &item, cons
     float keep = 0.0f;
     if (key < end) {
         row = key;
-        block = 0;
         /* the last block that begins at or before the key: blocks without keys are passed over */
         if (a.key_offset) {
             const int32_t *offset = a.key_offset + x.kv * ((int64_t)a.key_blocks + 1);
-            int hi = m.valid_key_blocks - 1;
-            while (block < hi) {
-                const int mid = (block + hi + 1) / 2;
-                if (offset[mid] <= key) block = mid;
+            int step = 1;
+            for (; step < m.valid_key_blocks - from && offset[from + step] <= key; step *= 2) from += step;
+            int hi = min(step, m.valid_key_blocks - from) + from - 1;
+            while (from < hi) {
+                const int mid = from + (hi - from + 1) / 2;
+                if (offset[mid] <= key) from = mid;
                 else hi = mid - 1;
             }
         }
+        block = from;
         keep = !a.map || a.map[(x.bh * a.query_blocks + item.block) * a.key_blocks + block] ? 1.0f : 0.0f;
     }
     shared_at<int32_t>(smem, L::ROW)[at] = row;
@@ -5713,7 +5736,7 @@ SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, u
     const T *keys = operand_head<T>(a.key, (int32_t)x.kv, a.heads_kv);
     const uint32_t query = svg2__smem(smem + L::QUERY), ring = svg2__smem(smem + L::RING);
     float row_mass[MT][2];
-    int i, h, n, e, j;
+    int i, h, n, e, j, from = 0;
 
     load_queries<T, DP, 64 * MT>(a.q, order, x.batch, x.head, item.first, item.count, a.dim, a.sign,
                                  smem + L::QUERY);
@@ -5740,7 +5763,7 @@ SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, u
 #pragma unroll 1
     for (int tile = -2; tile < tiles; ++tile) {
         const int slot = tile & (SLOTS - 1);
-        mass_rows<DP>(m, item, x, smem, end, tile + 2);
+        mass_rows<DP>(m, item, x, smem, end, tile + 2, from);
         /* this thread's copies of the tile have landed */
         if (tile >= 0 && !SVG2__FAULT(80)) svg2__cp_async_wait<1>();
         if (!SVG2__FAULT(81)) __syncthreads(); /* those of all others, too; row numbers are there; nobody
