@@ -4615,12 +4615,11 @@ static_assert(sizeof(key_source) <= 64 && sizeof(tile_rows) == 24, "they have th
 /* Rows that block j brings: how many, and the first. */
 SVG2__DEVICE int source_rows(const key_source &s, int j, int &first)
 {
-    if (s.is_tail) {
-        first = j;
-        return !s.map[j] && s.offset[j + 1] > s.offset[j];
-    }
-    first = s.offset ? s.offset[j] : 0;
-    return s.map && !s.map[j] ? 0 : (s.offset ? s.offset[s.map ? j + 1 : s.last] : s.tokens) - first;
+    const bool is_exact = s.map ? s.map[j] != 0 : true;
+    const int begin = s.offset ? s.offset[j] : 0;
+    const int size = (s.offset ? s.offset[s.map ? j + 1 : s.last] : s.tokens) - begin;
+    first = s.is_tail ? j : begin;
+    return is_exact == (s.is_tail != 0) ? 0 : s.is_tail ? size > 0 : size;
 }
 
 /* The keys of an item one after the other, as runs of rows; a window of at most 512 key blocks at a time. */
@@ -4637,31 +4636,39 @@ template <int DP> SVG2__DEVICE void next_list(const key_source &s, unsigned char
     int32_t *run_start = shared_at<int32_t>(smem, L::RUN_START);
     int32_t *run_first = shared_at<int32_t>(smem, L::RUN_FIRST);
     key_list *list = shared_at<key_list>(smem, L::LIST);
+    enum { EACH = LIST_BLOCKS / ATTENTION_THREADS };
     unsigned long long own = 0, total; /* runs << 32 | keys */
     const key_list old = *list; /* the scan's barrier parts this, and searches of the old list, from the new
                                    one */
-    const int tid = (int)threadIdx.x, begin = old.next_block + tid * (LIST_BLOCKS / ATTENTION_THREADS);
-    int i, first, after = -1;
-    for (i = begin; i < begin + LIST_BLOCKS / ATTENTION_THREADS && i < s.blocks; ++i) {
-        const int rows = source_rows(s, i, first);
-        if (rows <= 0) continue;
-        own += (unsigned long long)rows + (first == after ? 0 : 1ull << 32);
-        after = first + rows;
+    const int tid = (int)threadIdx.x, begin = old.next_block + tid * EACH;
+    int rows[EACH], first[EACH], i, after = -1;
+#pragma unroll
+    for (i = 0; i < EACH; ++i) { /* all loads before the first use: a round trip to memory, not EACH */
+        rows[i] = source_rows(s, min(begin + i, s.blocks - 1), first[i]);
+        if (begin + i >= s.blocks) rows[i] = 0;
+    }
+#pragma unroll
+    for (i = 0; i < EACH; ++i) {
+        if (rows[i] <= 0) continue;
+        own += (unsigned long long)rows[i] + (first[i] == after ? 0 : 1ull << 32);
+        after = first[i] + rows[i];
     }
     const unsigned long long before =
         scan_threads<ATTENTION_THREADS>(own, shared_at<unsigned long long>(smem, L::SCAN), total);
     int run = (int)(before >> 32) - 1, key = old.end + (int)(before & 0xffffffffu);
     after = -1;
-    for (i = begin; i < begin + LIST_BLOCKS / ATTENTION_THREADS && i < s.blocks; ++i) {
-        const int rows = source_rows(s, i, first);
-        if (rows <= 0) continue;
-        if (first != after) {
+#pragma unroll 1
+    for (i = begin; i < begin + EACH && i < s.blocks; ++i) { /* again, from the cache: registers */
+        int start;
+        const int size = source_rows(s, i, start);
+        if (size <= 0) continue;
+        if (start != after) {
             ++run;
-            run_start[run] = first;
+            run_start[run] = start;
             run_first[run] = key;
         }
-        key += rows;
-        after = first + rows;
+        key += size;
+        after = start + size;
     }
     if (tid < L::KEYS) shared_at<int32_t>(smem, L::HINT)[tid] = 0;
     if (tid == 0) {
