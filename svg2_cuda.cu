@@ -5311,8 +5311,8 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
 
    head_dim   shared memory, bytes        registers   blocks and stages a multiprocessor
    up to        2 / 3 / 4 stages          8.0 / 9.0   8.0: 164 KB   8.6, 8.9, 12.0: 100 KB   9.0, 10.0: 228 KB
-       64     47,616 / 55,808 / 64,000    197 / 212   2 of 4        2 of 2                   2 of 4
-       96     64,000 / 76,288 / 88,576    229 / 246   2 of 3        1 of 4                   2 of 4
+       64     47,616 / 55,808 / 64,000    210 / 212   2 of 4        2 of 2                   2 of 4
+       96     64,000 / 76,288 / 88,576    244 / 246   2 of 3        1 of 4                   2 of 4
       128     80,384 / 96,768 / 113,152   255 / 255   2 of 2        1 of 3                   2 of 4
       256     75,136 / 91,520 / 107,904   227 / 229   2 of 2        1 of 3                   2 of 4
 
