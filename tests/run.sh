@@ -44,6 +44,10 @@ add() { # config, test programs
     config=$1; shift
     for t in "$@"; do echo "$config-$t $(dir "$config")/tests/test_$t" >>"$list"; done
 }
+emulated() { # the same, with CUDA threads and copies in another order than the usual one (round robin, copies late)
+    config=$1 order=$2; shift 2
+    for t in "$@"; do echo "$config-$t-$(echo "$order" | tr ' ' -) env 'EMU_SCHEDULE=$order' $(dir "$config")/tests/test_$t" >>"$list"; done
+}
 targets() { config=$1; shift; for t in "$@"; do echo "$(dir "$config")/tests/test_$t"; done; }
 
 echo "building (gcc warnings are errors of this test)"
@@ -62,8 +66,11 @@ if [ "${1:-}" != quick ]; then
     echo "nvcc tests/nvcc.sh" >>"$list"
     # shellcheck disable=SC2086
     {
-        add tsan $cuda
-        add asan wan pipeline attention parallel $cuda kmeans
+        add asan wan pipeline attention
+        emulated tsan "random mixed 1" $cuda
+        emulated asan "last early 2" $cuda
+        emulated release "random late 3" $cuda
+        add asan parallel kmeans
     }
     add tsan parallel
     add asan select
