@@ -19,6 +19,8 @@ if ! tests/deps.sh has cmocka.h; then
 fi
 
 base="base dtype dispatch kmeans permute score select attention skip tiles mass schedule parallel pipeline stats clip file wan"
+long="wan pipeline attention"
+rest=$(for t in $base; do case " $long " in *" $t "*) ;; *) echo "$t" ;; esac; done)
 tools="tool wan_tool"
 if ! tests/deps.sh has cjson/cJSON.h; then
     tools=tool
@@ -53,12 +55,12 @@ targets() { config=$1; shift; for t in "$@"; do echo "$(dir "$config")/tests/tes
 echo "building (gcc warnings are errors of this test)"
 # shellcheck disable=SC2046,SC2086
 {
-    build release all $(targets release $base $tools $cuda) ${emu:+build/$emu build/tests/svg2_cuda build/tests/wan_cuda}
+    build release all $(targets release $base $tools $cuda) ${emu:+build/$emu build/emu/bench build/tests/svg2_cuda build/tests/wan_cuda}
     if [ "${1:-}" != quick ]; then
         build asan build/asan/svg2 build/asan/wan $(targets asan $base $tools $cuda) ${emu:+build/asan/$emu} \
             build/asan/tests/fuzz_desc build/asan/tests/fuzz_file
         build tsan $(targets tsan parallel $cuda) ${emu:+build/tsan/$emu}
-        build scalar $(targets scalar dtype dispatch kmeans attention mass score select pipeline)
+        build scalar $(targets scalar dtype dispatch kmeans attention skip tiles mass score select pipeline)
     fi
 }
 # the long ones first
@@ -66,21 +68,20 @@ if [ "${1:-}" != quick ]; then
     echo "nvcc tests/nvcc.sh" >>"$list"
     # shellcheck disable=SC2086
     {
-        add asan wan pipeline attention
+        add asan $long
         emulated tsan "random mixed 1" $cuda
         emulated asan "last early 2" $cuda
         emulated release "random late 3" $cuda
-        add asan parallel kmeans
+        add asan $rest
     }
     add tsan parallel
-    add asan select
+    [ -z "$emu" ] || echo "emu-bench build/emu/bench --shape 1,10,16,2,64,4,11" >>"$list"
     for config in ${emu:+release asan tsan}; do echo "$config-emu $(dir "$config")/$emu" >>"$list"; done
 fi
 # shellcheck disable=SC2086
-add release $cuda wan attention pipeline
+add release $cuda $long
 if [ "${1:-}" != quick ]; then
-    add scalar attention pipeline kmeans select mass score dtype dispatch
-    add asan mass score permute base dtype dispatch schedule stats clip file
+    add scalar attention pipeline kmeans skip select tiles mass score dtype dispatch
     [ "$tools" = tool ] || echo "asan-wan-tool env ASAN_OPTIONS=detect_leaks=0 build/asan/tests/test_wan_tool build/asan/wan build/asan/svg2" >>"$list"
     echo "asan-tool env ASAN_OPTIONS=detect_leaks=0 build/asan/tests/test_tool build/asan/svg2" >>"$list" # a tool ends
     echo "fuzz tests/fuzz.sh 20" >>"$list"
@@ -89,7 +90,7 @@ echo "header tests/test_header.sh" >>"$list"
 echo "release-tool build/tests/test_tool build/svg2" >>"$list"
 [ -z "$emu" ] || echo "release-tool-cuda tests/test_tool_cuda.sh" >>"$list"
 [ "$tools" = tool ] || echo "release-wan-tool build/tests/test_wan_tool build/wan build/svg2" >>"$list"
-add release parallel kmeans select mass score permute base dtype dispatch schedule stats clip file
+add release $rest
 
 # One program: its log, its exit code, its numbers.
 cat >"$logs/one.sh" <<'ONE'
