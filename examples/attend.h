@@ -6,27 +6,42 @@
    The call can run on a GPU (device.h): tensors, state and workspace are then memory of it, and everything that
    looks at results looks at the host's copies. */
 #include "plan.h"
+#include "settings.h"
 
 /* ==== >>arguments ======================================================================== */
-/* -1 = not given: in svg2_desc 0 is the default, so that the user's own 0 has to become the desc's word for zero. */
 typedef struct attend_arguments {
     const char *q, *k, *v, *out, *report, *dump, *picture, *preset;
-    int         method, backend, simd, layout, tail, route, budget; /* indices of choices */
+    settings    settings;
+    int         simd, layout; /* indices of choices; -1 = not given */
     int         is_check, keep_empty, is_cuda;
     int32_t     threads, repeat;
-    int32_t     query_clusters, key_clusters, init_iterations, step_iterations;
     int32_t     frames, frame_tokens, text_first, text_last, text_valid;
-    double      top_p, min_keep, density, target_error, dense_above, scale;
+    double      scale;
     uint64_t    seed;
     const char *method_name, *backend_name, *device_name;
 } attend_arguments;
 
-#define ATTEND_OPTIONS 40
+#define ATTEND_OPTIONS (32 + SETTINGS_OPTIONS)
+
+/* What the tokens are: of attend and of calibrate. */
+static size_t attend_token_options(attend_arguments *a, tool_option *options)
+{
+    const tool_option table[] = {
+        {TOOL_HEADING, "", "", NULL, 0, 0, 0, "what the tokens are"},
+        {TOOL_INT, "frames", "F", &a->frames, 1, INT32_MAX, 0, "latent frames"},
+        {TOOL_INT, "frame-tokens", "T", &a->frame_tokens, 1, INT32_MAX, 0, "video tokens per frame"},
+        {TOOL_INT, "text-first", "N", &a->text_first, 0, INT32_MAX, 0, "the first N tokens are text"},
+        {TOOL_INT, "text-last", "N", &a->text_last, 0, INT32_MAX, 0, "the last N tokens are text"},
+        {TOOL_INT, "text-valid", "N", &a->text_valid, 0, INT32_MAX, 0, "so many of them; the rest is padding (all)"},
+    };
+    memcpy(options, table, sizeof table);
+    return sizeof table / sizeof *table;
+}
 
 static size_t attend_options(attend_arguments *a, tool_option *options)
 {
-    const tool_option table[] = {
-        {TOOL_HEADING, "", "", NULL, 0, 0, 0, 
+    const tool_option files[] = {
+        {TOOL_HEADING, "", "", NULL, 0, 0, 0,
          "files: F is x.npy or x.safetensors:name; [B,H,S,D] or [H,S,D]; f32, f16 or bf16"},
         {TOOL_TEXT, "q", "F", &a->q, 0, 0, 0, "queries; required"},
         {TOOL_TEXT, "k", "F", &a->k, 0, 0, 0, "keys; required; fewer heads than q = grouped queries"},
@@ -38,31 +53,14 @@ static size_t attend_options(attend_arguments *a, tool_option *options)
         {TOOL_CHOICE, "layout", "bhsd|bshd", &a->layout, 0, 0, 0, "order of the axes in the files (bhsd)"},
 
         {TOOL_HEADING, "", "", NULL, 0, 0, 0, "what to compute"},
-        {TOOL_TEXT, "method", "svg2|dense", &a->method_name, 0, 0, 0, "(svg2)"},
+        {TOOL_TEXT, "method", "NAME", &a->method_name, 0, 0, 0,
+         SETTINGS_METHODS " (svg2)\n                             blasst, energy: dense with --skip constant, energy"},
         {TOOL_TEXT, "preset", "NAME", &a->preset, 0, 0, 0, "published clusters and selection; svg2 presets lists them"},
-        {TOOL_INT, "query-clusters", "N", &a->query_clusters, 1, 65536, 0, "(about 1.1 sqrt of the video tokens)"},
-        {TOOL_INT, "key-clusters", "N", &a->key_clusters, 1, 65536, 0, "(about 3.6 sqrt of the video tokens)"},
-        {TOOL_INT, "init-iters", "N", &a->init_iterations, 1, 10000, 0, "k-means iterations of the first step (10)"},
-        {TOOL_INT, "step-iters", "N", &a->step_iterations, 0, 10000, 0, "and of every later one (2)"},
-        {TOOL_FLAG, "keep-empty", "", &a->keep_empty, 0, 0, 0, "do not re-seed empty clusters"},
-        {TOOL_SEED, "seed", "N", &a->seed, 0, 0, 0, "of the clustering (0)"},
-        {TOOL_REAL, "top-p", "P", &a->top_p, 0, 1, 0, "compute this much of the estimated mass exactly (0.9)"},
-        {TOOL_REAL, "min-keep", "R", &a->min_keep, 0, 1, 1, "least fraction of key clusters per query cluster"},
-        {TOOL_REAL, "density", "X", &a->density, 0, 1, 0, "or this fraction of all pairs"},
-        {TOOL_REAL, "target-error", "E", &a->target_error, 0, 1, 0, "or as much as this relative L2 error needs (0.02 unless --compensate 0)"},
-        {TOOL_REAL, "dense-above", "X", &a->dense_above, 0, 1, 0, "with it: a head that needs more goes dense (0.8)"},
-        {TOOL_CHOICE, "route", "mass|spread", &a->route, 0, 0, 0, "what makes a block worth computing (mass)"},
-        {TOOL_CHOICE, "budget", "row|head", &a->budget, 0, 0, 0, "who shares the budget (head)"},
-        {TOOL_CHOICE, "compensate", "0|1|2", &a->tail, 0, 0, 0, "skipped blocks: 0 dropped (route mass, budget row), 1 mean, 2 first order (2)"},
+        {TOOL_FLAG, "keep-empty", "", &a->keep_empty, 0, 0, 0, "svg2: do not re-seed empty clusters"},
+        {TOOL_SEED, "seed", "N", &a->seed, 0, 0, 0, "of clustering and sampling (0)"},
         {TOOL_REAL, "scale", "X", &a->scale, 0, 1e6, 0, "factor of q.k (1/sqrt(D))"},
-
-        {TOOL_HEADING, "", "", NULL, 0, 0, 0, "what the tokens are"},
-        {TOOL_INT, "frames", "F", &a->frames, 1, INT32_MAX, 0, "latent frames"},
-        {TOOL_INT, "frame-tokens", "T", &a->frame_tokens, 1, INT32_MAX, 0, "video tokens per frame"},
-        {TOOL_INT, "text-first", "N", &a->text_first, 0, INT32_MAX, 0, "the first N tokens are text"},
-        {TOOL_INT, "text-last", "N", &a->text_last, 0, INT32_MAX, 0, "the last N tokens are text"},
-        {TOOL_INT, "text-valid", "N", &a->text_valid, 0, INT32_MAX, 0, "so many of them; the rest is padding (all)"},
-
+    };
+    const tool_option how[] = {
         {TOOL_HEADING, "", "", NULL, 0, 0, 0, "how"},
         {TOOL_INT, "repeat", "N", &a->repeat, 1, 100000, 0, "denoising steps on the same input, to see the warm start (1)"},
         {TOOL_FLAG, "check", "", &a->is_check, 0, 0, 0, "also dense attention and the exact oracle: errors, recall"},
@@ -71,40 +69,58 @@ static size_t attend_options(attend_arguments *a, tool_option *options)
         {TOOL_CHOICE, "simd", "scalar|avx2|avx512|avx512bf16", &a->simd, 0, 0, 0, "(the best there is)"},
         {TOOL_INT, "threads", "N", &a->threads, 1, 1024, 0, "(number of CPUs)"},
     };
-    memcpy(options, table, sizeof table);
-    return sizeof table / sizeof *table;
+    size_t count = sizeof files / sizeof *files;
+    memcpy(options, files, sizeof files);
+    count += settings_options(&a->settings, options + count);
+    count += attend_token_options(a, options + count);
+    memcpy(options + count, how, sizeof how);
+    return count + sizeof how / sizeof *how;
 }
 
 static void attend_defaults(attend_arguments *a)
 {
     memset(a, 0, sizeof *a);
-    a->method = a->simd = a->tail = a->route = a->budget = -1;
+    settings_init(&a->settings, "--");
+    a->simd = -1;
     a->threads = online_cpus();
     a->repeat = 1;
-    a->query_clusters = a->key_clusters = a->init_iterations = a->step_iterations = -1;
     a->frames = a->frame_tokens = a->text_first = a->text_last = a->text_valid = -1;
-    a->top_p = a->min_keep = a->density = a->target_error = a->dense_above = a->scale = -1;
+    a->scale = -1;
+}
+
+static void attend_check_text(const attend_arguments *a)
+{
+    if (a->text_first >= 0 && a->text_last >= 0) tool_fail(TOOL_USAGE, "--text-first and --text-last exclude each other");
+    if (a->text_valid >= 0 && a->text_first < 0 && a->text_last < 0) {
+        tool_fail(TOOL_USAGE, "--text-valid needs --text-first or --text-last");
+    }
 }
 
 /* What can be said to be wrong before any file is touched. */
 static void attend_check_arguments(attend_arguments *a)
 {
+    svg2_desc ignored = SVG2_ZERO;
+    char      message[SETTINGS_MESSAGE];
+    int       method = a->method_name ? tool_parse_choice(SETTINGS_METHODS, a->method_name) : SETTINGS_SVG2;
     if (!a->q || !a->k || !a->v) tool_fail(TOOL_USAGE, "attend needs --q, --k and --v");
-    a->method = a->method_name ? tool_parse_choice("svg2|dense", a->method_name) : 0;
-    if (a->method < 0) tool_fail(TOOL_USAGE, "--method: unknown method '%s'; known are svg2, dense", a->method_name);
+    if (method < 0) {
+        tool_fail(TOOL_USAGE, "--method: unknown method '%s'; known are %s", a->method_name,
+                  "dense, svg2, svg1, adaspa, blasst, energy");
+    }
+    a->settings.method = (settings_method)method;
+    if (a->keep_empty) a->settings.keep_empty = 1;
     a->is_cuda = a->backend_name && !strcmp(a->backend_name, "cuda");
     if (a->backend_name && !a->is_cuda && strcmp(a->backend_name, "cpu") != 0)
         tool_fail(TOOL_USAGE, "--backend: unknown backend '%s'; known are cpu, cuda", a->backend_name);
     if (a->is_cuda && a->simd >= 0) tool_fail(TOOL_USAGE, "--simd is of the CPU, --backend cuda is not");
-    if (a->text_first >= 0 && a->text_last >= 0) tool_fail(TOOL_USAGE, "--text-first and --text-last exclude each other");
-    if (a->text_valid >= 0 && a->text_first < 0 && a->text_last < 0) {
-        tool_fail(TOOL_USAGE, "--text-valid needs --text-first or --text-last");
-    }
-    if (a->density >= 0 && a->target_error >= 0) tool_fail(TOOL_USAGE, "--density and --target-error exclude each other");
+    attend_check_text(a);
+    if (!settings_apply(&a->settings, &ignored, a->repeat, 0, message)) tool_fail(TOOL_USAGE, "%s", message);
     if (a->preset && !svg2_preset_find(a->preset)) {
         tool_fail(TOOL_USAGE, "--preset: unknown preset '%s' (svg2 presets lists them)", a->preset);
     }
-    if (a->picture && a->method == 1) tool_fail(TOOL_USAGE, "--picture: dense attention has no block map");
+    if (a->picture && ignored.method == SVG2_METHOD_DENSE) {
+        tool_fail(TOOL_USAGE, "--picture: dense attention%s has no block map", ignored.skip ? " with a skip rule" : "");
+    }
 #ifdef SVG2_TOOL_NO_PNG
     if (a->picture) tool_fail(TOOL_USAGE, "--picture: this build has no libpng");
 #endif
@@ -204,6 +220,7 @@ static void attend_fill_desc(svg2_desc *desc, const attend_arguments *a, const a
     static const svg2_desc zero = SVG2_ZERO;
     svg2_error             err;
     int64_t                video;
+    char                   message[SETTINGS_MESSAGE];
 
     *desc = zero;
     if (a->preset) { /* clusters and selection; shape and schedule are those of this call */
@@ -249,51 +266,23 @@ static void attend_fill_desc(svg2_desc *desc, const attend_arguments *a, const a
     if (!desc->frames && desc->frame_tokens && video % desc->frame_tokens == 0) {
         desc->frames = (int32_t)(video / desc->frame_tokens);
     }
-    desc->method = a->method == 1 ? SVG2_METHOD_DENSE : SVG2_METHOD_SVG2;
-    if (a->query_clusters > 0) desc->query_clusters = a->query_clusters;
-    if (a->key_clusters > 0) desc->key_clusters = a->key_clusters;
-    if (a->init_iterations > 0) desc->init_iterations = a->init_iterations;
-    if (a->step_iterations >= 0) desc->step_iterations = a->step_iterations == 0 ? -1 : a->step_iterations;
-    desc->keep_empty = a->keep_empty;
     desc->seed = a->seed;
-    if (a->route >= 0) desc->route = a->route == 0 ? SVG2_ROUTE_MASS : SVG2_ROUTE_SPREAD;
-    if (a->budget >= 0) desc->budget = a->budget == 0 ? SVG2_BUDGET_ROW : SVG2_BUDGET_HEAD;
-    if (a->tail >= 0) desc->tail = a->tail == 0 ? SVG2_TAIL_NONE : a->tail == 1 ? SVG2_TAIL_ORDER0 : SVG2_TAIL_ORDER1;
-    if (a->top_p >= 0) desc->top_p = (float)a->top_p;
-    if (a->min_keep >= 0) desc->min_keep = a->min_keep > 0 ? (float)a->min_keep : -1.0f;
-    if (a->density >= 0) desc->density = (float)a->density;
-    if (a->target_error >= 0) desc->target_error = (float)a->target_error;
-    if (a->dense_above >= 0) desc->dense_above = (float)a->dense_above;
+    if (!settings_apply(&a->settings, desc, a->repeat, 0, message)) tool_fail(TOOL_USAGE, "%s", message);
     if (a->scale >= 0) desc->scale = (float)a->scale;
 }
 
 /* The library speaks of fields; the user knows options. */
 static void attend_fail(const svg2_error *err)
 {
-    static const struct {
-        const char *field, *option;
-    } known[] = {{"frames", "--frames:"},
-                 {"frame_tokens", "--frame-tokens:"},
-                 {"text_tokens", "--text-first or --text-last:"},
-                 {"text_valid", "--text-valid:"},
-                 {"query_clusters", "--query-clusters:"},
-                 {"key_clusters", "--key-clusters:"},
-                 {"init_iterations", "--init-iters:"},
-                 {"step_iterations", "--step-iters:"},
-                 {"top_p", "--top-p:"},
-                 {"min_keep", "--min-keep:"},
-                 {"density", "--density:"},
-                 {"target_error", "--target-error:"},
-                 {"dense_above", "--dense-above:"},
-                 {"scale", "--scale:"},
-                 {"head_dim", "the last extent of q"},
-                 {"tokens", "q: tokens"},
-                 {"tokens_kv", "k: tokens"}};
-    size_t i;
-    for (i = 0; i < sizeof known / sizeof *known; ++i) {
-        if (!strcmp(err->field, known[i].field)) tool_fail(TOOL_FAILURE, "%s %s", known[i].option, err->text);
-    }
-    tool_fail(TOOL_FAILURE, "%s %s", err->field, err->text);
+    const char *option = settings_option_of(err->field);
+    if (option) tool_fail(TOOL_FAILURE, "--%s: %s", option, err->text);
+    tool_fail(TOOL_FAILURE, "%s %s",
+              !strcmp(err->field, "text_tokens") ? "--text-first or --text-last:"
+              : !strcmp(err->field, "head_dim")  ? "the last extent of q"
+              : !strcmp(err->field, "tokens")    ? "q: tokens"
+              : !strcmp(err->field, "tokens_kv") ? "k: tokens"
+                                                 : err->field,
+              err->text);
 }
 
 /* ==== >>timing =========================================================================== */
@@ -333,6 +322,10 @@ TIMED_STAGE(SVG2_STAGE_SELECT, select)
 TIMED_STAGE(SVG2_STAGE_TAIL, tail)
 TIMED_STAGE(SVG2_STAGE_ATTENTION, attention)
 TIMED_STAGE(SVG2_STAGE_MASS, mass)
+TIMED_STAGE(SVG2_STAGE_PLACE, place)
+TIMED_STAGE(SVG2_STAGE_BAND, band)
+TIMED_STAGE(SVG2_STAGE_PICK, pick)
+TIMED_STAGE(SVG2_STAGE_PROFILE, profile)
 #undef TIMED_STAGE
 
 /* host: the CPU's, not timed */
@@ -357,6 +350,12 @@ static svg2_backend attend_backend(const attend_arguments *a, svg2_backend *host
     backend.tail = timed_tail;
     backend.attention = timed_attention;
     backend.mass = timed_mass;
+    if (backend.place) { /* the four come together */
+        backend.place = timed_place;
+        backend.band = timed_band;
+        backend.pick = timed_pick;
+        backend.profile = timed_profile;
+    }
     return backend;
 }
 
@@ -367,6 +366,13 @@ static const char *simd_name(svg2_simd simd)
            : simd == SVG2_SIMD_AVX512 ? "avx512"
                                       : "avx512bf16";
 }
+
+/* Attention mass that is there, per row. */
+typedef struct attend_recall {
+    int     is_known;
+    double  mean, min;
+    double *head_mean, *head_min; /* [B*H] */
+} attend_recall;
 
 /* Everything that the last step left, and what --check found. */
 typedef struct attend_result {
@@ -379,10 +385,10 @@ typedef struct attend_result {
     double          *step_seconds;
     double           stage_seconds[SVG2_STAGE_COUNT], dense_seconds;
     size_t           workspace_bytes, state_bytes;
-    double           density;
+    svg2_action      action;              /* of the last step */
+    double           density, density_pv; /* pairs of logits, and of products with V */
     int              is_checked;
-    double           recall_mean, recall_min;
-    double          *head_recall, *head_recall_min; /* [B*H] */
+    attend_recall    map, recall; /* inside the blocks of the map; what the output was computed from */
     svg2_metrics     metrics;
     float           *mass; /* [B, H, Qb, Kb], NULL without plan */
 } attend_result;
@@ -394,8 +400,15 @@ static int has_padding(const svg2_desc *desc)
 }
 
 /* The stages as the report groups them. */
-static double seconds_permute(const double *s) { return s[SVG2_STAGE_PERMUTE] + s[SVG2_STAGE_SUMMARIZE]; }
-static double seconds_select(const double *s) { return s[SVG2_STAGE_SCORE] + s[SVG2_STAGE_SELECT]; }
+static double seconds_permute(const double *s)
+{
+    return s[SVG2_STAGE_PERMUTE] + s[SVG2_STAGE_SUMMARIZE] + s[SVG2_STAGE_PLACE];
+}
+static double seconds_select(const double *s)
+{
+    return s[SVG2_STAGE_SCORE] + s[SVG2_STAGE_SELECT] + s[SVG2_STAGE_PROFILE] + s[SVG2_STAGE_BAND] +
+           s[SVG2_STAGE_MASS] + s[SVG2_STAGE_PICK];
+}
 static double seconds_attend(const double *s) { return s[SVG2_STAGE_TAIL] + s[SVG2_STAGE_ATTENTION]; }
 
 /* Strides of a contiguous tensor in the axis order of the files. */
@@ -407,21 +420,91 @@ static svg2_layout attend_layout_as(const svg2_layout *like, svg2_dtype dtype)
 }
 
 /* ==== >>check ============================================================================ */
+/* recall [B, H, S]; rows that attend to nothing (by the LSE of dense attention) have none. */
+static void attend_sum_recall(attend_recall *r, const svg2_desc *desc, const float *recall, const float *lse)
+{
+    const size_t tokens = (size_t)desc->tokens, heads = (size_t)desc->batch * (size_t)desc->heads;
+    double       sum = 0;
+    size_t       valid = 0, head, i;
+    r->is_known = 1;
+    r->mean = r->min = 1;
+    r->head_mean = (double *)tool_allocate(heads, sizeof(double));
+    r->head_min = (double *)tool_allocate(heads, sizeof(double));
+    for (head = 0; head < heads; ++head) {
+        double head_sum = 0;
+        size_t used = 0;
+        r->head_mean[head] = r->head_min[head] = 1;
+        for (i = head * tokens; i < (head + 1) * tokens; ++i) {
+            if (!(lse[i] > -INFINITY)) continue;
+            head_sum += (double)recall[i];
+            if ((double)recall[i] < r->head_min[head]) r->head_min[head] = (double)recall[i];
+            ++used;
+        }
+        if (r->head_min[head] < r->min) r->min = r->head_min[head];
+        if (used) r->head_mean[head] = head_sum / (double)used;
+        sum += head_sum;
+        valid += used;
+    }
+    if (valid) r->mean = sum / (double)valid;
+}
+
+/* Exact mass of every block of the plan, and what of it the map has for every row. */
+static void attend_oracle(attend_result *r, const void *q, const void *k, const void *v, float *lse, float *recall)
+{
+    svg2_mass_desc mass;
+    svg2_error     err;
+    size_t         bytes, heads = (size_t)r->desc.batch * (size_t)r->desc.heads;
+    void          *workspace;
+
+    memset(&mass, 0, sizeof mass);
+    mass.attention.batch = r->desc.batch;
+    mass.attention.heads = r->desc.heads;
+    mass.attention.heads_kv = r->desc.heads_kv;
+    mass.attention.tokens = r->desc.tokens;
+    mass.attention.tokens_kv = r->desc.tokens_kv;
+    mass.attention.head_dim = r->desc.head_dim;
+    mass.attention.scale = r->desc.scale;
+    mass.attention.q = q;
+    mass.attention.k = k;
+    mass.attention.v = v;
+    mass.attention.lse = lse;
+    mass.attention.q_layout = r->desc.q;
+    mass.attention.k_layout = r->desc.k;
+    mass.attention.v_layout = r->desc.v;
+    mass.attention.query_blocks = r->plan.query_blocks;
+    mass.attention.key_blocks = r->plan.key_blocks;
+    mass.attention.query_order = r->plan.query_order;
+    mass.attention.query_offset = r->plan.query_offset;
+    mass.attention.key_order = r->plan.key_order;
+    mass.attention.key_offset = r->plan.key_offset;
+    mass.attention.map = r->plan.map;
+    mass.attention.key_mean = r->plan.key_mean;
+    r->mass = (float *)tool_allocate(heads * (size_t)r->plan.query_blocks * (size_t)r->plan.key_blocks, sizeof(float));
+    mass.valid_key_blocks = r->plan.key_blocks - (has_padding(&r->desc) ? 1 : 0); /* padding is the last block */
+    mass.mass = r->mass;
+    mass.recall = recall;
+    bytes = svg2_stage_workspace_bytes(&r->host, SVG2_STAGE_MASS, &mass);
+    workspace = tool_allocate(bytes, 1);
+    stage_timing.prefix = "check: oracle";
+    if (svg2_block_mass(&r->host, &mass, workspace, bytes, &err) != SVG2_OK) attend_fail(&err);
+    free(workspace);
+}
+
 static void attend_check(attend_result *r, const void *q, const void *k, const void *v)
 {
+    const int      is_sparse = r->action == SVG2_ACTION_SPARSE || r->action == SVG2_ACTION_SEARCH_CACHED;
     svg2_desc      dense = r->desc;
-    svg2_mass_desc mass;
     svg2_error     err;
     size_t         rows = (size_t)r->desc.batch * (size_t)r->desc.heads * (size_t)r->desc.tokens;
     size_t         count = rows * (size_t)r->desc.head_dim, bytes, i;
-    int32_t        heads = r->desc.batch * r->desc.heads, head;
     float         *reference = (float *)tool_allocate(count, sizeof(float)), *output;
-    float         *lse = (float *)tool_allocate(rows, sizeof(float)), *recall = NULL;
+    float         *lse = (float *)tool_allocate(rows, sizeof(float));
+    float         *recall = (float *)tool_allocate(rows, sizeof(float));
     void          *workspace;
-    double         start, sum = 0;
-    size_t         valid = 0;
+    double         start;
 
     dense.method = SVG2_METHOD_DENSE;
+    dense.skip = SVG2_SKIP_NONE;
     dense.out = attend_layout_as(&r->desc.out, SVG2_F32);
     bytes = svg2_workspace_bytes(&r->host, &dense);
     workspace = tool_allocate(bytes, 1);
@@ -441,62 +524,18 @@ static void attend_check(attend_result *r, const void *q, const void *k, const v
     if (output != r->out) free(output);
 
     r->is_checked = 1;
-    r->recall_mean = r->recall_min = 1;
-    r->head_recall = (double *)tool_allocate((size_t)heads, sizeof(double));
-    r->head_recall_min = (double *)tool_allocate((size_t)heads, sizeof(double));
-    for (head = 0; head < heads; ++head) r->head_recall[head] = r->head_recall_min[head] = 1;
     if (r->plan.map) {
-        memset(&mass, 0, sizeof mass);
-        mass.attention.batch = r->desc.batch;
-        mass.attention.heads = r->desc.heads;
-        mass.attention.heads_kv = r->desc.heads_kv;
-        mass.attention.tokens = r->desc.tokens;
-        mass.attention.tokens_kv = r->desc.tokens_kv;
-        mass.attention.head_dim = r->desc.head_dim;
-        mass.attention.scale = r->desc.scale;
-        mass.attention.q = q;
-        mass.attention.k = k;
-        mass.attention.v = v;
-        mass.attention.lse = lse;
-        mass.attention.q_layout = r->desc.q;
-        mass.attention.k_layout = r->desc.k;
-        mass.attention.v_layout = r->desc.v;
-        mass.attention.query_blocks = r->plan.query_blocks;
-        mass.attention.key_blocks = r->plan.key_blocks;
-        mass.attention.query_order = r->plan.query_order;
-        mass.attention.query_offset = r->plan.query_offset;
-        mass.attention.key_order = r->plan.key_order;
-        mass.attention.key_offset = r->plan.key_offset;
-        mass.attention.map = r->plan.map;
-        mass.attention.key_mean = r->plan.key_mean;
-        r->mass = (float *)tool_allocate((size_t)heads * (size_t)r->plan.query_blocks * (size_t)r->plan.key_blocks,
-                                         sizeof(float));
-        recall = (float *)tool_allocate(rows, sizeof(float));
-        mass.valid_key_blocks = r->plan.key_blocks - (has_padding(&r->desc) ? 1 : 0); /* padding is the last block */
-        mass.mass = r->mass;
-        mass.recall = recall;
-        bytes = svg2_stage_workspace_bytes(&r->host, SVG2_STAGE_MASS, &mass);
-        workspace = tool_allocate(bytes, 1);
-        stage_timing.prefix = "check: oracle";
-        if (svg2_block_mass(&r->host, &mass, workspace, bytes, &err) != SVG2_OK) attend_fail(&err);
-        free(workspace);
-        for (head = 0; head < heads; ++head) { /* rows that attend to nothing have no recall */
-            size_t first = (size_t)head * (size_t)r->desc.tokens, used = 0;
-            double head_sum = 0;
-            for (i = first; i < first + (size_t)r->desc.tokens; ++i) {
-                if (!(lse[i] > -INFINITY)) continue;
-                head_sum += (double)recall[i];
-                if ((double)recall[i] < r->head_recall_min[head]) r->head_recall_min[head] = (double)recall[i];
-                ++used;
-            }
-            if (r->head_recall_min[head] < r->recall_min) r->recall_min = r->head_recall_min[head];
-            if (used) r->head_recall[head] = head_sum / (double)used;
-            sum += head_sum;
-            valid += used;
-        }
-        if (valid) r->recall_mean = sum / (double)valid;
-        free(recall);
+        attend_oracle(r, q, k, v, lse, recall);
+        attend_sum_recall(&r->map, &r->desc, recall, lse);
     }
+    if (is_sparse && !r->desc.skip) {
+        attend_sum_recall(&r->recall, &r->desc, recall, lse);
+    } else if (!is_sparse || r->desc.tail == SVG2_TAIL_NONE) {
+        /* what the softmax summed up, of the whole; a tail in the sum would hide what a rule has left out */
+        for (i = 0; i < rows; ++i) recall[i] = lse[i] > -INFINITY && r->lse[i] < lse[i] ? expf(r->lse[i] - lse[i]) : 1;
+        attend_sum_recall(&r->recall, &r->desc, recall, lse);
+    }
+    free(recall);
     free(reference);
     free(lse);
 }
@@ -507,15 +546,17 @@ enum { DUMP_LSE, DUMP_MAP, DUMP_LABELS_Q, DUMP_LABELS_K, DUMP_CENTROIDS_Q, DUMP_
 static const char *const dump_names[DUMP_COUNT] = {"lse.npy",         "map.npy",         "labels_q.npy", "labels_k.npy",
                                                    "centroids_q.npy", "centroids_k.npy", "sizes_q.npy",  "sizes_k.npy"};
 
-/* Open them all before the work, so that a full or read-only place is found early. */
-static void dump_open(const char *directory, int is_dense, FILE *files[DUMP_COUNT], char *paths[DUMP_COUNT])
+/* Open them all before the work, so that a full or read-only place is found early. Blocks of neighbours have no
+   centroids; dense attention has no blocks. */
+static void dump_open(const char *directory, svg2_method method, FILE *files[DUMP_COUNT], char *paths[DUMP_COUNT])
 {
     int i;
     tool_make_directory(directory);
     for (i = 0; i < DUMP_COUNT; ++i) {
         files[i] = NULL;
         paths[i] = NULL;
-        if (is_dense && i != DUMP_LSE) continue;
+        if (method == SVG2_METHOD_DENSE && i != DUMP_LSE) continue;
+        if (method != SVG2_METHOD_SVG2 && (i == DUMP_CENTROIDS_Q || i == DUMP_CENTROIDS_K)) continue;
         paths[i] = tool_format("%s/%s", directory, dump_names[i]);
         files[i] = tool_open_output(paths[i]);
     }
@@ -529,7 +570,8 @@ static void dump_header(FILE *file, const char *path, tf_dtype dtype, int rank, 
     if (tf_write_npy_header(file, dtype, rank, shape) != TF_OK) tool_fail(TOOL_FAILURE, "%s: cannot be written", path);
 }
 
-/* Labels, sizes and centroids of one side. Blocks behind the clusters (text, padding) get the mean of their tokens. */
+/* Labels, sizes and, of clusters, centroids of one side. Blocks behind the clusters (text, padding) get the mean of their
+   tokens. */
 static void dump_side(FILE *const *files, char *const *paths, const attend_tensor *tensor, int32_t blocks,
                       int32_t clusters, const int32_t *label, const int32_t *order, const int32_t *offset,
                       const float *centroid, int is_key)
@@ -544,7 +586,8 @@ static void dump_side(FILE *const *files, char *const *paths, const attend_tenso
     dump_header(files[labels], paths[labels], TF_I32, 3, tensor->batch, tensor->heads, tensor->tokens, 0);
     tool_write(files[labels], label, (size_t)heads * (size_t)tensor->tokens * sizeof *label, paths[labels]);
     dump_header(files[sizes], paths[sizes], TF_I32, 3, tensor->batch, tensor->heads, blocks, 0);
-    dump_header(files[centroids], paths[centroids], TF_F32, 4, tensor->batch, tensor->heads, blocks, dim);
+    if (files[centroids])
+        dump_header(files[centroids], paths[centroids], TF_F32, 4, tensor->batch, tensor->heads, blocks, dim);
     for (batch = 0; batch < tensor->batch; ++batch) {
         for (head = 0; head < tensor->heads; ++head) {
             size_t         index = (size_t)batch * (size_t)tensor->heads + (size_t)head;
@@ -557,6 +600,7 @@ static void dump_side(FILE *const *files, char *const *paths, const attend_tenso
                 int32_t size = begin[block + 1] - begin[block];
                 tool_write(files[sizes], &size, sizeof size, paths[sizes]);
             }
+            if (!files[centroids]) continue;
             tool_write(files[centroids], centroid + index * (size_t)clusters * (size_t)dim,
                        (size_t)clusters * (size_t)dim * sizeof(float), paths[centroids]);
             for (block = clusters; block < blocks; ++block) {
@@ -616,10 +660,47 @@ static const char *selection_text(const svg2_desc *desc, char text[80])
     return text;
 }
 
+/* What decides, in words, without the plan's numbers of blocks. */
+static const char *settings_text(const svg2_desc *desc, char text[160])
+{
+    char selection[80];
+    if (desc->method == SVG2_METHOD_SVG2) {
+        snprintf(text, 160, "%s, route %s, budget per %s, tail %s", selection_text(desc, selection),
+                 route_name(desc->route), budget_name(desc->budget), tail_name(desc->tail));
+    } else if (desc->method == SVG2_METHOD_SVG1) {
+        snprintf(text, 160, "keep %.3g: band of %d positions%s, %d sampled rows", (double)desc->keep, desc->band_width,
+                 desc->first_frame > 0 ? ", first frame" : "", desc->sample_rows);
+    } else if (desc->mass_target > 0) {
+        snprintf(text, 160, "mass target %.3g, tail %s", (double)desc->mass_target, tail_name(desc->tail));
+    } else {
+        snprintf(text, 160, "sparsity %.3g, tail %s", desc->sparsity < 0 ? 0 : (double)desc->sparsity,
+                 tail_name(desc->tail));
+    }
+    return text;
+}
+
+static const char *skip_text(const svg2_desc *desc, char text[80])
+{
+    const char *order = desc->visit == SVG2_VISIT_NATURAL ? "natural" : "diagonal";
+    if (desc->skip == SVG2_SKIP_CONSTANT) snprintf(text, 80, "threshold %.4g, order %s", (double)desc->skip_threshold, order);
+    else if (desc->skip == SVG2_SKIP_ENERGY) snprintf(text, 80, "energy lambda %.4g, order %s", (double)desc->energy_lambda, order);
+    else snprintf(text, 80, "recall %.4g, order %s", (double)desc->recall, order);
+    return text;
+}
+
+static const char *action_name(svg2_action action)
+{
+    return action == SVG2_ACTION_SEARCH          ? "search"
+           : action == SVG2_ACTION_SEARCH_CACHED ? "search_cached"
+           : action == SVG2_ACTION_SPARSE        ? "sparse"
+                                                 : "dense";
+}
+
 static double attend_error_estimate(const attend_result *r)
 {
     int32_t heads = r->desc.batch * r->desc.heads, head;
     double  squares = 0;
+    if (r->desc.skip) return -1; /* it would be of the blocks alone */
     for (head = 0; head < heads; ++head) {
         if (r->stats[head].error_estimate < 0) return -1;
         squares += (double)r->stats[head].error_estimate * (double)r->stats[head].error_estimate;
@@ -627,21 +708,36 @@ static double attend_error_estimate(const attend_result *r)
     return sqrt(squares / heads);
 }
 
+/* What a method has found out about each head. */
+static void attend_print_heads(const attend_result *r)
+{
+    int32_t heads = r->desc.batch * r->desc.heads, head, temporal = 0;
+    double  recall = 0;
+    for (head = 0; head < heads; ++head) {
+        temporal += r->stats[head].pattern == 1;
+        recall += (double)r->stats[head].recall / heads;
+    }
+    if (r->desc.method == SVG2_METHOD_SVG1)
+        printf("heads     %d in space, %d in time\n", heads - temporal, temporal);
+    if (r->desc.method == SVG2_METHOD_ADASPA && r->action != SVG2_ACTION_SEARCH)
+        printf("found     recall %.4f where it was searched (mean of the heads)\n", recall);
+}
+
 static void attend_print(const attend_result *r, const attend_arguments *a)
 {
     const double *seconds = r->stage_seconds;
     int32_t       heads = r->desc.batch * r->desc.heads, head, dense_heads = 0, empty = 0;
     double        low = 1, high = 0, estimate = attend_error_estimate(r), total = r->step_seconds[a->repeat - 1];
-    char          text[80];
+    char          text[160];
 
     for (head = 0; head < heads; ++head) {
-        double density = (double)r->stats[head].density;
+        double density = (double)(r->desc.skip ? r->stats[head].density_pv : r->stats[head].density);
         low = density < low ? density : low;
         high = density > high ? density : high;
         dense_heads += r->stats[head].is_dense != 0;
         empty += r->stats[head].empty_clusters;
     }
-    printf("call      %s, %s, ", r->desc.method == SVG2_METHOD_DENSE ? "dense" : "svg2", r->backend.name);
+    printf("call      %s, %s, ", settings_method_name(a->settings.method), r->backend.name);
     if (a->is_cuda) printf("%s\n", a->device_name);
     else printf("%s, %d thread%s\n", simd_name(r->backend.simd), a->threads, a->threads == 1 ? "" : "s");
     printf("shape     q [%d, %d, %d, %d] %s", r->desc.batch, r->desc.heads, r->desc.tokens, r->desc.head_dim,
@@ -651,17 +747,30 @@ static void attend_print(const attend_result *r, const attend_arguments *a)
     }
     printf("\n");
     if (r->plan.map) {
-        printf("blocks    %d x %d clusters (%d empty)%s%s\n", r->plan.query_clusters, r->plan.key_clusters, empty,
-               has_text(&r->desc) ? " + text" : "", has_padding(&r->desc) ? " + padding" : "");
-        printf("exact     %s, route %s, budget per %s, tail %s\n", selection_text(&r->desc, text),
-               route_name(r->desc.route), budget_name(r->desc.budget), tail_name(r->desc.tail));
+        printf("blocks    %d x %d ", r->plan.query_clusters, r->plan.key_clusters);
+        if (r->desc.method == SVG2_METHOD_SVG2) printf("clusters (%d empty)", empty);
+        else printf("blocks of %d tokens", r->desc.block);
+        printf("%s%s\n", has_text(&r->desc) ? " + text" : "", has_padding(&r->desc) ? " + padding" : "");
+        printf("exact     %s\n", settings_text(&r->desc, text));
     }
-    printf("density   %.2f %%  (heads: %.2f .. %.2f %%)", 100 * r->density, 100 * low, 100 * high);
+    if (r->desc.skip) printf("skip      %s\n", skip_text(&r->desc, text));
+    attend_print_heads(r);
+    if (r->desc.skip) {
+        printf("density   %.2f %% of products Q K, %.2f %% of products P V  (heads: %.2f .. %.2f %%)", 100 * r->density,
+               100 * r->density_pv, 100 * low, 100 * high);
+    } else {
+        printf("density   %.2f %%  (heads: %.2f .. %.2f %%)", 100 * r->density, 100 * low, 100 * high);
+    }
     if (dense_heads) printf("  %d of %d heads dense", dense_heads, heads);
     printf("\n");
     if (estimate >= 0) printf("estimate  relative L2 error %.4g\n", estimate);
     if (r->is_checked) {
-        printf("recall    mean %.4f  worst row %.4f\n", r->recall_mean, r->recall_min);
+        if (r->recall.is_known) printf("recall    mean %.4f  worst row %.4f\n", r->recall.mean, r->recall.min);
+        if (r->map.is_known && (!r->recall.is_known || r->desc.skip)) {
+            printf("map       recall mean %.4f  worst row %.4f, before tiles are left out\n", r->map.mean, r->map.min);
+        } else if (r->action == SVG2_ACTION_SEARCH && r->map.is_known) {
+            printf("map       recall mean %.4f  worst row %.4f, of the blocks that were found\n", r->map.mean, r->map.min);
+        }
         printf("error     rel_l2 %.4g (%.1f dB)  rel_l1 %.4g  cosine %.6f  max_abs %.4g\n", r->metrics.rel_l2,
                -20 * log10(r->metrics.rel_l2 > 1e-30 ? r->metrics.rel_l2 : 1e-30), r->metrics.rel_l1, r->metrics.cosine,
                r->metrics.max_abs);
@@ -670,6 +779,10 @@ static void attend_print(const attend_result *r, const attend_arguments *a)
            seconds[SVG2_STAGE_KMEANS], seconds_permute(seconds), seconds_select(seconds), seconds_attend(seconds),
            total - seconds[SVG2_STAGE_KMEANS] - seconds_permute(seconds) - seconds_select(seconds) -
                seconds_attend(seconds));
+    if (r->action == SVG2_ACTION_SEARCH) {
+        printf("note      step %d searched, and computed everything: one more step (--repeat %d) shows what it found\n",
+               a->repeat - 1, a->repeat + 1);
+    }
     if (a->repeat > 1) printf("steps     first %.3f s, last %.3f s\n", r->step_seconds[0], total);
     if (r->is_checked) printf("dense     %.3f s: %.2f times as long\n", r->dense_seconds, r->dense_seconds / total);
     printf("memory    workspace %.1f MiB, state %.1f MiB\n", (double)r->workspace_bytes / 1048576,
@@ -690,6 +803,32 @@ static void report_shape(cJSON *object, const char *key, int32_t a, int32_t b, i
     cJSON_AddItemToObject(object, key, cJSON_CreateIntArray(shape, 4));
 }
 
+static void report_methods(cJSON *object, const svg2_desc *d)
+{
+    int steps[SVG2_MAX_SEARCHES], i;
+    if (d->method != SVG2_METHOD_DENSE) cJSON_AddStringToObject(object, "tail", tail_name(d->tail));
+    if (d->method == SVG2_METHOD_SVG1 || d->method == SVG2_METHOD_ADASPA)
+        cJSON_AddNumberToObject(object, "block", d->block);
+    if (d->method == SVG2_METHOD_SVG1) {
+        report_number(object, "keep", (double)d->keep, 1);
+        cJSON_AddNumberToObject(object, "band_width", d->band_width);
+        cJSON_AddNumberToObject(object, "sample_rows", d->sample_rows);
+        cJSON_AddNumberToObject(object, "first_frame", d->first_frame > 0);
+    }
+    if (d->method == SVG2_METHOD_ADASPA) {
+        for (i = 0; i < d->search_count; ++i) steps[i] = d->search_steps[i];
+        report_number(object, "sparsity", d->sparsity < 0 ? 0 : (double)d->sparsity, !(d->mass_target > 0));
+        report_number(object, "mass_target", (double)d->mass_target, d->mass_target > 0);
+        cJSON_AddItemToObject(object, "search_steps", cJSON_CreateIntArray(steps, d->search_count));
+    }
+    cJSON_AddStringToObject(object, "skip", settings_skip_name(d->skip));
+    if (!d->skip) return;
+    cJSON_AddStringToObject(object, "order", d->visit == SVG2_VISIT_NATURAL ? "natural" : "diagonal");
+    report_number(object, "threshold", (double)d->skip_threshold, d->skip == SVG2_SKIP_CONSTANT);
+    report_number(object, "energy_lambda", (double)d->energy_lambda, d->skip == SVG2_SKIP_ENERGY);
+    report_number(object, "recall", (double)d->recall, d->skip == SVG2_SKIP_RECALL);
+}
+
 static void attend_write_report(FILE *file, const attend_result *r, const attend_arguments *a)
 {
     cJSON        *root = cJSON_CreateObject(), *object;
@@ -699,7 +838,7 @@ static void attend_write_report(FILE *file, const attend_result *r, const attend
     double       *values = (double *)tool_allocate((size_t)heads, sizeof(double));
     char         *text;
 
-    cJSON_AddStringToObject(root, "method", r->desc.method == SVG2_METHOD_DENSE ? "dense" : "svg2");
+    cJSON_AddStringToObject(root, "method", settings_method_name(a->settings.method));
     cJSON_AddStringToObject(root, "backend", r->backend.name);
     if (a->is_cuda) {
         cJSON_AddStringToObject(root, "device", a->device_name);
@@ -711,9 +850,12 @@ static void attend_write_report(FILE *file, const attend_result *r, const attend
     report_shape(root, "shape_kv", r->desc.batch, r->desc.heads_kv, r->desc.tokens_kv, r->desc.head_dim);
     cJSON_AddStringToObject(root, "dtype", dtype_name(r->desc.q.dtype));
     cJSON_AddNumberToObject(root, "density", r->density);
-    cJSON_AddNumberToObject(root, "density_pv", r->density); /* no rule here skips P V alone */
-    report_number(root, "recall_mean", r->recall_mean, r->is_checked);
-    report_number(root, "recall_min", r->recall_min, r->is_checked);
+    cJSON_AddNumberToObject(root, "density_pv", r->density_pv);
+    report_number(root, "recall_mean", r->recall.mean, r->recall.is_known);
+    report_number(root, "recall_min", r->recall.min, r->recall.is_known);
+    report_number(root, "map_recall_mean", r->map.mean, r->map.is_known);
+    report_number(root, "map_recall_min", r->map.min, r->map.is_known);
+    cJSON_AddStringToObject(root, "last_step", action_name(r->action));
     report_number(root, "rel_l1", r->metrics.rel_l1, r->is_checked);
     report_number(root, "rel_l2", r->metrics.rel_l2, r->is_checked);
     report_number(root, "cosine", r->metrics.cosine, r->is_checked);
@@ -749,7 +891,6 @@ static void attend_write_report(FILE *file, const attend_result *r, const attend
         snprintf(text, 32, "%llu", (unsigned long long)r->desc.seed); /* a JSON number would lose bits */
         cJSON_AddStringToObject(object, "seed", text);
         free(text);
-        cJSON_AddStringToObject(object, "tail", tail_name(r->desc.tail));
         cJSON_AddStringToObject(object, "route", route_name(r->desc.route));
         cJSON_AddStringToObject(object, "budget", budget_name(r->desc.budget));
         report_number(object, "top_p", (double)r->desc.top_p, 1);
@@ -757,12 +898,32 @@ static void attend_write_report(FILE *file, const attend_result *r, const attend
         report_number(object, "density", (double)r->desc.density, r->desc.density > 0);
         report_number(object, "target_error", (double)r->desc.target_error, r->desc.target_error > 0);
     }
+    report_methods(object, &r->desc);
     object = cJSON_AddObjectToObject(root, "per_head"); /* batch by batch */
     for (head = 0; head < heads; ++head) values[head] = (double)r->stats[head].density;
     cJSON_AddItemToObject(object, "density", cJSON_CreateDoubleArray(values, heads));
-    if (r->is_checked) {
-        cJSON_AddItemToObject(object, "recall_mean", cJSON_CreateDoubleArray(r->head_recall, heads));
-        cJSON_AddItemToObject(object, "recall_min", cJSON_CreateDoubleArray(r->head_recall_min, heads));
+    for (head = 0; head < heads; ++head) values[head] = (double)r->stats[head].density_pv;
+    cJSON_AddItemToObject(object, "density_pv", cJSON_CreateDoubleArray(values, heads));
+    if (r->recall.is_known) {
+        cJSON_AddItemToObject(object, "recall_mean", cJSON_CreateDoubleArray(r->recall.head_mean, heads));
+        cJSON_AddItemToObject(object, "recall_min", cJSON_CreateDoubleArray(r->recall.head_min, heads));
+    }
+    if (r->map.is_known) {
+        cJSON_AddItemToObject(object, "map_recall_mean", cJSON_CreateDoubleArray(r->map.head_mean, heads));
+        cJSON_AddItemToObject(object, "map_recall_min", cJSON_CreateDoubleArray(r->map.head_min, heads));
+    }
+    if (r->desc.method == SVG2_METHOD_SVG1) {
+        cJSON *patterns = cJSON_AddArrayToObject(object, "pattern"), *errors = cJSON_AddArrayToObject(object, "pattern_error");
+        for (head = 0; head < heads; ++head) { /* relative L2 error of the sampled rows in space, in time */
+            double pair[2];
+            pair[0] = (double)r->stats[head].pattern_error[0], pair[1] = (double)r->stats[head].pattern_error[1];
+            cJSON_AddItemToArray(patterns, cJSON_CreateString(r->stats[head].pattern == 1 ? "time" : "space"));
+            cJSON_AddItemToArray(errors, cJSON_CreateDoubleArray(pair, 2));
+        }
+    }
+    if (r->desc.method == SVG2_METHOD_ADASPA && r->action != SVG2_ACTION_SEARCH) {
+        for (head = 0; head < heads; ++head) values[head] = (double)r->stats[head].recall;
+        cJSON_AddItemToObject(object, "search_recall", cJSON_CreateDoubleArray(values, heads));
     }
     if (estimate >= 0) {
         for (head = 0; head < heads; ++head) values[head] = (double)r->stats[head].error_estimate;
@@ -784,22 +945,22 @@ static void attend_write_report(FILE *file, const attend_result *r, const attend
 static void attend_write_picture(FILE *file, const attend_result *r, const attend_arguments *a)
 {
     picture_desc desc;
-    char         title[160], settings[240], selection[80];
+    char         title[160], subtitle[480], text[160];
     int32_t      head, heads = r->desc.batch * r->desc.heads;
 
     memset(&desc, 0, sizeof desc);
-    snprintf(title, sizeof title, "svg2   %d head%s x %d tokens x %d dims   density %.1f %%", heads,
-             heads == 1 ? "" : "s", r->desc.tokens, r->desc.head_dim, 100 * r->density);
-    snprintf(settings, sizeof settings, "%d x %d clusters, %s, route %s, budget per %s, tail %s", r->plan.query_clusters,
-             r->plan.key_clusters, selection_text(&r->desc, selection), route_name(r->desc.route),
-             budget_name(r->desc.budget), tail_name(r->desc.tail));
+    snprintf(title, sizeof title, "%s   %d head%s x %d tokens x %d dims   density %.1f %%",
+             settings_method_name(a->settings.method), heads, heads == 1 ? "" : "s", r->desc.tokens, r->desc.head_dim,
+             100 * r->density);
+    snprintf(subtitle, sizeof subtitle, "%d x %d %s, %s", r->plan.query_clusters, r->plan.key_clusters,
+             r->desc.method == SVG2_METHOD_SVG2 ? "clusters" : "blocks", settings_text(&r->desc, text));
     if (r->is_checked) {
-        size_t used = strlen(settings);
-        snprintf(settings + used, sizeof settings - used, ";  recall %.3f, relative L2 error %.3g", r->recall_mean,
+        size_t used = strlen(subtitle);
+        snprintf(subtitle + used, sizeof subtitle - used, ";  recall %.3f, relative L2 error %.3g", r->map.mean,
                  r->metrics.rel_l2);
     }
     desc.title = title;
-    desc.settings = settings;
+    desc.settings = subtitle;
     desc.batch = r->desc.batch;
     desc.heads = r->desc.heads;
     desc.heads_kv = r->desc.heads_kv;
@@ -820,7 +981,8 @@ static void attend_write_picture(FILE *file, const attend_result *r, const atten
     desc.mass = r->mass;
     desc.density = (float *)tool_allocate((size_t)heads, sizeof(float));
     for (head = 0; head < heads; ++head) desc.density[head] = r->stats[head].density;
-    desc.recall = r->head_recall;
+    desc.recall = r->map.head_mean;
+    desc.is_ordered = r->desc.method != SVG2_METHOD_SVG2;
     if (!picture_write(file, &desc)) tool_fail(TOOL_FAILURE, "%s: the picture cannot be written", a->picture);
     free(desc.density);
 }
@@ -888,6 +1050,7 @@ static void attend_time_dense(attend_result *r, const attend_memory *m)
     void      *workspace;
     int        i;
     dense.method = SVG2_METHOD_DENSE;
+    dense.skip = SVG2_SKIP_NONE;
     bytes = svg2_workspace_bytes(&r->backend, &dense);
     workspace = attend_twin(NULL, bytes);
     for (i = 0; i < 2; ++i) {
@@ -914,7 +1077,7 @@ static void attend_run(attend_result *r, const attend_arguments *a, const attend
     svg2_state state;
     svg2_error err;
     int32_t    step, heads = r->desc.batch * r->desc.heads, head;
-    int64_t    pairs = 0, pairs_total = 0;
+    int64_t    pairs = 0, pairs_pv = 0, pairs_total = 0;
     char       prefix[48];
     attend_memory m;
 
@@ -928,6 +1091,7 @@ static void attend_run(attend_result *r, const attend_arguments *a, const attend
         if (a->repeat > 1) snprintf(prefix, sizeof prefix, "step %d/%d", step + 1, a->repeat);
         else snprintf(prefix, sizeof prefix, "attend");
         stage_timing.prefix = prefix;
+        r->action = settings_action(&r->desc, &state, step);
         if (svg2_attend(&r->backend, &r->desc, &state, step, m.q, m.k, m.v, m.out, m.lse, m.stats, m.workspace,
                         r->workspace_bytes, &err) != SVG2_OK) {
             attend_fail(&err);
@@ -945,9 +1109,11 @@ static void attend_run(attend_result *r, const attend_arguments *a, const attend
     }
     for (head = 0; head < heads; ++head) {
         pairs += r->stats[head].pairs;
+        pairs_pv += r->stats[head].pairs_pv;
         pairs_total += r->stats[head].pairs_total;
     }
     r->density = pairs_total ? (double)pairs / (double)pairs_total : 1;
+    r->density_pv = pairs_total ? (double)pairs_pv / (double)pairs_total : 1;
 }
 
 static int command_attend(int argc, char **argv, int is_help)
@@ -993,12 +1159,14 @@ static int command_attend(int argc, char **argv, int is_help)
     if (a.out) out_file = tool_open_output(out_path);
     if (a.report) report_file = tool_open_output(a.report);
     if (a.picture) picture_file = tool_open_output(a.picture);
-    if (a.dump) dump_open(a.dump, a.method == 1, dump_files, dump_paths);
+    if (a.dump) dump_open(a.dump, r.desc.method, dump_files, dump_paths);
     attend_refuse_non_finite(&q, "q");
     attend_refuse_non_finite(&k, "k");
     attend_refuse_non_finite(&v, "v");
 
     r.backend = attend_backend(&a, &r.host);
+    if (settings_lacks(&r.backend, &r.desc))
+        tool_fail(TOOL_FAILURE, "--method: backend %s %s", r.backend.name, settings_lacks(&r.backend, &r.desc));
     r.workspace_bytes = svg2_workspace_bytes(&r.backend, &r.desc);
     r.state_bytes = r.desc.method == SVG2_METHOD_DENSE ? 0 : svg2_state_bytes(&r.desc);
     rows = (size_t)r.desc.batch * (size_t)r.desc.heads * (size_t)r.desc.tokens;
@@ -1047,8 +1215,10 @@ static int command_attend(int argc, char **argv, int is_help)
     free(r.lse);
     free(r.stats);
     free(r.step_seconds);
-    free(r.head_recall);
-    free(r.head_recall_min);
+    free(r.map.head_mean);
+    free(r.map.head_min);
+    free(r.recall.head_mean);
+    free(r.recall.head_min);
     free(r.mass);
     attend_close(&q);
     attend_close(&k);

@@ -20,6 +20,7 @@ typedef struct picture_desc {
     int32_t        batch, heads, heads_kv, query_tokens, key_tokens;
     int32_t        query_blocks, key_blocks, query_clusters, key_clusters;
     int            has_text, has_frames;
+    int            is_ordered;   /* blocks stay as they come: there is an order in them */
     int32_t        text_begin;   /* tokens before the video: not part of time        */
     const int32_t *query_label, *key_label;
     const int32_t *query_offset, *key_offset;
@@ -308,10 +309,10 @@ static int picture_panel_create(picture_panel *panel, const picture_desc *desc, 
             panel->time[side][block] = size > 0 ? panel->time[side][block] / size : 0.5;
         }
     }
-    if (!picture_arrange(panel)) return 0;
+    if (!desc->is_ordered && !picture_arrange(panel)) return 0;
     for (side = 0; side < 2; ++side) {
         for (i = 0; i < panel->blocks[side]; ++i) {
-            if (i >= panel->clusters[side]) panel->order[side][i] = i; /* text and padding stay behind */
+            if (desc->is_ordered || i >= panel->clusters[side]) panel->order[side][i] = i; /* text and padding stay behind */
             panel->begin[side][i + 1] =
                 panel->begin[side][i] + picture_size(panel, side, panel->order[side][i]) / panel->tokens[side];
         }
@@ -541,8 +542,9 @@ static double picture_draw_legend(canvas_image *canvas, const picture_desc *desc
     if (desc->key_blocks - desc->key_clusters > (desc->has_text ? 1 : 0)) {
         picture_legend_entry(&legend, &picture_padding, 1, "padding");
     }
-    picture_legend_note(&legend,
-                        "down: queries   right: keys   sizes to scale, clusters ordered by correspondence analysis");
+    picture_legend_note(&legend, desc->is_ordered
+                                     ? "down: queries   right: keys   sizes to scale, blocks in the order of their head"
+                                     : "down: queries   right: keys   sizes to scale, clusters ordered by correspondence analysis");
     return legend.y + 32;
 }
 

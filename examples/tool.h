@@ -276,7 +276,7 @@ typedef struct tool_option {
     void       *value;
     double      low, high;
     int         low_is_allowed;
-    const char *help;
+    const char *help; /* NULL: not in the help (another spelling) */
 } tool_option;
 
 static void tool_print_options(const tool_option *options, size_t count)
@@ -284,6 +284,7 @@ static void tool_print_options(const tool_option *options, size_t count)
     size_t i;
     for (i = 0; i < count; ++i) {
         char left[64];
+        if (!options[i].help) continue;
         if (options[i].kind == TOOL_HEADING) {
             printf("\n%s\n", options[i].help);
             continue;
