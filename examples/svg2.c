@@ -5,9 +5,10 @@
    SVG2_TOOL_NO_CJSON  without cJSON: no .safetensors input, no --report
    SVG2_TOOL_NO_PNG    without libpng: no --picture
 
-   >>common  reading tensors, threads and progress, time     >>attend   the attention call and its report
-   >>synth   structured test input                           >>compare  errors between tensors or clips
-   >>info    what is in a file                               >>main     commands */
+   >>common    reading tensors, threads and progress, time     >>attend   the attention call and its report
+   >>calibrate thresholds for a wanted sparsity                >>synth    structured test input
+   >>compare   errors between tensors or clips                 >>info     what is in a file
+   >>main      commands */
 #define _XOPEN_SOURCE 700
 
 #ifdef _OPENMP
@@ -150,6 +151,8 @@ static void open_tensor(tensor_input *input, const char *where, const char *pref
 }
 
 #include "attend.h" /* >>attend */
+
+#include "calibrate.h" /* >>calibrate */
 
 /* ==== >>synth ============================================================================ */
 typedef struct synth_job {
@@ -583,6 +586,7 @@ static void print_help(void)
 {
     printf("svg2 %d.%d.%d - sparse attention for video diffusion transformers\n\n"
            "  svg2 attend --q F --k F --v F --out F [options]   one attention call on files\n"
+           "  svg2 calibrate --q F --k F [options]              thresholds of the skip rules for a wanted sparsity\n"
            "  svg2 synth --out DIR [options]                    Q, K, V with the structure of video attention\n"
            "  svg2 compare A B                                  errors between two tensors or two .y4m clips\n"
            "  svg2 info F...                                    what is in a file\n"
@@ -598,6 +602,7 @@ int main(int argc, char **argv)
         const char *name;
         int (*run)(int argc, char **argv, int is_help);
     } commands[] = {{"attend", command_attend},
+                    {"calibrate", command_calibrate},
                     {"synth", command_synth},
                     {"compare", command_compare},
                     {"info", command_info},
