@@ -22,6 +22,8 @@ TABLE OF CONTENTS   (the tags are those of svg2.h)
   >>tail        matrices of the order-1 tail
   >>attention   packing of keys and values, attention over a block map, merging
   >>mass        exact attention mass of every block
+  >>tiles       blocks of neighbouring tokens: where they lie, bands of them, choosing them by exact mass
+  >>profile     spatial or temporal: sampled rows under both bands
   >>pipeline    the backend
 
    Arithmetic. Products run on the tensor cores with 16-bit operands and f32 accumulation: f16 if k and v are
@@ -3424,6 +3426,9 @@ static __global__ void __launch_bounds__(256) select_end(select_args a)
     else s->error_estimate = (float)(a.tail == SVG2_TAIL_NONE ? lost / signal : sqrt(lost / signal));
     s->is_dense = is_dense;
     s->empty_clusters = empty;
+    s->pattern = 0;
+    s->pattern_error[0] = s->pattern_error[1] = 0.0f;
+    s->recall = -1.0f;
 }
 
 /* One warp = one row of the map: text sees and is seen by all that is valid, padding by nobody; heads that
@@ -5628,6 +5633,8 @@ static svg2_result run_attention(const svg2_backend *backend, const svg2_attenti
                                  svg2_error *err)
 {
     attention_call c;
+    if (d->skip != SVG2_SKIP_NONE)
+        return set_error(err, SVG2_ERR_BACKEND, "skip", "is not there on this backend", cudaSuccess);
     attention_prepare(&c, d, false, workspace);
     SVG2__RUN(attention_stages(c.memory.padded, &c.args.stages, err));
     SVG2__RUN(is_half(d, false) ? attention_launch_dim<__half>(backend, &c, err)
@@ -5864,7 +5871,7 @@ static __global__ void __launch_bounds__(MASS_THREADS)
         p.query_offset ? p.query_offset + bh * ((int64_t)p.query_blocks + 1) + block : NULL;
     const int items = ((offset ? offset[1] - offset[0] : p.tokens) + p.rows - 1) / p.rows;
     const float *from = partial + (head * p.most + p.first_item[at]) * p.key_blocks;
-    float *to = mass + (bh * p.query_blocks + block) * p.key_blocks;
+    float *to = mass + at * p.key_blocks; /* of the heads of the call */
     for (int j = (int)threadIdx.x; j < p.key_blocks; j += MASS_THREADS) {
         float sum = 0.0f;
         for (int i = 0; i < items; ++i) sum += from[(int64_t)i * p.key_blocks + j];
@@ -5920,6 +5927,1086 @@ static svg2_result run_mass(const svg2_backend *backend, const svg2_mass_desc *d
 
 } /* namespace svg2__cuda */
 
+/* ==== >>tiles ============================================================================
+   Blocks of neighbouring tokens. The arithmetic is that of >>tiles in svg2.h: every label, every byte of a
+   map and every statistic is the CPU's; sums of masses are as near as the order of doubles allows.
+
+   place     labels of the video tokens
+   band      map: a warp a row; statistics: a block of threads a head, from the rows' ranges, not from the map
+   pick      a row's blocks by level (its k-th largest mass, or its order), into the map; recall of the heads
+             of this call. In the last call: levels of the heads; map, bits and pairs; the other statistics */
+namespace svg2__cuda {
+
+enum {
+    PLACE_THREADS = 256,
+    PLACE_TOKENS = 2048,    /* of a block of threads                                          */
+    BAND_THREADS = 256,
+    PICK_THREADS = 256,     /* of a row that is sorted; of a head; 8 rows of the map          */
+    PICK_TOP_THREADS = 128, /* 4 rows                                                         */
+    PICK_SHARED = 4096,     /* key blocks of a row that shared memory holds                   */
+    PICK_SCRATCH = 1 << 24  /* sorting keys of the blocks that work on larger rows, about     */
+};
+
+#define SVG2__BOTH static __host__ __device__ __forceinline__
+
+/* 32-bit division by way of unsigned: tokens and positions are below 2^31. */
+SVG2__BOTH int32_t divide(int32_t a, int32_t b) { return (int32_t)((uint32_t)a / (uint32_t)b); }
+SVG2__BOTH int32_t divide_up(int32_t a, int32_t b)
+{
+    return (int32_t)(((uint32_t)a + (uint32_t)b - 1u) / (uint32_t)b);
+}
+
+struct tile_grid {
+    int32_t frames, frame_tokens, block, first_frame;
+};
+
+SVG2__BOTH int32_t grid_head(const tile_grid &g) /* blocks of the first frame alone */
+{
+    return g.first_frame ? divide_up(g.frame_tokens, g.block) : 0;
+}
+SVG2__BOTH int32_t grid_rest(const tile_grid &g) /* tokens in the other blocks */
+{
+    return (g.frames - g.first_frame) * g.frame_tokens;
+}
+SVG2__BOTH int32_t grid_blocks(const tile_grid &g) { return grid_head(g) + divide_up(grid_rest(g), g.block); }
+
+SVG2__DEVICE int32_t grid_label(const tile_grid &g, int pattern, int32_t token)
+{
+    const int32_t frame = divide(token, g.frame_tokens), place = token - frame * g.frame_tokens;
+    if (frame < g.first_frame) return divide(place, g.block);
+    const int32_t at = pattern ? place * (g.frames - g.first_frame) + (frame - g.first_frame)
+                               : token - g.first_frame * g.frame_tokens;
+    return grid_head(g) + divide(at, g.block);
+}
+
+/* Tokens behind the first frame (if that has its own blocks) whose position is below x. */
+SVG2__DEVICE int32_t grid_below(const tile_grid &g, int pattern, int64_t x)
+{
+    if (x <= 0) return 0;
+    if (x >= (int64_t)g.frames * g.frame_tokens) return grid_rest(g);
+    const int32_t at = (int32_t)x;
+    if (!pattern) return max(at - g.first_frame * g.frame_tokens, 0);
+    const int32_t place = divide(at, g.frames), frame = at - place * g.frames - g.first_frame;
+    return place * (g.frames - g.first_frame) + max(frame, 0);
+}
+
+/* What a row of blocks sees: key blocks [0, head) of the first frame, and [begin, end). */
+struct near_blocks {
+    int32_t begin, end;
+};
+
+SVG2__DEVICE near_blocks grid_near(const tile_grid &g, int pattern, int32_t block, int32_t width)
+{
+    const int32_t head = grid_head(g), others = g.frames - g.first_frame;
+    int64_t low, high; /* first and last position of the block */
+    near_blocks n;
+    if (block < head) {
+        const int32_t first = block * g.block, last = min(g.block, g.frame_tokens - first) - 1 + first;
+        low = (int64_t)first * (pattern ? g.frames : 1);
+        high = (int64_t)last * (pattern ? g.frames : 1);
+    } else {
+        const int32_t first = (block - head) * g.block;
+        const int32_t last = min(g.block, grid_rest(g) - first) - 1 + first;
+        if (pattern) { /* others frames at a place, behind first_frame ones */
+            low = (int64_t)divide(first, others) * g.first_frame + first + g.first_frame;
+            high = (int64_t)divide(last, others) * g.first_frame + last + g.first_frame;
+        } else {
+            low = (int64_t)first + g.first_frame * g.frame_tokens;
+            high = (int64_t)last + g.first_frame * g.frame_tokens;
+        }
+    }
+    const int32_t first = grid_below(g, pattern, low - width + 1);
+    const int32_t last = grid_below(g, pattern, high + width);
+    n.begin = head + divide(first, g.block);
+    n.end = last > first ? head + divide_up(last, g.block) : n.begin;
+    return n;
+}
+
+/* ---- place ----
+   One block: 2048 tokens of a head. Limiter: DRAM, 4 bytes a token, beside some 40 instructions for the two
+   divisions. */
+struct place_args {
+    tile_grid grid;
+    const int32_t *pattern;
+    int32_t *label;
+    int32_t heads, pattern_heads, tokens, video_begin, video_count, chunks;
+    int64_t items;
+};
+
+static __global__ void __launch_bounds__(PLACE_THREADS) place_tokens(const __grid_constant__ place_args a)
+{
+    const int64_t item = item_index();
+    if (item >= a.items) return;
+    const int64_t bh = item / a.chunks;
+    const int32_t first = (int32_t)(item - bh * a.chunks) * PLACE_TOKENS;
+    const int32_t end = min(a.video_count - first, (int32_t)PLACE_TOKENS);
+    const int pattern = a.pattern && a.pattern[kv_head((int32_t)bh, a.heads, a.pattern_heads)] == 1;
+    int32_t *label = a.label + bh * a.tokens + a.video_begin + first;
+    for (int32_t t = (int32_t)threadIdx.x; t < end; t += PLACE_THREADS)
+        label[t] = grid_label(a.grid, pattern, first + t);
+}
+
+static svg2_result run_place(const svg2_backend *backend, const svg2_place_desc *d, void *workspace,
+                             svg2_error *err)
+{
+    place_args a;
+    (void)workspace;
+    a.grid = {d->frames, d->frame_tokens, d->block, d->first_frame};
+    a.pattern = d->pattern;
+    a.label = d->label;
+    a.heads = d->heads;
+    a.pattern_heads = d->pattern_heads ? d->pattern_heads : d->heads;
+    a.tokens = d->tokens;
+    a.video_begin = d->video_begin;
+    a.video_count = d->video_count;
+    a.chunks = (d->video_count + PLACE_TOKENS - 1) / PLACE_TOKENS;
+    a.items = (int64_t)d->batch * d->heads * a.chunks;
+    SVG2__RUN(launch(backend, err, "place_tokens", place_tokens, grid_items(a.items), PLACE_THREADS, 0, a));
+    return ok(err);
+}
+
+/* ---- band ---- */
+struct band_args {
+    tile_grid grid;
+    int32_t heads, heads_kv, width, video, blocks, has_text, has_padding;
+    const int32_t *pattern;
+    const float   *error;
+    const int32_t *query_offset, *key_offset;
+    uint8_t *map;
+    svg2_head_stats *stats;
+    int64_t rows;
+};
+
+/* 8 bytes, the first n of them 1 */
+SVG2__DEVICE uint64_t ones_below(int n)
+{
+    return n <= 0 ? 0ull : 0x0101010101010101ull >> 8 * (8 - min(n, 8));
+}
+SVG2__DEVICE uint64_t ones(int begin, int end) { return ones_below(end) & ~ones_below(begin); }
+
+/* The ranges of a row of blocks: [0, head), near, and from video on; empty for padding. */
+struct band_row {
+    near_blocks near;
+    int32_t head, video, seen;
+};
+
+SVG2__DEVICE band_row band_row_of(const band_args &a, int64_t bh, int32_t row)
+{
+    band_row r;
+    r.video = a.video;
+    r.head = r.near.begin = r.near.end = r.seen = 0;
+    if (row < a.video) {
+        const int pattern = a.pattern[kv_head((int32_t)bh, a.heads, a.heads_kv)] == 1;
+        r.near = grid_near(a.grid, pattern, row, a.width);
+        r.head = grid_head(a.grid);
+        r.seen = a.video + a.has_text;
+    } else if (a.has_text && row == a.video) { /* text sees everything */
+        r.head = r.near.begin = r.near.end = a.video;
+        r.seen = a.video + a.has_text;
+    }
+    return r;
+}
+
+/* map[j .. j + 8) */
+SVG2__DEVICE uint64_t band_bytes(const band_row &r, int j)
+{
+    return ones_below(r.head - j) | ones(r.near.begin - j, r.near.end - j) | ones(r.video - j, r.seen - j);
+}
+
+/* One warp: one row of the map. Its bytes up to the first and from the last address that 16 divides by one
+   lane each, the others 16 a lane. Limiter: DRAM, one byte written a pair of blocks; registers only. */
+static __global__ void __launch_bounds__(BAND_THREADS) band_rows(const __grid_constant__ band_args a)
+{
+    const int64_t at = item_index() * (BAND_THREADS / WARP) + threadIdx.x / WARP;
+    const int lane = (int)threadIdx.x % WARP;
+    if (at >= a.rows) return; /* the whole warp */
+    const int64_t bh = at / a.blocks;
+    const band_row r = band_row_of(a, bh, (int32_t)(at - bh * a.blocks));
+    uint8_t *row = a.map + at * a.blocks;
+    const int before = min((int)(-(uintptr_t)row & 15u), a.blocks);
+    const int wide = (a.blocks - before) / 16, after = before + 16 * wide;
+    if (lane < before) row[lane] = (uint8_t)(band_bytes(r, lane) & 1u);
+    if (lane >= 16 && after + lane - 16 < a.blocks)
+        row[after + lane - 16] = (uint8_t)(band_bytes(r, after + lane - 16) & 1u);
+    for (int c = lane; c < wide; c += WARP) {
+        const int j = before + 16 * c;
+        const uint64_t x = band_bytes(r, j), y = band_bytes(r, j + 8);
+        *(uint4 *)(void *)(row + j) =
+            make_uint4((uint32_t)x, (uint32_t)(x >> 32), (uint32_t)y, (uint32_t)(y >> 32));
+    }
+}
+
+/* Statistics of a map that was not selected: all but those that say where the map comes from. */
+SVG2__DEVICE svg2_head_stats map_stats(int64_t pairs, int64_t rows, int64_t keys)
+{
+    svg2_head_stats s;
+    memset(&s, 0, sizeof s);
+    s.pairs = s.pairs_pv = pairs;
+    s.pairs_total = rows * keys;
+    s.density = s.density_pv = s.pairs_total ? (float)((double)pairs / (double)s.pairs_total) : 0.0f;
+    s.error_estimate = pairs == s.pairs_total ? 0.0f : -1.0f;
+    s.recall = -1.0f;
+    return s;
+}
+
+/* One block: one head. Keys of a range of blocks are a difference of offsets. Latency-bound, a few us. */
+static __global__ void __launch_bounds__(BAND_THREADS) band_stats(const __grid_constant__ band_args a)
+{
+    SVG2_DYN_SMEM(smem, 128);
+    const int64_t bh = blockIdx.x, kv = kv_head((int32_t)bh, a.heads, a.heads_kv);
+    const int32_t *query = a.query_offset + bh * ((int64_t)a.blocks + 1);
+    const int32_t *key = a.key_offset + kv * ((int64_t)a.blocks + 1);
+    int64_t pairs = 0;
+    for (int i = (int)threadIdx.x; i < a.blocks; i += BAND_THREADS) {
+        const band_row r = band_row_of(a, bh, i);
+        int64_t seen = (int64_t)(key[r.head] - key[0]) + (key[r.near.end] - key[r.near.begin]);
+        if (r.seen > r.video) seen += key[r.seen] - key[r.video];
+        pairs += seen * (query[i + 1] - query[i]);
+    }
+    pairs = block_sum(pairs, smem);
+    if (threadIdx.x) return;
+    svg2_head_stats s = map_stats(pairs, query[a.blocks - a.has_padding], key[a.blocks - a.has_padding]);
+    s.pattern = a.pattern[kv] == 1;
+    if (a.error) s.pattern_error[0] = a.error[2 * bh], s.pattern_error[1] = a.error[2 * bh + 1];
+    a.stats[bh] = s;
+}
+
+static svg2_result run_band(const svg2_backend *backend, const svg2_band_desc *d, void *workspace,
+                            svg2_error *err)
+{
+    const int64_t heads = (int64_t)d->batch * d->heads;
+    band_args a;
+    (void)workspace;
+    a.grid = {d->frames, d->frame_tokens, d->block, d->first_frame};
+    a.heads = d->heads;
+    a.heads_kv = d->heads_kv;
+    a.width = d->width;
+    a.video = grid_blocks(a.grid);
+    a.has_text = d->has_text;
+    a.has_padding = d->has_padding;
+    a.blocks = a.video + a.has_text + a.has_padding;
+    a.pattern = d->pattern;
+    a.error = d->error;
+    a.query_offset = d->query_offset;
+    a.key_offset = d->key_offset;
+    a.map = d->map;
+    a.stats = d->stats;
+    a.rows = heads * a.blocks;
+    SVG2__RUN(launch(backend, err, "band_rows", band_rows,
+                     grid_items((a.rows + BAND_THREADS / WARP - 1) / (BAND_THREADS / WARP)), BAND_THREADS, 0,
+                     a));
+    if (a.stats)
+        SVG2__RUN(launch(backend, err, "band_stats", band_stats, dim3(grid_of(heads)), BAND_THREADS, 64, a));
+    return ok(err);
+}
+
+/* ---- pick ---- */
+struct pick_args {
+    int32_t heads, heads_kv, query_blocks, key_blocks, video_rows, video_keys, has_text, has_padding;
+    int32_t keep[3];     /* blocks of a row at the levels s + e, s, s - e        */
+    int32_t words;       /* of a row of bits                                     */
+    float   mass_target;
+    const float *mass;
+    const int32_t *query_offset, *key_offset;
+    uint8_t  *map;
+    uint32_t *bits;
+    float    *recall;
+    svg2_head_stats *stats;
+    double   *sum;       /* [rows of the call, 4]  mass kept at the three levels, and all */
+    int32_t  *level;     /* [BH]                                                 */
+    uint64_t *sort_key;  /* [blocks, sort_size]  where shared memory is too small */
+    int32_t   sort_size; /* power of two                                         */
+    int64_t   head_begin, head_count, rows; /* rows: of the call                 */
+};
+
+/* What sorts first stands for the largest mass; a NaN comes before all. */
+SVG2__DEVICE uint32_t pick_key(float mass) { return ~__float_as_uint(mass); }
+
+/* A row of the call: where its masses and its levels are. */
+struct pick_row {
+    const float *mass;
+    uint8_t *map;
+    double  *sum;
+    int32_t  row;
+};
+
+SVG2__DEVICE pick_row pick_row_of(const pick_args &a, int64_t at)
+{
+    pick_row r;
+    r.row = (int32_t)(at % a.query_blocks);
+    r.mass = a.mass + at * a.key_blocks;
+    r.map = a.map + (a.head_begin * a.query_blocks + at) * a.key_blocks;
+    r.sum = a.sum + 4 * at;
+    return r;
+}
+
+/* The levels of a row with nothing to choose: text sees all that is valid, padding nothing. And of the blocks
+   behind the video. By threads t, t + step, ... */
+SVG2__DEVICE void pick_border(const pick_args &a, const pick_row &r, int t, int step)
+{
+    const int is_text = a.has_text && r.row == a.video_rows;
+    if (r.row >= a.video_rows)
+        for (int j = t; j < a.video_keys; j += step) r.map[j] = is_text ? 0 : 3;
+    if (t == 0 && a.has_text) r.map[a.video_keys] = r.row <= a.video_rows ? 0 : 3;
+    if (t == 0 && a.has_padding) r.map[a.key_blocks - 1] = 3;
+}
+
+/* A row with a NaN or an Inf: it stays whole and counts nothing. */
+SVG2__DEVICE void pick_whole(const pick_args &a, const pick_row &r, int t, int step)
+{
+    for (int j = t; j < a.video_keys; j += step) r.map[j] = 0;
+    if (t < 4) r.sum[t] = 0.0;
+}
+
+/* One warp: one row. For three k at once the largest number below which no more than k keys lie, bit by bit
+   from the top, until exactly k are below: mostly after 20 bits or so of 32. If there is no such number, some
+   of the keys equal to the largest are taken, by their index. Shared memory: 4 bytes a key block for each of
+   4 rows, 30 KB at 1857; larger rows are read again and again. Limiter: issue, some 8,000 instructions a row
+   at 1857. */
+template <int IS_LARGE>
+static __global__ void __launch_bounds__(PICK_TOP_THREADS) pick_top(const __grid_constant__ pick_args a)
+{
+    SVG2_DYN_SMEM(smem, 128);
+    const int64_t at = item_index() * (PICK_TOP_THREADS / WARP) + threadIdx.x / WARP;
+    const int lane = (int)threadIdx.x % WARP, n = a.video_keys, groups = (n + 4 * WARP - 1) / (4 * WARP);
+    uint4 *key = (uint4 *)(void *)smem + (int)threadIdx.x / WARP * groups * WARP;
+    if (at >= a.rows) return; /* the whole warp; there is no barrier of the block */
+    const pick_row r = pick_row_of(a, at);
+    uint32_t below[3] = {0u, 0u, 0u};
+    int taken[3] = {0, 0, 0}, i, bit; /* keys that are below */
+    double all = 0.0, kept[3] = {0.0, 0.0, 0.0};
+    pick_border(a, r, lane, WARP);
+    if (r.row >= a.video_rows) return;
+    for (int j = lane; j < groups * 4 * WARP; j += WARP) {
+        const float mass = j < n ? r.mass[j] : 0.0f;
+        all += (double)mass;
+        if (!IS_LARGE) ((uint32_t *)(void *)key)[j] = j < n ? pick_key(mass) : 0xffffffffu; /* never below */
+    }
+    all = warp_sum(all);
+    if (a.has_text) all += (double)r.mass[n];
+    if (!(all <= 3.0e38)) {
+        pick_whole(a, r, lane, WARP);
+        return;
+    }
+    if (!SVG2__FAULT(90)) __syncwarp(); /* the keys of all lanes are there */
+    for (bit = 31; bit >= 0; --bit) {
+        const uint32_t edge[3] = {below[0] | 1u << bit, below[1] | 1u << bit, below[2] | 1u << bit};
+        int count[3] = {0, 0, 0};
+        /* the whole warp */
+        if (taken[0] == a.keep[0] && taken[1] == a.keep[1] && taken[2] == a.keep[2]) break;
+        if (IS_LARGE) {
+            for (int j = lane; j < n; j += WARP) {
+                const uint32_t k = pick_key(r.mass[j]);
+#pragma unroll
+                for (i = 0; i < 3; ++i) count[i] += k < edge[i];
+            }
+        } else {
+            for (int g = lane; g < groups * WARP; g += WARP) {
+                const uint4 k = key[g];
+#pragma unroll
+                for (i = 0; i < 3; ++i)
+                    count[i] += (k.x < edge[i]) + (k.y < edge[i]) + (k.z < edge[i]) + (k.w < edge[i]);
+            }
+        }
+#pragma unroll
+        for (i = 0; i < 3; ++i) {
+            const int sum = __reduce_add_sync(0xffffffffu, count[i]);
+            if (taken[i] < a.keep[i] && sum <= a.keep[i]) below[i] = edge[i], taken[i] = sum;
+        }
+    }
+    for (int j0 = 0; j0 < n; j0 += WARP) {
+        const int j = j0 + lane;
+        const float mass = j < n ? r.mass[j] : 0.0f;
+        const uint32_t k = pick_key(mass);
+        int level = 3;
+#pragma unroll
+        for (i = 2; i >= 0; --i) {
+            const int is_tie = j < n && taken[i] < a.keep[i] && k == below[i];
+            const unsigned ties = __ballot_sync(0xffffffffu, is_tie);
+            const int before = __popc(ties & ((1u << lane) - 1u));
+            if (k < below[i] || (is_tie && before < a.keep[i] - taken[i])) level = i;
+            taken[i] = min(taken[i] + __popc(ties), a.keep[i]);
+        }
+        if (j >= n) continue;
+        r.map[j] = (uint8_t)level;
+#pragma unroll
+        for (i = 0; i < 3; ++i) kept[i] += level == i ? (double)mass : 0.0;
+    }
+#pragma unroll
+    for (i = 0; i < 3; ++i) kept[i] = warp_sum(kept[i]);
+    if (lane) return;
+    r.sum[0] = kept[0] + (a.has_text ? (double)r.mass[n] : 0.0);
+    r.sum[1] = r.sum[0] + kept[1];
+    r.sum[2] = r.sum[1] + kept[2];
+    r.sum[3] = all;
+}
+
+/* One block of threads: one row (of larger rows several, one after the other), which keeps its heaviest
+   blocks until they hold mass_target of it. They are sorted, and the sums are one thread's, in the order of
+   the CPU: where the masses are the same, so is the map. Shared memory: 8 bytes a key block, rounded up to a
+   power of two. Limiter: the sort, as in select_rows, and the chain of additions. */
+template <int IS_LARGE>
+static __global__ void __launch_bounds__(PICK_THREADS) pick_mass(const __grid_constant__ pick_args a)
+{
+    SVG2_DYN_SMEM(smem, 128);
+    uint64_t *last = (uint64_t *)(void *)smem; /* the last key that is kept, + 1 */
+    int32_t *is_whole = (int32_t *)(void *)(smem + 8);
+    uint64_t *key =
+        IS_LARGE ? a.sort_key + (int64_t)blockIdx.x * a.sort_size : (uint64_t *)(void *)(smem + 16);
+    const int t = (int)threadIdx.x, n = a.video_keys;
+    for (int64_t at = blockIdx.x; at < a.rows; at += gridDim.x) {
+        const pick_row r = pick_row_of(a, at);
+        double all = 0.0, kept = 0.0;
+        pick_border(a, r, t, PICK_THREADS);
+        if (r.row >= a.video_rows) continue; /* the whole block */
+        for (int j = t; j < a.sort_size; j += PICK_THREADS)
+            key[j] = j < n ? falling_key(r.mass[j], j) : ~0ull;
+        if (t == 0) {
+            for (int j = 0; j < n + a.has_text; ++j) all += (double)r.mass[j];
+            *is_whole = !(all <= 3.0e38);
+        }
+        sort_keys(key, a.sort_size);
+        if (*is_whole) {
+            pick_whole(a, r, t, PICK_THREADS);
+        } else {
+            if (t == 0) {
+                const double most = (double)a.mass_target * all;
+                int j = 0;
+                if (a.has_text) kept = (double)r.mass[n];
+                for (; j < n && !(kept >= most); ++j) kept += (double)score_of(key[j]);
+                *last = j ? key[j - 1] + 1 : 0;
+                r.sum[0] = r.sum[1] = r.sum[2] = kept;
+                r.sum[3] = all;
+            }
+            if (!SVG2__FAULT(91)) __syncthreads(); /* the last key is there */
+            for (int j = t; j < n; j += PICK_THREADS)
+                r.map[j] = falling_key(r.mass[j], j) < *last ? 0 : 3;
+        }
+        if (!SVG2__FAULT(92)) __syncthreads(); /* last, is_whole and the keys have been read */
+    }
+}
+
+/* One block of threads: a head of the call. */
+static __global__ void __launch_bounds__(PICK_THREADS) pick_recall(const __grid_constant__ pick_args a)
+{
+    SVG2_DYN_SMEM(smem, 128);
+    const double *sum = a.sum + (int64_t)blockIdx.x * a.query_blocks * 4;
+    double total[4] = {0.0, 0.0, 0.0, 0.0};
+    int k;
+    for (int i = (int)threadIdx.x; i < a.video_rows; i += PICK_THREADS)
+        for (k = 0; k < 4; ++k) total[k] += sum[4 * (int64_t)i + k];
+    for (k = 0; k < 4; ++k) total[k] = block_sum(total[k], smem);
+    if (threadIdx.x) return;
+    for (k = 0; k < 3; ++k)
+        a.recall[3 * (a.head_begin + blockIdx.x) + k] = total[3] > 0.0 ? (float)(total[k] / total[3]) : 0.0f;
+}
+
+/* One block of threads: a head. Its level, by its rank among the heads of its batch entry; its statistics but
+   for the pairs, which pick_cut adds up. */
+static __global__ void __launch_bounds__(PICK_THREADS) pick_levels(const __grid_constant__ pick_args a)
+{
+    SVG2_DYN_SMEM(smem, 128);
+    const int64_t bh = blockIdx.x;
+    const int32_t h = (int32_t)(bh % a.heads);
+    const float *recall = a.recall + (bh - h) * 3 + 1, mine = a.recall[3 * bh + 1];
+    int good = 0, above = 0, level = 1;
+    for (int i = (int)threadIdx.x; i < a.heads; i += PICK_THREADS) {
+        const float x = recall[3 * (int64_t)i];
+        good += x > 0.8f;
+        above += x > mine || (x == mine && i < h);
+    }
+    good = min(block_sum(good, smem), a.heads / 2);
+    above = block_sum(above, smem);
+    if (threadIdx.x) return;
+    if (!(a.mass_target > 0.0f)) level = above < good ? 0 : above >= a.heads - good ? 2 : 1;
+    a.level[bh] = level;
+    if (a.stats) a.stats[bh].pairs = 0;
+}
+
+/* One warp: one row of the map. Levels, or bits (IS_BITS), become the map; and its bits, and its part of the
+   head's pairs, an integer, so that the order of the additions does not matter. Limiter: DRAM, 2 bytes a pair
+   of blocks (from bits 1), and as much the issue of a byte a lane: rows are not aligned. */
+template <int IS_BITS>
+static __global__ void __launch_bounds__(PICK_THREADS)
+    pick_cut(const __grid_constant__ pick_args a, int64_t rows)
+{
+    const int64_t at = item_index() * (PICK_THREADS / WARP) + threadIdx.x / WARP;
+    const int lane = (int)threadIdx.x % WARP;
+    if (at >= rows) return; /* the whole warp */
+    const int64_t bh = at / a.query_blocks, kv = kv_head((int32_t)bh, a.heads, a.heads_kv);
+    const int32_t *key = a.stats ? a.key_offset + kv * ((int64_t)a.key_blocks + 1) : NULL;
+    uint8_t *map = a.map + at * a.key_blocks;
+    uint32_t *bits = a.bits ? a.bits + at * a.words : NULL;
+    const int level = IS_BITS ? 0 : a.level[bh];
+    int64_t seen = 0;
+#pragma unroll 4
+    for (int w = 0; w < a.words; ++w) {
+        const int j = w * WARP + lane;
+        int is_kept = 0;
+        if (j < a.key_blocks) {
+            is_kept = IS_BITS ? (int)(bits[w] >> lane & 1u) : map[j] <= level;
+            map[j] = (uint8_t)is_kept;
+            if (key && is_kept) seen += key[j + 1] - key[j];
+        }
+        const unsigned word = __ballot_sync(0xffffffffu, is_kept);
+        if (!IS_BITS && bits && lane == 0) bits[w] = word;
+    }
+    if (!a.stats) return;
+    seen = warp_sum(seen);
+    if (lane == 0 && seen) {
+        const int32_t *query = a.query_offset + bh * ((int64_t)a.query_blocks + 1) + at % a.query_blocks;
+        atomicAdd((unsigned long long *)(void *)&a.stats[bh].pairs,
+                  (unsigned long long)(seen * (query[1] - query[0])));
+    }
+}
+
+/* One thread: a head. */
+static __global__ void __launch_bounds__(PICK_THREADS)
+    pick_end(const __grid_constant__ pick_args a, int64_t heads)
+{
+    const int64_t bh = (int64_t)blockIdx.x * PICK_THREADS + threadIdx.x;
+    if (bh >= heads) return;
+    const int64_t kv = kv_head((int32_t)bh, a.heads, a.heads_kv);
+    svg2_head_stats s =
+        map_stats(a.stats[bh].pairs,
+                  a.query_offset[bh * ((int64_t)a.query_blocks + 1) + a.query_blocks - a.has_padding],
+                  a.key_offset[kv * ((int64_t)a.key_blocks + 1) + a.key_blocks - a.has_padding]);
+    s.recall = a.recall[3 * bh + a.level[bh]];
+    a.stats[bh] = s;
+}
+
+/* 32 bytes for every row of blocks of the call, and 4 a head; with mass_target and above 4096 key blocks up
+   to 256 times 8 bytes a key block, rounded up to a power of two. */
+static size_t pick_layout(const svg2_pick_desc *d, void *base, pick_args *out, int64_t *blocks)
+{
+    arena a = {(char *)base, 0};
+    const int is_sorted = d->mass_target > 0.0f, is_large = d->key_blocks > PICK_SHARED;
+    int64_t many;
+    pick_args w;
+    memset(&w, 0, sizeof w);
+    if (is_sorted && d->key_blocks > 1 << 24) return SIZE_MAX;
+    for (w.sort_size = 1; is_sorted && w.sort_size < d->key_blocks; w.sort_size *= 2) {}
+    many = PICK_SCRATCH / w.sort_size;
+    many = many > 256 ? 256 : many < 1 ? 1 : many;
+    w.sum = a.take<double>(count_of(d->head_count, d->query_blocks, 4));
+    w.level = a.take<int32_t>(count_of(d->batch, d->heads));
+    w.sort_key = a.take<uint64_t>(is_sorted && is_large ? count_of(many, w.sort_size) : 0);
+    if (out) *out = w;
+    if (blocks) *blocks = many;
+    return a.used;
+}
+
+/* Blocks that a row keeps at the three levels of sparsity, as svg2__pick_counts. */
+static void pick_counts(int32_t blocks, double sparsity, int32_t *keep)
+{
+    const double step = sparsity < (1.0 - sparsity) / 2.0 ? sparsity : (1.0 - sparsity) / 2.0;
+    for (int i = 0; i < 3; ++i) {
+        const double count = ceil((1.0 - sparsity + (i - 1) * step) * (double)blocks - 1e-6);
+        keep[i] = count < 1.0 ? 1 : count > (double)blocks ? blocks : (int32_t)count;
+    }
+}
+
+static svg2_result run_pick(const svg2_backend *backend, const svg2_pick_desc *d, void *workspace,
+                            svg2_error *err)
+{
+    const int64_t heads = (int64_t)d->batch * d->heads;
+    const int rows_each = PICK_TOP_THREADS / WARP;
+    int64_t blocks;
+    pick_args a;
+    (void)pick_layout(d, workspace, &a, &blocks);
+    a.heads = d->heads;
+    a.heads_kv = d->heads_kv;
+    a.query_blocks = d->query_blocks;
+    a.key_blocks = d->key_blocks;
+    a.video_rows = d->query_blocks - d->has_text - d->has_padding;
+    a.video_keys = d->key_blocks - d->has_text - d->has_padding;
+    a.has_text = d->has_text;
+    a.has_padding = d->has_padding;
+    a.words = (int32_t)(((int64_t)d->key_blocks + 31) / 32);
+    a.mass_target = d->mass_target;
+    a.mass = d->mass;
+    a.query_offset = d->query_offset;
+    a.key_offset = d->key_offset;
+    a.map = d->map;
+    a.bits = d->bits;
+    a.recall = d->recall;
+    a.stats = d->stats;
+    a.head_begin = d->head_begin;
+    a.head_count = d->head_count;
+    a.rows = (int64_t)d->head_count * d->query_blocks;
+    pick_counts(a.video_keys, (double)d->sparsity, a.keep);
+    if (d->mass) {
+        const dim3 top = grid_items((a.rows + rows_each - 1) / rows_each);
+        if (d->mass_target > 0.0f && d->key_blocks > PICK_SHARED)
+            SVG2__RUN(launch(backend, err, "pick_mass", pick_mass<1>,
+                             dim3(grid_of(blocks < a.rows ? blocks : a.rows)), PICK_THREADS, 16, a));
+        else if (d->mass_target > 0.0f)
+            SVG2__RUN(launch(backend, err, "pick_mass", pick_mass<0>, dim3(grid_of(a.rows)), PICK_THREADS,
+                             (size_t)(16 + 8 * a.sort_size), a));
+        else if (a.video_keys > PICK_SHARED)
+            SVG2__RUN(launch(backend, err, "pick_top", pick_top<1>, top, PICK_TOP_THREADS, 0, a));
+        else
+            SVG2__RUN(launch(backend, err, "pick_top", pick_top<0>, top, PICK_TOP_THREADS,
+                             (size_t)((a.video_keys + 4 * WARP - 1) / (4 * WARP) * 16 * WARP * rows_each),
+                             a));
+        SVG2__RUN(launch(backend, err, "pick_recall", pick_recall, dim3(grid_of(d->head_count)),
+                         PICK_THREADS, 64, a));
+        if (d->head_begin + (int64_t)d->head_count < heads) return ok(err);
+    }
+    const int64_t rows = heads * a.query_blocks;
+    SVG2__RUN(launch(backend, err, "pick_levels", pick_levels, dim3(grid_of(heads)), PICK_THREADS, 64, a));
+    SVG2__RUN(launch(backend, err, "pick_cut", d->mass ? pick_cut<0> : pick_cut<1>,
+                     grid_items((rows + PICK_THREADS / WARP - 1) / (PICK_THREADS / WARP)), PICK_THREADS, 0, a,
+                     rows));
+    if (a.stats)
+        SVG2__RUN(launch(backend, err, "pick_end", pick_end,
+                         dim3(grid_of((heads + PICK_THREADS - 1) / PICK_THREADS)), PICK_THREADS, 0, a,
+                         heads));
+    return ok(err);
+}
+
+} /* namespace svg2__cuda */
+
+/* ==== >>profile ==========================================================================
+   64 sampled rows of a head are an item.
+
+   rows      a block of threads sees an item against one stretch of the keys (a split)
+   error     joins the splits of an item and compares either band with all keys
+   end       adds up, and decides */
+namespace svg2__cuda {
+
+enum {
+    PROFILE_ROWS = 64,
+    PROFILE_THREADS = 384,  /* three groups of four warps: all keys, the band in space, the band in time */
+    PROFILE_ITEMS = 264,    /* items times splits at one time: two for each of 132 multiprocessors       */
+    PROFILE_ERROR_ROWS = 8, /* a warp each                                                               */
+    PROFILE_ERROR_THREADS = PROFILE_ERROR_ROWS * WARP,
+    PROFILE_PARTS = PROFILE_ROWS / PROFILE_ERROR_ROWS,
+    PROFILE_END_THREADS = 128
+};
+
+/* Shared memory. A block makes at most 128 columns of the output. */
+template <int DP> struct profile_smem {
+    enum {
+        KEYS = DP > 128 ? 32 : 64,
+        COLUMNS = DP > 128 ? 128 : DP,
+        KEY = KEYS * DP * 2,
+        VALUE = KEYS * COLUMNS * 2,
+        TOKEN = 0,                                     /* i32 [ROWS]                                   */
+        NEAR = TOKEN + 4 * PROFILE_ROWS,               /* near_blocks [2][ROWS]                        */
+        BLOCK = NEAR + 16 * PROFILE_ROWS,              /* i32 [2 places][2][KEYS]                      */
+        QUERY = (BLOCK + 16 * KEYS + 127) / 128 * 128, /* [ROWS] rows of QUERY_ROW bytes               */
+        QUERY_ROW = DP * 2 + 16,                       /* 16 bytes further into the banks from row to row */
+        TILE = (QUERY + PROFILE_ROWS * QUERY_ROW + 127) / 128 * 128, /* [2 places] keys, values        */
+        BYTES = TILE + 2 * (KEY + VALUE)
+    };
+};
+static_assert(profile_smem<128>::BYTES + 1024 <= 100 * 1024 && profile_smem<256>::BYTES + 1024 <= 100 * 1024,
+              "a block a multiprocessor");
+
+struct profile_args {
+    tile_grid grid;
+    tensor  q, k, v;
+    const float *key_mean;
+    float  *partial;      /* [count, splits][m, l, l, l [ROWS], output [3][ROWS][dim]]              */
+    double *error;        /* [items, PARTS, 3]  squared error under either pattern, squared output  */
+    int32_t *pattern;
+    float   *relative;    /* [BH, 2], NULL = not wanted                                             */
+    int64_t first, count; /* items of this launch                                                   */
+    uint64_t seed;
+    int32_t heads, heads_kv, tokens, dim, video_begin, video_count, text_begin, text_count;
+    int32_t width, sample_rows, units, splits, columns; /* units: items of a head; columns: blocks of threads
+                                                           that share the columns of the output       */
+    float   scale2;       /* scale * log2(e)                                                        */
+};
+
+SVG2__DEVICE float *profile_partial(const profile_args &a, int64_t item, int split)
+{
+    return a.partial + (item * a.splits + split) * (PROFILE_ROWS * (4 + 3 * (int64_t)a.dim));
+}
+
+/* The n-th sampled token of the video: one from each stretch. */
+SVG2__DEVICE int32_t profile_row(const profile_args &a, int32_t n)
+{
+    const double at = ((double)n + uniform(a.seed, 0x70726f66u, (uint64_t)n)) * (double)a.video_count
+                      / (double)a.sample_rows;
+    return min((int32_t)at, a.video_count - 1);
+}
+
+SVG2__DEVICE bool profile_is_video(const profile_args &a, int32_t token)
+{
+    return token >= a.video_begin && token - a.video_begin < a.video_count;
+}
+SVG2__DEVICE bool profile_is_text(const profile_args &a, int32_t token)
+{
+    return token >= a.text_begin && token - a.text_begin < a.text_count;
+}
+
+/* Rows of keys or values, elements from `column` on, into a tile; padding, and what is behind head_dim, as
+   zeros. One group of copies. */
+template <class T, int WIDTH, int KEYS>
+SVG2__DEVICE void profile_load(const profile_args &a, const tensor &x, int64_t head, int first, int column,
+                               const float *mean, unsigned char *tile)
+{
+    const bool is_copy = x.dtype == dtype_of(T()) && x.is_vector;
+#pragma unroll 1
+    for (int i = (int)threadIdx.x; i < KEYS * (WIDTH / 8); i += PROFILE_THREADS) {
+        const int r = i / (WIDTH / 8), c = i % (WIDTH / 8), e = column + 8 * c, token = first + r;
+        const bool is_there =
+            e < a.dim && token < a.tokens && (profile_is_video(a, token) || profile_is_text(a, token));
+        const int64_t at = is_there ? head + (int64_t)token * x.stride_token + e : 0;
+        unsigned char *to = tile + tile_at<WIDTH>(r, c);
+        if (is_copy) {
+            svg2__cp_async16(svg2__smem(to), (const T *)x.data + at, is_there ? 16 : 0);
+        } else {
+            float y[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+            if (is_there) load8(y, x, at, 0);
+            for (int n = 0; n < 8 && mean && is_there; ++n) y[n] -= mean[e + n];
+            *(uint4 *)(void *)to = pack8<T>(y);
+        }
+    }
+    svg2__cp_async_commit();
+}
+
+/* Blocks of the tokens of a tile under both patterns; -1: seen by all, -2: padding. */
+template <int KEYS> SVG2__DEVICE void profile_blocks(const profile_args &a, int first, int32_t *block)
+{
+    const int tid = (int)threadIdx.x, token = first + tid % KEYS;
+    int32_t b = -2;
+    if (tid >= 2 * KEYS) return;
+    if (token < a.tokens && profile_is_video(a, token)) {
+        b = grid_label(a.grid, tid / KEYS, token - a.video_begin);
+        if (b < grid_head(a.grid)) b = -1;
+    } else if (token < a.tokens && profile_is_text(a, token)) {
+        b = -1;
+    }
+    block[tid] = b;
+}
+
+/* One block of threads: 64 rows against a stretch of the keys, FlashAttention-2's way, three times: the first
+   four warps weigh all keys, the next those in the band in space, the last those in the band in time; warp w
+   of four owns rows 16w .. 16w+15.
+
+       S  = Q K^T      16 x 64 a warp (32 where head_dim > 128), the same in all three groups
+       m  = maximum    over all keys, so the same, too
+       P  = exp2(S - m)                                   0 outside the group's band
+       O += P V        16 x 128 a warp                    left out where P is 0
+
+   Every group forms S itself: half as many products again, but no P goes through shared memory, no group
+   waits for another, and O takes 64 registers a thread and not 192. Where head_dim > 128, a second block
+   makes the other columns. Tiles of keys and values alternate between two places, copied while the tile before
+   is computed; one barrier a tile. Shared memory: 85 KB; one block of 12 warps a multiprocessor. Limiter: the
+   tensor cores, at most 6 * 64 * S * D multiply-adds a head beside 4 S D bytes that are read. */
+template <class T, int DP>
+static __global__ void __launch_bounds__(PROFILE_THREADS, 1)
+    profile_rows(const __grid_constant__ profile_args a)
+{
+    typedef profile_smem<DP> L;
+    enum { KEYS = L::KEYS, COLUMNS = L::COLUMNS };
+    SVG2_DYN_SMEM(smem, 128);
+    const int tid = (int)threadIdx.x, lane = tid % WARP, quad = lane % 4, warp = tid / WARP % 4,
+              part = tid / WARP / 4;
+    /* items of one split are neighbours: their keys may be the same */
+    const int64_t at = item_index() / a.columns;
+    const int column = (int)(item_index() % a.columns) * COLUMNS, split = (int)(at / a.count);
+    const int64_t local = at % a.count, bh = (a.first + local) / a.units;
+    const int first_row = (int)((a.first + local) % a.units) * PROFILE_ROWS;
+    const int rows = min(a.sample_rows - first_row, (int)PROFILE_ROWS);
+    const int64_t kv = kv_head((int32_t)bh, a.heads, a.heads_kv);
+    const int64_t key_head = row_at(a.k, kv / a.heads_kv, kv % a.heads_kv, 0),
+                  value_head = row_at(a.v, kv / a.heads_kv, kv % a.heads_kv, 0);
+    const float *mean = a.key_mean && a.k.dtype != dtype_of(T()) ? a.key_mean + kv * a.dim : NULL;
+    const int tiles = (a.tokens + KEYS - 1) / KEYS;
+    const int begin = (int)((int64_t)tiles * split / a.splits),
+              end = (int)((int64_t)tiles * (split + 1) / a.splits);
+    int32_t *token = (int32_t *)(void *)(smem + L::TOKEN), *block = (int32_t *)(void *)(smem + L::BLOCK);
+    near_blocks *near = (near_blocks *)(void *)(smem + L::NEAR);
+    float o[COLUMNS / 8][4], m[2] = {-INFINITY, -INFINITY}, l[2] = {0.0f, 0.0f};
+    int n, h, e;
+
+    if (split >= a.splits) return; /* the whole block */
+    if (tid < PROFILE_ROWS) {
+        const int32_t place = tid < rows ? profile_row(a, first_row + tid) : 0;
+        token[tid] = a.video_begin + place;
+        for (h = 0; h < 2; ++h)
+            near[h * PROFILE_ROWS + tid] = grid_near(a.grid, h, grid_label(a.grid, h, place), a.width);
+    }
+    profile_load<T, DP, KEYS>(a, a.k, key_head, begin * KEYS, 0, mean, smem + L::TILE);
+    profile_load<T, COLUMNS, KEYS>(a, a.v, value_head, begin * KEYS, column, NULL, smem + L::TILE + L::KEY);
+    profile_blocks<KEYS>(a, begin * KEYS, block);
+    if (!SVG2__FAULT(93)) __syncthreads(); /* row numbers are there */
+#pragma unroll 1
+    for (int i = tid; i < PROFILE_ROWS * (DP / 8); i += PROFILE_THREADS) {
+        const int r = i / (DP / 8), c = i % (DP / 8);
+        float x[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+        if (r < rows && 8 * c < a.dim)
+            load8(x, a.q, row_at(a.q, bh / a.heads, bh % a.heads, token[r]), 8 * c);
+        *(uint4 *)(void *)(smem + L::QUERY + r * L::QUERY_ROW + 16 * c) = pack8<T>(x);
+    }
+    const int r0 = 16 * warp + lane / 4; /* rows of this thread: r0, r0 + 8 */
+    const int32_t *own = (const int32_t *)&near[max(part - 1, 0) * PROFILE_ROWS + r0];
+    const int32_t near_begin[2] = {own[0], own[16]}, near_size[2] = {own[1] - own[0], own[17] - own[16]};
+#pragma unroll
+    for (n = 0; n < COLUMNS / 8; ++n) o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0.0f;
+
+#pragma unroll 1
+    for (int tile = begin; tile < end; ++tile) {
+        const int place = (tile - begin) & 1, other = place ^ 1;
+        if (!SVG2__FAULT(94)) svg2__cp_async_wait<0>(); /* this thread's copies of the tile have landed */
+        if (!SVG2__FAULT(95)) __syncthreads(); /* those of all others, its blocks, and at first the queries,
+                                                  too; nobody reads the tile before */
+        if (tile + 1 < end) {
+            unsigned char *to = smem + L::TILE + other * (L::KEY + L::VALUE);
+            profile_load<T, DP, KEYS>(a, a.k, key_head, (tile + 1) * KEYS, 0, mean, to);
+            profile_load<T, COLUMNS, KEYS>(a, a.v, value_head, (tile + 1) * KEYS, column, NULL, to + L::KEY);
+            profile_blocks<KEYS>(a, (tile + 1) * KEYS, block + other * 2 * KEYS);
+        }
+        if (16 * warp >= rows) continue; /* the whole warp only loads and waits */
+        const uint32_t keys = svg2__smem(smem + L::TILE + place * (L::KEY + L::VALUE));
+        const int32_t *b = block + (2 * place + max(part - 1, 0)) * KEYS + 2 * quad;
+        float s[KEYS / 8][4];
+#pragma unroll
+        for (n = 0; n < KEYS / 8; ++n) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
+        {
+            const uint32_t q = svg2__smem(smem + L::QUERY)
+                               + (uint32_t)((16 * warp + lane % 16) * L::QUERY_ROW + lane / 16 * 16);
+            const uint32_t k = keys + tile_at<DP>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+#pragma unroll
+            for (e = 0; e < DP / 16; ++e) {
+                uint32_t x[4], y[4];
+                if (16 * e >= a.dim) continue; /* nothing but zeros */
+                svg2__ldmatrix_x4(x, q + (uint32_t)(32 * e));
+#pragma unroll
+                for (n = 0; n < KEYS / 16; ++n) {
+                    svg2__ldmatrix_x4(y, tile_step<DP>(k, e) + (uint32_t)(16 * n * DP * 2));
+                    svg2__mma_m16n8k16(s[2 * n], x, y[0], y[1], T());
+                    svg2__mma_m16n8k16(s[2 * n + 1], x, y[2], y[3], T());
+                }
+            }
+        }
+        float alpha[2], sum[2] = {0.0f, 0.0f};
+#pragma unroll
+        for (n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+            for (e = 0; e < 4; ++e) s[n][e] = b[8 * n + e % 2] == -2 ? -INFINITY : s[n][e] * a.scale2;
+#pragma unroll
+        for (h = 0; h < 2; ++h) {
+            float top = -INFINITY;
+#pragma unroll
+            for (n = 0; n < KEYS / 8; ++n) top = fmaxf(top, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
+            top = fmaxf(m[h], quad_max(top));
+            /* nothing but -Inf so far: keep exp2 away from Inf - Inf */
+            const float from = top == -INFINITY ? 0.0f : top;
+            alpha[h] = svg2__exp2(m[h] - from);
+            m[h] = top;
+#pragma unroll
+            for (n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+                for (e = 2 * h; e < 2 * h + 2; ++e) {
+                    const int32_t j = b[8 * n + e % 2];
+                    const bool is_seen =
+                        part == 0 || j < 0 || (uint32_t)(j - near_begin[h]) < (uint32_t)near_size[h];
+                    s[n][e] = is_seen ? svg2__exp2(s[n][e] - from) : 0.0f;
+                    sum[h] += s[n][e];
+                }
+            l[h] = fmaf(l[h], alpha[h], sum[h]);
+        }
+        if (__any_sync(0xffffffffu, !(alpha[0] == 1.0f && alpha[1] == 1.0f))) {
+#pragma unroll
+            for (n = 0; n < COLUMNS / 8; ++n)
+#pragma unroll
+                for (e = 0; e < 4; ++e) o[n][e] *= alpha[e / 2];
+        }
+        /* outside the band of all 16 rows; of all keys nothing is left out: a value may be NaN */
+        if (part && !__any_sync(0xffffffffu, !(sum[0] == 0.0f && sum[1] == 0.0f))) continue;
+        const uint32_t v = keys + (uint32_t)L::KEY + tile_at<COLUMNS>(lane % 16, lane / 16);
+#pragma unroll
+        for (n = 0; n < KEYS / 16; ++n) {
+            uint32_t x[4], y[4];
+            x[0] = pack2(s[2 * n][0], s[2 * n][1], T());
+            x[1] = pack2(s[2 * n][2], s[2 * n][3], T());
+            x[2] = pack2(s[2 * n + 1][0], s[2 * n + 1][1], T());
+            x[3] = pack2(s[2 * n + 1][2], s[2 * n + 1][3], T());
+#pragma unroll
+            for (e = 0; e < COLUMNS / 16; ++e) {
+                if (column + 16 * e >= a.dim) continue;
+                svg2__ldmatrix_x4_trans(y, tile_step<COLUMNS>(v, e) + (uint32_t)(16 * n * COLUMNS * 2));
+                svg2__mma_m16n8k16(o[2 * e], x, y[0], y[1], T());
+                svg2__mma_m16n8k16(o[2 * e + 1], x, y[2], y[3], T());
+            }
+        }
+    }
+    svg2__cp_async_wait<0>();
+
+    float *partial = profile_partial(a, local, split);
+#pragma unroll
+    for (h = 0; h < 2; ++h) {
+        const int r = r0 + 8 * h;
+        const float sum = quad_sum(l[h]);
+        float *row = partial + 4 * PROFILE_ROWS + ((int64_t)part * PROFILE_ROWS + r) * a.dim + column;
+        if (r >= rows) continue;
+        if (quad == 0 && column == 0 && part == 0) partial[r] = m[h];
+        if (quad == 0 && column == 0) partial[(1 + part) * PROFILE_ROWS + r] = sum;
+#pragma unroll
+        for (n = 0; n < COLUMNS / 8; ++n)
+            if (column + 8 * n < a.dim)
+                *(float2 *)(void *)(row + 8 * n + 2 * quad) = make_float2(o[n][2 * h], o[n][2 * h + 1]);
+    }
+}
+
+/* One warp: one row, its splits joined in order. A block: 8 rows of an item; their sums. Limiter: DRAM and
+   L2, 12 bytes an element of a split. */
+static __global__ void __launch_bounds__(PROFILE_ERROR_THREADS)
+    profile_error(const __grid_constant__ profile_args a)
+{
+    SVG2_DYN_SMEM(smem, 128);
+    const int lane = (int)threadIdx.x % WARP;
+    const int64_t local = item_index() / PROFILE_PARTS;
+    const int group = (int)(item_index() % PROFILE_PARTS),
+              r = group * PROFILE_ERROR_ROWS + (int)threadIdx.x / WARP;
+    if (local >= a.count) return; /* the whole block */
+    const int64_t item = a.first + local;
+    const int first_row = (int)(item % a.units) * PROFILE_ROWS;
+    double error[3] = {0.0, 0.0, 0.0};
+    int part, s, i;
+    if (first_row + r < a.sample_rows) {
+        float top = -INFINITY, l[3] = {0.0f, 0.0f, 0.0f};
+        for (s = 0; s < a.splits; ++s) top = fmaxf(top, profile_partial(a, local, s)[r]);
+        if (top == -INFINITY) top = 0.0f;
+        for (int e = 4 * lane; e < a.dim; e += 4 * WARP) {
+            float o[3][4] = {{0.0f}};
+            l[0] = l[1] = l[2] = 0.0f;
+#pragma unroll 2
+            for (s = 0; s < a.splits; ++s) {
+                const float *partial = profile_partial(a, local, s), weight = svg2__exp2(partial[r] - top);
+#pragma unroll
+                for (part = 0; part < 3; ++part) {
+                    const float4 x = *(const float4 *)(const void *)(
+                        partial + 4 * PROFILE_ROWS + ((int64_t)part * PROFILE_ROWS + r) * a.dim + e);
+                    l[part] = fmaf(partial[(1 + part) * PROFILE_ROWS + r], weight, l[part]);
+                    o[part][0] = fmaf(x.x, weight, o[part][0]);
+                    o[part][1] = fmaf(x.y, weight, o[part][1]);
+                    o[part][2] = fmaf(x.z, weight, o[part][2]);
+                    o[part][3] = fmaf(x.w, weight, o[part][3]);
+                }
+            }
+#pragma unroll
+            for (i = 0; i < 4; ++i) {
+                const double dense = (double)o[0][i] / (double)l[0];
+                error[2] += dense * dense;
+#pragma unroll
+                for (part = 1; part < 3; ++part) { /* a row without a key that counts has an output of 0 */
+                    const double x = l[part] > 0.0f ? (double)o[part][i] / (double)l[part] : 0.0;
+                    error[part - 1] += (x - dense) * (x - dense);
+                }
+            }
+        }
+    }
+    for (i = 0; i < 3; ++i) {
+        const double sum = block_sum(error[i], smem);
+        if (threadIdx.x == 0) a.error[(item * PROFILE_PARTS + group) * 3 + i] = sum;
+    }
+}
+
+/* One block of threads: a key head and its query heads, which are neighbours. */
+static __global__ void __launch_bounds__(PROFILE_END_THREADS)
+    profile_end(const __grid_constant__ profile_args a)
+{
+    SVG2_DYN_SMEM(smem, 128);
+    const int64_t kv = blockIdx.x, group = a.heads / a.heads_kv, each = (int64_t)a.units * PROFILE_PARTS;
+    double both[2] = {0.0, 0.0};
+    for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
+        double sum[3] = {0.0, 0.0, 0.0};
+        int i;
+        for (int64_t n = threadIdx.x; n < each; n += PROFILE_END_THREADS)
+            for (i = 0; i < 3; ++i) sum[i] += a.error[(h * each + n) * 3 + i];
+        for (i = 0; i < 3; ++i) sum[i] = block_sum(sum[i], smem);
+        for (i = 0; i < 2; ++i) {
+            both[i] += sum[i];
+            if (a.relative && threadIdx.x == 0)
+                a.relative[2 * h + i] = sum[2] > 0.0 ? (float)sqrt(sum[i] / sum[2]) : 0.0f;
+        }
+    }
+    if (threadIdx.x == 0) a.pattern[kv] = both[1] < both[0]; /* NaN: 0 */
+}
+
+/* 192 bytes an item, and the partial results of at most 264 splits of 64 rows: 768 bytes a dimension and 1 KB
+   each, 26 MB at head_dim 128. */
+static size_t profile_layout(const svg2_profile_desc *d, void *base, profile_args *out)
+{
+    arena a = {(char *)base, 0};
+    const int32_t units = (int32_t)(((int64_t)d->sample_rows + PROFILE_ROWS - 1) / PROFILE_ROWS);
+    const int keys = d->head_dim > 128 ? (int)profile_smem<256>::KEYS : (int)profile_smem<128>::KEYS;
+    const int64_t most = PROFILE_ITEMS, items = (int64_t)d->batch * d->heads * units;
+    const int64_t count = items < most ? items : most;
+    const int64_t tiles = ((int64_t)d->tokens + keys - 1) / keys, wanted = most / count;
+    const int64_t splits = wanted < tiles ? wanted : tiles;
+    profile_args w;
+    memset(&w, 0, sizeof w);
+    w.units = units;
+    w.count = count;
+    w.splits = (int32_t)splits;
+    w.error = a.take<double>(count_of(items, PROFILE_PARTS, 3));
+    w.partial = a.take<float>(count_of(count, splits, PROFILE_ROWS, 4 + 3 * (int64_t)d->head_dim));
+    if (out) *out = w;
+    return a.used;
+}
+
+template <class T, int DP>
+static svg2_result profile_launch(const svg2_backend *backend, profile_args a, int64_t items, svg2_error *err)
+{
+    const int64_t most = a.count;
+    a.columns = (a.dim + profile_smem<DP>::COLUMNS - 1) / profile_smem<DP>::COLUMNS;
+    for (a.first = 0; a.first < items; a.first += most) {
+        a.count = most < items - a.first ? most : items - a.first;
+        SVG2__RUN(launch(backend, err, "profile_rows", profile_rows<T, DP>,
+                         grid_items(a.count * a.splits * a.columns), PROFILE_THREADS,
+                         profile_smem<DP>::BYTES, a));
+        SVG2__RUN(launch(backend, err, "profile_error", profile_error, grid_items(a.count * PROFILE_PARTS),
+                         PROFILE_ERROR_THREADS, 64, a));
+    }
+    return SVG2_OK;
+}
+
+static svg2_result run_profile(const svg2_backend *backend, const svg2_profile_desc *d, void *workspace,
+                               svg2_error *err)
+{
+    const bool is_f16 = d->k_layout.dtype == SVG2_F16 && d->v_layout.dtype == SVG2_F16;
+    profile_args a;
+    (void)profile_layout(d, workspace, &a);
+    const int64_t items = (int64_t)d->batch * d->heads * a.units;
+    a.grid = {d->frames, d->frame_tokens, d->block, d->first_frame};
+    a.q = tensor_of(d->q, d->q_layout, d->heads, d->tokens, d->head_dim);
+    a.k = tensor_of(d->k, d->k_layout, d->heads_kv, d->tokens, d->head_dim);
+    a.v = tensor_of(d->v, d->v_layout, d->heads_kv, d->tokens, d->head_dim);
+    a.key_mean = d->key_mean;
+    a.pattern = d->pattern;
+    a.relative = d->error;
+    a.seed = d->seed;
+    a.heads = d->heads;
+    a.heads_kv = d->heads_kv;
+    a.tokens = d->tokens;
+    a.dim = d->head_dim;
+    a.video_begin = d->video_begin;
+    a.video_count = d->frames * d->frame_tokens;
+    a.text_begin = d->text_begin;
+    a.text_count = d->text_count;
+    a.width = d->width;
+    a.sample_rows = d->sample_rows;
+    a.scale2 = d->scale * 1.44269504f;
+    if (a.dim > 128)
+        SVG2__RUN(is_f16 ? (profile_launch<__half, 256>(backend, a, items, err))
+                         : (profile_launch<__nv_bfloat16, 256>(backend, a, items, err)));
+    else
+        SVG2__RUN(is_f16 ? (profile_launch<__half, 128>(backend, a, items, err))
+                         : (profile_launch<__nv_bfloat16, 128>(backend, a, items, err)));
+    SVG2__RUN(launch(backend, err, "profile_end", profile_end, dim3(grid_of((int64_t)d->batch * d->heads_kv)),
+                     PROFILE_END_THREADS, 64, a));
+    return ok(err);
+}
+
+} /* namespace svg2__cuda */
+
 /* ==== >>pipeline ========================================================================= */
 namespace svg2__cuda {
 
@@ -5935,8 +7022,19 @@ static size_t workspace_bytes(const svg2_backend *backend, svg2_stage stage, con
     case SVG2_STAGE_TAIL: return tail_layout((const svg2_tail_desc *)desc, NULL, NULL);
     case SVG2_STAGE_ATTENTION: return attention_layout((const svg2_attention_desc *)desc, NULL);
     case SVG2_STAGE_MASS: return mass_layout((const svg2_mass_desc *)desc, NULL);
+    case SVG2_STAGE_PLACE: return 0;
+    case SVG2_STAGE_BAND: return 0;
+    case SVG2_STAGE_PICK: return pick_layout((const svg2_pick_desc *)desc, NULL, NULL, NULL);
+    case SVG2_STAGE_PROFILE: return profile_layout((const svg2_profile_desc *)desc, NULL, NULL);
     default: return SIZE_MAX;
     }
+}
+
+static svg2_result copy_inside(const svg2_backend *backend, void *to, const void *from, size_t bytes,
+                               svg2_error *err)
+{
+    SVG2__CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_of(backend)), "copy");
+    return ok(err);
 }
 
 /* These two wait for the copy (state as bytes, tests and tools); nothing else here does. */
@@ -5981,6 +7079,11 @@ extern "C" svg2_backend svg2_cuda_backend(void *stream)
     b.tail = svg2__cuda::run_tail;
     b.attention = svg2__cuda::run_attention;
     b.mass = svg2__cuda::run_mass;
+    b.place = svg2__cuda::run_place;
+    b.band = svg2__cuda::run_band;
+    b.pick = svg2__cuda::run_pick;
+    b.profile = svg2__cuda::run_profile;
+    b.copy = svg2__cuda::copy_inside;
     b.copy_out = svg2__cuda::copy_out;
     b.copy_in = svg2__cuda::copy_in;
     return b;
