@@ -217,9 +217,134 @@ static void nan_and_inf(void **state)
     }
 }
 
+/* ---- methods with blocks of neighbours ---- */
+/* Rows of whole attention under the map of the call's plan, in float64; its statistics. */
+static void check_tiled(twin *t, int32_t step, int rows)
+{
+    job *j = &t->j;
+    const svg2_desc *d = &j->d;
+    const svg2_plan p = svg2_plan_view(&j->backend, d, step, j->work);
+    const int D = d->head_dim, Qb = p.query_blocks, Kb = p.key_blocks;
+    const double *q = tensor_f64(&j->q), *k = tensor_f64(&j->k), *v = tensor_f64(&j->v), *out = tensor_f64(&j->out);
+    unsigned char *use = (unsigned char *)mem_new((size_t)d->tokens_kv);
+    double *o = (double *)mem_new((size_t)D * 8);
+    rel_error e = {0, 0};
+    assert_non_null(p.map);
+    assert_true(tensor_gaps_untouched(&j->out));
+    for (int bh = 0; bh < d->batch * d->heads; ++bh) {
+        const int64_t kv = bh / d->heads * d->heads_kv + bh % d->heads / (d->heads / d->heads_kv);
+        const uint8_t *map = p.map + (int64_t)bh * Qb * Kb;
+        const int32_t *from = p.query_offset + (int64_t)bh * (Qb + 1), *to = p.key_offset + kv * (Kb + 1);
+        int64_t pairs = 0;
+        for (int x = 0; x < Qb; ++x)
+            for (int y = 0; y < Kb; ++y) pairs += map[x * Kb + y] ? (int64_t)(from[x + 1] - from[x]) * (to[y + 1] - to[y]) : 0;
+        assert_true(j->stats[bh].pairs == pairs && j->stats[bh].pairs_pv == pairs);
+        for (int n = 0; n < (rows < d->tokens ? rows : d->tokens); ++n) {
+            const int i = rows < d->tokens ? (int)((int64_t)n * 7919 % d->tokens) : n;
+            const uint8_t *line = map + p.query_label[(int64_t)bh * d->tokens + i] * Kb;
+            for (int key = 0; key < d->tokens_kv; ++key) use[key] = line[p.key_label[kv * d->tokens_kv + key]];
+            const double lse = ref_row(q + ((int64_t)bh * d->tokens + i) * D, k + kv * d->tokens_kv * D, v + kv * d->tokens_kv * D, use,
+                                       d->tokens_kv, D, (double)d->scale, 0, 0, 0, o, 0);
+            const double got = (double)j->lse[(int64_t)bh * d->tokens + i];
+            if (isinf(lse)) assert_true(isinf(got) && got < 0);
+            else assert_at_most(fabs(got - lse), cuda_bound(d) * (1 + fabs(lse)));
+            rel_add(&e, out + ((int64_t)bh * d->tokens + i) * D, o, D);
+        }
+    }
+    assert_at_most(rel_l2(e), cuda_bound(d));
+}
+
+static void svg1(void **state)
+{
+    (void)state;
+    for (int n = 0; n < 6; ++n) {
+        const svg2_backend cpu = svg2_cpu_backend(0);
+        twin t;
+        job c;
+        svg2_desc d = desc_of(n == 4 ? SVG2_F16 : n == 5 ? SVG2_F32 : SVG2_BF16, 4, 5 * 30, n == 4 ? 128 : n == 5 ? 40 : 64);
+        d.method = SVG2_METHOD_SVG1, d.frames = 5, d.frame_tokens = 30, d.keep = 0.4f, d.block = 16;
+        if (n == 1) d.heads_kv = 2, d.batch = 2;
+        if (n == 2 || n == 3) d.text_tokens = 25, d.tokens += 25, d.text_valid = n == 2 ? 12 : -1, d.text_place = n == 2 ? SVG2_TEXT_FIRST : SVG2_TEXT_LAST;
+        if (n == 4) d.frames = 1, d.frame_tokens = 150, d.sample_rows = 70;
+        if (n == 5) d.block = 1, d.band_width = 9, d.first_frame = -1;
+        twin_make(&t, d, n % 2 ? GAPS : BHSD, 20 + (uint64_t)n);
+        job_make(&c, d, &cpu, n % 2 ? GAPS : BHSD, 20 + (uint64_t)n);
+        twin_run(&t, 0);
+        check_tiled(&t, 0, 60);
+        job_run(&c, 0);
+        for (size_t h = 0; h < t.heads; ++h) { /* inputs without a pattern: the errors may be nearly the same */
+            const svg2_head_stats *x = &t.j.stats[h], *y = &c.stats[h];
+            for (int k = 0; k < 2; ++k) assert_at_most(fabs((double)x->pattern_error[k] - (double)y->pattern_error[k]), 1e-2);
+            if (x->pattern == y->pattern) assert_true(x->pairs == y->pairs && x->pairs_total == y->pairs_total && x->density == y->density);
+            else assert_at_most(fabs((double)y->pattern_error[0] - (double)y->pattern_error[1]), 2e-2);
+        }
+        twin_done();
+    }
+}
+
+/* Step 0 is dense, 1 searches, 2 and 3 reuse, 4 searches with the LSE of step 1, 5 reuses: all on the same input. */
+static void adaspa(void **state)
+{
+    (void)state;
+    for (int n = 0; n < 8; ++n) {
+        const svg2_backend cpu = svg2_cpu_backend(0);
+        twin t;
+        job c;
+        svg2_desc d = desc_of(n == 4 ? SVG2_F16 : n == 5 ? SVG2_F32 : SVG2_BF16, n == 3 ? 7 : 3, TEST_SLOW_BUILD ? 130 : 250, n == 4 ? 96 : 64);
+        uint64_t dense = 0, sparse = 0;
+        if (TEST_SLOW_BUILD && n != 1 && n != 3 && n != 7) continue;
+        d.method = SVG2_METHOD_ADASPA, d.sparsity = 0.7f, d.block = 16;
+        d.search_count = 2, d.search_steps[0] = 1, d.search_steps[1] = 4;
+        if (n == 1) d.heads = 4, d.heads_kv = 2, d.batch = 2;
+        if (n == 2 || n == 3) d.text_tokens = 25, d.text_valid = n == 2 ? 12 : -1, d.text_place = n == 2 ? SVG2_TEXT_FIRST : SVG2_TEXT_LAST;
+        if (n == 5) d.tokens_kv = 170;
+        if (n == 6) d.mass_target = 0.8f;
+        if (n == 7) d.tail = SVG2_TAIL_ORDER1;
+        twin_make(&t, d, n % 2 ? GAPS : BHSD, 70 + (uint64_t)n);
+        job_make(&c, d, &cpu, n % 2 ? GAPS : BHSD, 70 + (uint64_t)n);
+        for (int step = 0; step < 6; ++step) {
+            twin_run(&t, step);
+            assert_int_equal(t.j.state.is_warm, step > 0);
+            const uint64_t hash = job_hash(&t.j);
+            if (step == 0) dense = hash;
+            else if (step == 1) assert_true(hash == dense && t.j.stats[0].density == 1.0f);
+            else if (step == 2) sparse = hash;
+            else assert_true(hash == sparse); /* the LSE is the same, so the search finds the same */
+            if ((step == 2 || step == 4) && n != 7) check_tiled(&t, step, 60);
+            for (size_t h = 0; h < t.heads && step > 1; ++h)
+                assert_true(t.j.stats[h].density < 0.85f && t.j.stats[h].recall > 0.3f && t.j.stats[h].recall <= 1.0f);
+        }
+        for (int step = 0; step < 3; ++step) job_run(&c, step);
+        double *exact = job_dense(&c), gpu = job_error(&t.j, exact), host = job_error(&c, exact), density[2] = {0, 0};
+        for (size_t h = 0; h < t.heads; ++h) density[0] += (double)t.j.stats[h].density, density[1] += (double)c.stats[h].density;
+        print_message("case %d: error %.4f, on the CPU %.4f; density %.3f, %.3f\n", n, gpu, host, density[0] / (double)t.heads, density[1] / (double)t.heads);
+        assert_at_most(gpu, 1.1 * host + cuda_bound(&d));
+        assert_at_most(fabs(density[0] - density[1]), 0.02 * density[1]);
+        svg2_state_reset(&t.j.state);
+        twin_run(&t, 3); /* without a search so far: this step makes one */
+        assert_true(job_hash(&t.j) == dense);
+        twin_done();
+    }
+}
+
+/* What this backend does not have yet is refused. */
+static void refused(void **state)
+{
+    twin t;
+    svg2_desc d = desc_of(SVG2_BF16, 1, 40, 64);
+    (void)state;
+    d.query_clusters = 3, d.key_clusters = 4, d.skip = SVG2_SKIP_CONSTANT;
+    twin_make(&t, d, BHSD, 1);
+    const svg2_result r = svg2_attend(&t.j.backend, &t.j.d, &t.j.state, 0, t.q, t.k, t.v, t.out, (float *)t.lse,
+                                      (svg2_head_stats *)t.stats, t.work, t.j.work_bytes, &t.j.err);
+    assert_true(error_names(&t.j.err, r, SVG2_ERR_BACKEND, "skip"));
+    twin_done();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {TEST(check_reports), TEST(dense), TEST(sparse), TEST(as_good_as_the_cpu),
-                                       TEST(same_bits), TEST(state_travels), TEST(memory), TEST(nan_and_inf)};
+                                       TEST(same_bits), TEST(state_travels), TEST(memory), TEST(nan_and_inf),
+                                       TEST(svg1), TEST(adaspa), TEST(refused)};
     return cmocka_run_group_tests(tests, 0, 0);
 }
