@@ -1303,15 +1303,20 @@ static __global__ void __launch_bounds__(256) kmeans_reseed(const __grid_constan
             shift[i] = mean[column + i];
             origin[i] = centre[(int64_t)donor * p.dim + column + i];
         }
+        raw8<E> next[U];
+        const auto fetch = [&](int64_t j) { /* rows behind the last repeat it */
+#pragma unroll
+            for (int k = 0; k < U; ++k)
+                load_raw8<E, IS_VECTOR>(
+                    next[k], p.x, base + order[min(j + 8 * k, (int64_t)end - 1)] * p.x.stride_token, column);
+        };
+        fetch(offset[donor] + warp);
         for (int64_t j = offset[donor] + warp; j < end; j += 8 * U) {
             raw8<E> raw[U];
             float away[U];
 #pragma unroll
-            for (int k = 0; k < U; ++k) /* rows behind the last repeat it */
-                load_raw8<E, IS_VECTOR>(
-                    raw[k], p.x, base + order[min(j + 8 * k, (int64_t)end - 1)] * p.x.stride_token, column);
-            /* all loads before the first use: else the compiler waits for one after the other */
-            __syncwarp();
+            for (int k = 0; k < U; ++k) raw[k] = next[k];
+            fetch(j + 8 * U); /* a round ahead: else the compiler lets every row wait for the one before */
 #pragma unroll
             for (int k = 0; k < U; ++k) {
                 numbers(x, raw[k]);
