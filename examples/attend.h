@@ -11,7 +11,7 @@
 /* ==== >>arguments ======================================================================== */
 typedef struct attend_arguments {
     const char *q, *k, *v, *out, *report, *dump, *picture, *preset;
-    settings    settings;
+    attention_settings settings;
     int         simd, layout; /* indices of choices; -1 = not given */
     int         is_check, keep_empty, is_cuda;
     int32_t     threads, repeat;
@@ -278,6 +278,7 @@ static void attend_fail(const svg2_error *err)
     if (option) tool_fail(TOOL_FAILURE, "--%s: %s", option, err->text);
     tool_fail(TOOL_FAILURE, "%s %s",
               !strcmp(err->field, "text_tokens") ? "--text-first or --text-last:"
+              : !strcmp(err->field, "tail")      ? "--compensate:"
               : !strcmp(err->field, "head_dim")  ? "the last extent of q"
               : !strcmp(err->field, "tokens")    ? "q: tokens"
               : !strcmp(err->field, "tokens_kv") ? "k: tokens"

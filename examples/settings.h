@@ -16,7 +16,7 @@ typedef enum settings_method {
 } settings_method;
 
 /* Negative or NULL: not given. */
-typedef struct settings {
+typedef struct attention_settings {
     settings_method method;
     const char *prefix;                   /* of the options in messages: "--" or "" */
     int tail, route, budget, skip, order; /* indices of choices */
@@ -25,11 +25,11 @@ typedef struct settings {
     double top_p, min_keep, density, target_error, dense_above;
     double keep, sparsity, mass_target, threshold, energy_lambda, recall;
     const char *search_steps;
-} settings;
+} attention_settings;
 
 enum { SETTINGS_OPTIONS = 32, SETTINGS_MESSAGE = 200 };
 
-static void settings_init(settings *s, const char *prefix)
+static void settings_init(attention_settings *s, const char *prefix)
 {
     memset(s, 0, sizeof *s);
     s->prefix = prefix;
@@ -43,7 +43,7 @@ static void settings_init(settings *s, const char *prefix)
 }
 
 /* Returns how many. */
-static size_t settings_options(settings *s, tool_option *options)
+static size_t settings_options(attention_settings *s, tool_option *options)
 {
     /* clang-format off */
     const tool_option table[] = {
@@ -120,7 +120,6 @@ static const char *settings_option_of(const char *field)
         {"dense_above", "dense-above"},
         {"scale", "scale"},
         {"method", "method"},
-        {"tail", "compensate"},
         {"block", "block"},
         {"keep", "keep"},
         {"sample_rows", "sample-rows"},
@@ -145,7 +144,7 @@ static const char *settings_option_of(const char *field)
 }
 
 /* An option of another method would be without effect. Dense takes those of svg2: so it can stand beside it. */
-static int settings_check_methods(const settings *s, char message[SETTINGS_MESSAGE])
+static int settings_check_methods(const attention_settings *s, char message[SETTINGS_MESSAGE])
 {
     enum {
         DENSE = 1 << SETTINGS_DENSE,
@@ -170,7 +169,7 @@ static int settings_check_methods(const settings *s, char message[SETTINGS_MESSA
         {"dense-above", s->dense_above >= 0, SVG2, "svg2"},
         {"route", s->route >= 0, SVG2, "svg2"},
         {"budget", s->budget >= 0, SVG2, "svg2"},
-        {"compensate", s->tail > 0, SVG2 | ADASPA, "svg2 and adaspa"},
+        {s->prefix[0] ? "compensate" : "tail", s->tail > 0, SVG2 | ADASPA, "svg2 and adaspa"},
         {"keep", s->keep >= 0, SVG1, "svg1"},
         {"sample-rows", s->sample_rows >= 0, SVG1, "svg1"},
         {"first-frame", s->first_frame >= 0, SVG1, "svg1"},
@@ -190,7 +189,7 @@ static int settings_check_methods(const settings *s, char message[SETTINGS_MESSA
 }
 
 /* One rule; what names another is refused. */
-static int settings_skip(const settings *s, svg2_desc *d, char message[SETTINGS_MESSAGE])
+static int settings_skip(const attention_settings *s, svg2_desc *d, char message[SETTINGS_MESSAGE])
 {
     const struct {
         const char *prefix, *name, *value;
@@ -231,7 +230,8 @@ static int settings_skip(const settings *s, svg2_desc *d, char message[SETTINGS_
 
 /* "a,b" or "a+b": ascending, at most SVG2_MAX_SEARCHES, inside the schedule. Not given: the first step that may be
    sparse, and with is_twice the middle of the rest. */
-static int settings_search(const settings *s, svg2_desc *d, int32_t steps, int is_twice, char message[SETTINGS_MESSAGE])
+static int settings_search(const attention_settings *s, svg2_desc *d, int32_t steps, int is_twice,
+                           char message[SETTINGS_MESSAGE])
 {
     const int32_t first = s->dense_steps > 0 ? s->dense_steps : 0;
     const char *at = s->search_steps;
@@ -275,7 +275,8 @@ static int settings_search(const settings *s, svg2_desc *d, int32_t steps, int i
 
 /* Into desc, where 0 stays the default of svg2.h; other fields are left alone. steps: length of the schedule. Returns 0
    with a message about what contradicts itself. */
-static int settings_apply(const settings *s, svg2_desc *d, int32_t steps, int is_twice, char message[SETTINGS_MESSAGE])
+static int settings_apply(const attention_settings *s, svg2_desc *d, int32_t steps, int is_twice,
+                          char message[SETTINGS_MESSAGE])
 {
     if (!settings_check_methods(s, message) || !settings_skip(s, d, message)) return 0;
     if (s->density >= 0 && s->target_error >= 0) {

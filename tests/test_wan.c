@@ -64,7 +64,7 @@ static void fixture_open(fixture *f, const char *settings, int32_t frames, int32
     wan_model_open(&f->model, model_path, 0);
     wan_grid_open(&f->grid, &f->model, frames, height, width);
     wan_work_open(&f->work, &f->model, &f->grid);
-    wan_run_parse(&f->run, settings);
+    wan_run_parse(&f->run, settings, 20);
     wan_run_open(&f->run, &f->model, &f->grid, 2);
     f->run.step = &f->step;
 }
@@ -200,7 +200,7 @@ static float *generate(const char *settings, double guidance, int32_t steps, int
            (size_t)clip_job.model.text_len * (size_t)clip_job.model.text_dim * sizeof *clip_job.negative);
     clip_job.noise = floats(clip_job.count, 1);
     wan_noise(clip_job.noise, clip_job.count, 11);
-    wan_run_parse(&clip_job.runs[0], settings);
+    wan_run_parse(&clip_job.runs[0], settings, 20);
     latent = (float *)mem_new(clip_job.count * sizeof *latent);
     wan_generate(&clip_job, &clip_job.runs[0], latent);
     *count = clip_job.count;
@@ -319,7 +319,7 @@ static double qkv_call(qkv *a, const char *settings, double *recall, double *den
     svg2_desc d;
     wan_run run;
 
-    wan_run_parse(&run, settings);
+    wan_run_parse(&run, settings, 20);
     run.grid = &a->grid;
     run.cpu = run.backend = svg2_cpu_backend(0);
     run.backend.user = &run;

@@ -6,39 +6,34 @@
    >>check     error and recall of a sparse call */
 
 /* ==== >>settings ====================================================================== */
-/* "svg2,tail=1,density=0.2" or "NAME:svg2,..."; what is not given keeps the default of svg2.h. */
-static void wan_run_parse(wan_run *run, const char *text)
+/* "svg2,tail=1,density=0.2" or "NAME:svg2,..."; what is not given keeps the default of svg2.h. steps: of the schedule */
+static void wan_run_parse(wan_run *run, const char *text, int32_t steps)
 {
     static const svg2_simd simds[] = {SVG2_SIMD_SCALAR, SVG2_SIMD_AVX2, SVG2_SIMD_AVX512, SVG2_SIMD_AVX512BF16};
+    static const settings_method methods[] = {SETTINGS_DENSE,  SETTINGS_SVG2,  SETTINGS_SVG2, SETTINGS_SVG2,
+                                              SETTINGS_SVG2,   SETTINGS_SVG2,  SETTINGS_SVG1, SETTINGS_ADASPA,
+                                              SETTINGS_BLASST, SETTINGS_ENERGY};
     svg2_desc *d = &run->desc;
-    double top_p = 0, min_keep = -1, density = 0, target_error = 0, dense_above = 0;
-    int32_t tail = -1, step_iterations = -1, is_cold = 0;
-    int route = -1, budget = -1, simd = -1, backend = -1;
-    const tool_option settings[] = {
-        {TOOL_INT, "tail", "", &tail, 0, 2, 0, ""},
-        {TOOL_CHOICE, "route", "mass|spread", &route, 0, 0, 0, ""},
-        {TOOL_CHOICE, "budget", "row|head", &budget, 0, 0, 0, ""},
-        {TOOL_REAL, "density", "", &density, 0, 1, 0, ""},
-        {TOOL_REAL, "top-p", "", &top_p, 0, 1, 0, ""},
-        {TOOL_REAL, "min-keep", "", &min_keep, 0, 1, 1, ""},
-        {TOOL_REAL, "target-error", "", &target_error, 0, 1, 0, ""},
-        {TOOL_REAL, "dense-above", "", &dense_above, 0, 1, 0, ""},
-        {TOOL_INT, "query-clusters", "", &d->query_clusters, 1, 65536, 0, ""},
-        {TOOL_INT, "key-clusters", "", &d->key_clusters, 1, 65536, 0, ""},
-        {TOOL_INT, "init-iters", "", &d->init_iterations, 1, 10000, 0, ""},
-        {TOOL_INT, "step-iters", "", &step_iterations, 0, 10000, 0, ""},
-        {TOOL_INT, "dense-steps", "", &d->dense_steps, 0, WAN_MAX_STEPS, 0, ""},
+    int simd = -1, backend = -1;
+    int32_t is_cold = 0;
+    const tool_option own[] = {
+        {TOOL_INT, "dense-steps", "", &run->chosen.dense_steps, 0, WAN_MAX_STEPS, 0, ""},
         {TOOL_INT, "dense-layers", "", &d->dense_layers, 0, 1000, 0, ""},
         {TOOL_INT, "init-on-dense", "", &d->init_on_dense, 0, 1, 0, ""},
         {TOOL_INT, "cold", "", &is_cold, 0, 1, 0, ""},
         {TOOL_CHOICE, "simd", "scalar|avx2|avx512|avx512bf16", &simd, 0, 0, 0, ""},
         {TOOL_CHOICE, "backend", WAN_BACKENDS, &backend, 0, 0, 0, ""},
     };
+    tool_option options[SETTINGS_OPTIONS + sizeof own / sizeof *own];
     const char *colon = strchr(text, ':'), *at = colon ? colon + 1 : text;
-    char word[64], is_given[sizeof settings / sizeof *settings] = {0};
-    size_t count, k;
+    char message[SETTINGS_MESSAGE], *word = run->words, is_given[sizeof options / sizeof *options] = {0};
+    size_t count, option_count, k;
 
     memset(run, 0, sizeof *run);
+    settings_init(&run->chosen, "");
+    option_count = settings_options(&run->chosen, options);
+    memcpy(options + option_count, own, sizeof own);
+    option_count += sizeof own / sizeof *own;
     if (colon) {
         if (colon - text > 63 || colon == text) tool_fail(TOOL_USAGE, "'%s': the name is empty or too long", text);
         memcpy(run->label, text, (size_t)(colon - text));
@@ -53,7 +48,7 @@ static void wan_run_parse(wan_run *run, const char *text)
     strcpy(run->settings, at);
     for (k = 0;; ++k, ++at) { /* the method, then key=value */
         count = strcspn(at, ",");
-        if (count >= sizeof word) tool_fail(TOOL_USAGE, "'%s': a setting is too long", text);
+        if (count >= 64) tool_fail(TOOL_USAGE, "'%s': a setting is too long", text);
         memcpy(word, at, count);
         word[count] = 0;
         at += count;
@@ -66,25 +61,21 @@ static void wan_run_parse(wan_run *run, const char *text)
             size_t i = 0;
             if (!equals) tool_fail(TOOL_USAGE, "'%s': '%s' is not key=value", text, word);
             *equals = 0;
-            while (i < sizeof settings / sizeof *settings && strcmp(settings[i].name, word) != 0) ++i;
-            if (i == sizeof settings / sizeof *settings)
-                tool_fail(TOOL_USAGE, "'%s': unknown setting '%s'", text, word);
+            while (i < option_count && (options[i].kind == TOOL_HEADING || strcmp(options[i].name, word) != 0)) ++i;
+            if (i == option_count) tool_fail(TOOL_USAGE, "'%s': unknown setting '%s'", text, word);
             if (is_given[i]++) tool_fail(TOOL_USAGE, "'%s': '%s' is given twice", text, word);
-            tool_parse_value(&settings[i], equals + 1);
+            tool_parse_value(&options[i], equals + 1);
         }
+        word += count + 1; /* what was parsed may point to it */
         if (*at != ',') break;
     }
-    d->tail = tail < 0 ? SVG2_TAIL_DEFAULT : tail < 1 ? SVG2_TAIL_NONE : tail < 2 ? SVG2_TAIL_ORDER0 : SVG2_TAIL_ORDER1;
-    d->route = route < 0 ? SVG2_ROUTE_DEFAULT : route < 1 ? SVG2_ROUTE_MASS : SVG2_ROUTE_SPREAD;
-    d->budget = budget < 0 ? SVG2_BUDGET_DEFAULT : budget < 1 ? SVG2_BUDGET_ROW : SVG2_BUDGET_HEAD;
-    d->density = (float)density, d->top_p = (float)top_p;
-    d->target_error = (float)target_error, d->dense_above = (float)dense_above;
-    d->min_keep = min_keep < 0 ? 0 : min_keep > 0 ? (float)min_keep : -1; /* in svg2_desc 0 is the default */
-    d->step_iterations = step_iterations < 0 ? 0 : step_iterations > 0 ? step_iterations : -1;
+    run->chosen.method = methods[run->method];
+    if (!settings_apply(&run->chosen, d, steps, 1, message)) tool_fail(TOOL_USAGE, "run '%s': %s", run->label, message);
+    if (is_cold && run->method == WAN_ADASPA)
+        tool_fail(TOOL_USAGE, "run '%s': cold=1 would search at every step, and leave nothing out", run->label);
     run->is_cold = is_cold;
     run->simd = simd < 0 ? SVG2_SIMD_BEST : simds[simd];
     run->backend_choice = backend;
-    if (run->method == WAN_DENSE) d->method = SVG2_METHOD_DENSE;
 }
 
 /* ==== >>timed ========================================================================= */
@@ -107,6 +98,11 @@ WAN_TIMED(SVG2_STAGE_SCORE, score)
 WAN_TIMED(SVG2_STAGE_SELECT, select)
 WAN_TIMED(SVG2_STAGE_TAIL, tail)
 WAN_TIMED(SVG2_STAGE_ATTENTION, attention)
+WAN_TIMED(SVG2_STAGE_MASS, mass)
+WAN_TIMED(SVG2_STAGE_PLACE, place)
+WAN_TIMED(SVG2_STAGE_BAND, band)
+WAN_TIMED(SVG2_STAGE_PICK, pick)
+WAN_TIMED(SVG2_STAGE_PROFILE, profile)
 #undef WAN_TIMED
 
 /* Method centroid: selection by the mass that the query centroid sees, not by the share of its rows. */
@@ -279,7 +275,9 @@ static svg2_result wan_oracle_select(const svg2_backend *backend, const svg2_sel
         if (d->stats) {
             memset(&d->stats[head], 0, sizeof *d->stats);
             d->stats[head].pairs = (int64_t)used;
+            d->stats[head].pairs_pv = (int64_t)used;
             d->stats[head].pairs_total = (int64_t)tokens * tokens;
+            d->stats[head].density_pv = (float)(used / tokens / tokens);
             d->stats[head].density = (float)(used / tokens / tokens);
         }
     }
@@ -288,8 +286,22 @@ static svg2_result wan_oracle_select(const svg2_backend *backend, const svg2_sel
 }
 
 /* ==== >>check ============================================================================ */
-/* Beside a sparse call: its error against dense attention, and how much of each row's attention its map holds. */
-static void wan_check(wan_run *run, const svg2_desc *desc, int32_t step, const float *out)
+/* Whether a call leaves anything out: blocks, or tiles by a rule. */
+static int wan_is_sparse(const svg2_desc *d, svg2_action action, int32_t step)
+{
+    return action == SVG2_ACTION_SPARSE || action == SVG2_ACTION_SEARCH_CACHED ||
+           (d->method == SVG2_METHOD_DENSE && d->skip && step >= d->dense_steps && d->layer >= d->dense_layers);
+}
+
+/* A tail in the softmax hides what a rule has left out. */
+static int wan_has_recall(const svg2_desc *d)
+{
+    return !d->skip || d->method == SVG2_METHOD_DENSE || d->tail == SVG2_TAIL_NONE;
+}
+
+/* Beside a sparse call: its error against dense attention, and how much of each row's attention it has: by the LSE of
+   the call where a rule has left tiles out, else inside its map. */
+static void wan_check(wan_run *run, const svg2_desc *desc, int32_t step, const float *out, const float *call_lse)
 {
     const size_t rows = (size_t)desc->heads * (size_t)desc->tokens, count = rows * (size_t)desc->head_dim;
     float *exact = floats(count, 1), *lse = floats(rows, 1), *recall = floats(rows, 1);
@@ -301,21 +313,25 @@ static void wan_check(wan_run *run, const svg2_desc *desc, int32_t step, const f
     if (run->is_cuda) plan = plan_from_device(&plan, desc);
     memset(&mass, 0, sizeof mass);
     wan_exact(run, &mass.attention, exact, lse);
-    mass.attention.query_blocks = plan.query_blocks, mass.attention.key_blocks = plan.key_blocks;
-    mass.attention.query_order = plan.query_order, mass.attention.query_offset = plan.query_offset;
-    mass.attention.key_order = plan.key_order, mass.attention.key_offset = plan.key_offset;
-    mass.attention.map = plan.map;
-    mass.recall = recall;
-    wan_exact_mass(run, &mass);
+    if (desc->skip && wan_has_recall(desc)) {
+        for (i = 0; i < rows; ++i) recall[i] = call_lse[i] < lse[i] ? expf(call_lse[i] - lse[i]) : 1;
+    } else if (wan_has_recall(desc)) {
+        mass.attention.query_blocks = plan.query_blocks, mass.attention.key_blocks = plan.key_blocks;
+        mass.attention.query_order = plan.query_order, mass.attention.query_offset = plan.query_offset;
+        mass.attention.key_order = plan.key_order, mass.attention.key_offset = plan.key_offset;
+        mass.attention.map = plan.map;
+        mass.recall = recall;
+        wan_exact_mass(run, &mass);
+    }
     for (i = 0; i < count; ++i) {
         double difference = (double)out[i] - (double)exact[i];
         s->error += difference * difference;
         s->norm += (double)exact[i] * (double)exact[i];
     }
-    for (i = 0; i < rows; ++i) {
+    for (i = 0; i < rows; ++i, ++s->rows) {
+        if (!wan_has_recall(desc)) continue;
         s->recall += (double)recall[i];
         if (s->rows == 0 || (double)recall[i] < s->recall_min) s->recall_min = (double)recall[i];
-        ++s->rows;
     }
     free(exact), free(lse), free(recall);
     if (run->is_cuda) plan_free(&plan);

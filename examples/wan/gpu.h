@@ -35,11 +35,17 @@ static size_t wan_tensor_bytes(const wan_run *run)
     return (size_t)run->desc.tokens * (size_t)run->desc.heads * (size_t)run->desc.head_dim * sizeof(float);
 }
 
+static size_t wan_lse_bytes(const wan_run *run)
+{
+    return (size_t)run->desc.heads * (size_t)run->desc.tokens * sizeof(float);
+}
+
 static void wan_twins_open(wan_run *run)
 {
     int i;
     if (!run->is_cuda) return;
     for (i = 0; i < 4; ++i) run->twins[i] = (float *)wan_allocate(run, wan_tensor_bytes(run), 1);
+    run->twin_lse = (float *)wan_allocate(run, wan_lse_bytes(run), 1);
     run->twin_stats = (svg2_head_stats *)wan_allocate(run, (size_t)run->desc.heads, sizeof *run->twin_stats);
 }
 
@@ -48,6 +54,7 @@ static void wan_twins_close(wan_run *run)
     int i;
     if (!run->is_cuda) return;
     for (i = 0; i < 4; ++i) device_free(run->twins[i]), run->twins[i] = NULL;
+    device_free(run->twin_lse), run->twin_lse = NULL;
     device_free(run->twin_stats), run->twin_stats = NULL;
 }
 
@@ -60,12 +67,13 @@ static wan_arrays wan_to_device(const wan_run *run, const wan_arrays *host)
     wan_expect_device(device_put(run->twins[1], host->k, bytes));
     wan_expect_device(device_put(run->twins[2], host->v, bytes));
     device.q = run->twins[0], device.k = run->twins[1], device.v = run->twins[2], device.out = run->twins[3];
-    device.stats = run->twin_stats;
+    device.lse = host->lse ? run->twin_lse : NULL, device.stats = run->twin_stats;
     return device;
 }
 
 static void wan_from_device(const wan_run *run, const wan_arrays *host)
 {
     wan_expect_device(device_get(host->out, run->twins[3], wan_tensor_bytes(run)));
+    if (host->lse) wan_expect_device(device_get(host->lse, run->twin_lse, wan_lse_bytes(run)));
     wan_expect_device(device_get(host->stats, run->twin_stats, (size_t)run->desc.heads * sizeof *host->stats));
 }

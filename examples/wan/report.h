@@ -80,17 +80,26 @@ static void wan_dump(void *user, int32_t layer, const float *q, const float *k, 
 /* ==== >>totals ======================================================================== */
 /* Sums over the steps of a run. */
 typedef struct wan_totals {
-    double attention_seconds, kmeans_seconds, density, all_pairs, error, recall, recall_min;
+    double attention_seconds, kmeans_seconds, density, density_pv, all_pairs, error, recall, recall_min;
     double kmeans_first, kmeans_later; /* seconds of the first step that clusters; mean of the others */
-    double cost;                       /* arithmetic of a warm sparse call / dense, by svg2_cost_estimate */
-    int is_checked;
+    double cost;                       /* arithmetic of a warm sparse call / dense */
+    int is_checked, has_recall;
 } wan_totals;
+
+/* Half of dense attention is Q K, half P V. Steps that search count as dense, not here. */
+static double wan_cost(const svg2_desc *d, double density, double density_pv)
+{
+    svg2_cost cost;
+    if (d->method == SVG2_METHOD_SVG2 && svg2_cost_estimate(d, density, 1, &cost, NULL) == SVG2_OK)
+        return cost.ratio - (density - density_pv) / 2;
+    return (density + density_pv) / 2 + (d->method == SVG2_METHOD_SVG1 ? 2.0 * d->sample_rows / d->tokens : 0);
+}
 
 static wan_totals wan_total(const wan_run *run, int32_t steps)
 {
     wan_totals t;
-    svg2_cost cost;
-    double density = 0, heads = 0, pairs = 0, pairs_total = 0, error = 0, norm = 0, recall = 0, rows = 0;
+    double density = 0, density_pv = 0, heads = 0, pairs = 0, pairs_total = 0, error = 0, norm = 0, recall = 0,
+           rows = 0;
     int32_t i, later = 0;
     memset(&t, 0, sizeof t);
     t.recall_min = 1;
@@ -103,19 +112,20 @@ static wan_totals wan_total(const wan_run *run, int32_t steps)
             t.kmeans_first = kmeans;
         else if (s->heads)
             t.kmeans_later += kmeans, ++later;
-        density += s->density, heads += (double)s->heads;
+        density += s->density, density_pv += s->density_pv, heads += (double)s->heads;
         pairs += s->pairs, pairs_total += s->pairs_total;
         error += s->error, norm += s->norm, recall += s->recall, rows += (double)s->rows;
         if (s->rows && s->recall_min < t.recall_min) t.recall_min = s->recall_min;
     }
     if (later) t.kmeans_later /= later;
     t.density = heads > 0 ? density / heads : 1;
+    t.density_pv = heads > 0 ? density_pv / heads : 1;
     t.all_pairs = pairs_total > 0 ? pairs / pairs_total : 1;
     t.is_checked = rows > 0;
     t.error = norm > 0 ? sqrt(error / norm) : 0;
+    t.has_recall = t.is_checked && wan_has_recall(&run->desc);
     t.recall = rows > 0 ? recall / rows : 1;
-    t.cost = 1;
-    if (heads > 0 && svg2_cost_estimate(&run->desc, t.density, 1, &cost, NULL) == SVG2_OK) t.cost = cost.ratio;
+    t.cost = heads > 0 ? wan_cost(&run->desc, t.density, t.density_pv) : 1;
     return t;
 }
 
@@ -138,8 +148,11 @@ static void wan_print_table(const wan_job *job)
         printf("%-34s%6.1f %%%6.1f %%%9s%8s%9.2f s%7.2fx%7.2f s%7.2fx\n", run->settings, 100 * t.density,
                100 * t.all_pairs, psnr, ssim, t.attention_seconds, first.attention_seconds / t.attention_seconds,
                run->total_seconds, job->runs[0].total_seconds / run->total_seconds);
-        if (t.is_checked)
+        if (run->desc.skip) printf("%-34s%6.1f %% of products P V\n", "", 100 * t.density_pv);
+        if (t.has_recall)
             printf("%-34serror of attention %.4f, recall %.4f, worst row %.4f\n", "", t.error, t.recall, t.recall_min);
+        else if (t.is_checked)
+            printf("%-34serror of attention %.4f\n", "", t.error);
     }
     printf("\ndensity: of the calls that are sparse; all: of all pairs of all steps and layers; PSNR, SSIM: of the "
            "clip, against the first line\n");
@@ -174,14 +187,39 @@ static const char *wan_tail_name(svg2_tail_kind tail)
 
 static const char *wan_method_name(wan_method method)
 {
-    static const char *const names[] = {"dense", "svg2", "centroid", "raster", "tiles", "oracle"};
+    static const char *const names[] = {"dense",  "svg2", "centroid", "raster", "tiles",
+                                        "oracle", "svg1", "adaspa",   "blasst", "energy"};
     return names[method];
+}
+
+/* Of the methods beside svg2, and of the rule that leaves tiles out. */
+static void wan_write_settings(FILE *f, const svg2_desc *d)
+{
+    int32_t i;
+    if (d->method == SVG2_METHOD_SVG1 || d->method == SVG2_METHOD_ADASPA) fprintf(f, "\"block\": %d, ", d->block);
+    if (d->method == SVG2_METHOD_SVG1) {
+        fprintf(f, "\"keep\": %g, \"band_width\": %d, \"sample_rows\": %d, \"first_frame\": %d, ", (double)d->keep,
+                d->band_width, d->sample_rows, d->first_frame > 0);
+    }
+    if (d->method == SVG2_METHOD_ADASPA) {
+        fprintf(f, "\"sparsity\": %g, \"mass_target\": %g, \"search_steps\": [",
+                d->sparsity < 0 ? 0 : (double)d->sparsity, (double)d->mass_target);
+        for (i = 0; i < d->search_count; ++i) fprintf(f, "%s%d", i ? ", " : "", d->search_steps[i]);
+        fputs("], ", f);
+    }
+    wan_print_string(f, "skip", settings_skip_name(d->skip)), fputs(",", f);
+    if (d->skip == SVG2_SKIP_CONSTANT) fprintf(f, " \"threshold\": %g,", (double)d->skip_threshold);
+    if (d->skip == SVG2_SKIP_ENERGY) fprintf(f, " \"energy_lambda\": %g,", (double)d->energy_lambda);
+    if (d->skip == SVG2_SKIP_RECALL) fprintf(f, " \"row_recall\": %g,", (double)d->recall);
+    if (d->skip) fprintf(f, " \"order\": \"%s\",", d->visit == SVG2_VISIT_NATURAL ? "natural" : "diagonal");
+    fputs("\n", f);
 }
 
 /* A list with one entry per run, the reference first. Numbers that make no sense for it are null. */
 static void wan_write_report(const wan_job *job)
 {
-    static const char *const stages[] = {"kmeans", "permute", "summarize", "score", "select", "tail", "attention"};
+    static const char *const stages[] = {"kmeans",    "permute", "summarize", "score", "select", "tail",
+                                         "attention", "mass",    "place",     "band",  "pick",   "profile"};
     const wan_options *o = &job->o;
     FILE *f = job->report;
     int32_t i, step;
@@ -198,6 +236,7 @@ static void wan_write_report(const wan_job *job)
         if (run->is_cuda) fputs(", ", f), wan_print_string(f, "device", job->device_name);
         fputs(",\n   ", f);
         wan_print_number(f, "density", t.density, 6), fputs(", ", f);
+        wan_print_number(f, "density_pv", t.density_pv, 6), fputs(", ", f);
         wan_print_number(f, "density_all", t.all_pairs, 6), fputs(", ", f);
         wan_print_number(f, "cost", t.cost, 6), fputs(", ", f);
         wan_print_number(f, "psnr", i ? run->psnr : INFINITY, 6), fputs(", ", f);
@@ -208,8 +247,8 @@ static void wan_write_report(const wan_job *job)
         wan_print_number(f, "kmeans_first_step_seconds", t.kmeans_first, 5), fputs(", ", f);
         wan_print_number(f, "kmeans_later_step_seconds", t.kmeans_later, 5), fputs(",\n   ", f);
         wan_print_number(f, "attention_error", t.is_checked ? t.error : INFINITY, 6), fputs(", ", f);
-        wan_print_number(f, "recall", t.is_checked ? t.recall : INFINITY, 6), fputs(", ", f);
-        wan_print_number(f, "recall_worst_row", t.is_checked ? t.recall_min : INFINITY, 6), fputs(",\n   ", f);
+        wan_print_number(f, "recall", t.has_recall ? t.recall : INFINITY, 6), fputs(", ", f);
+        wan_print_number(f, "recall_worst_row", t.has_recall ? t.recall_min : INFINITY, 6), fputs(",\n   ", f);
         fprintf(f, "\"tokens\": %lld, \"steps\": %d, \"frames\": %d, \"height\": %d, \"width\": %d, ",
                 (long long)job->grid.tokens, o->steps, o->frames, o->height, o->width);
         fprintf(f, "\"seed\": %llu, \"guidance\": %g, \"shift\": %g, \"threads\": %d,\n   ",
@@ -221,15 +260,17 @@ static void wan_write_report(const wan_job *job)
                 run->desc.query_clusters, run->desc.key_clusters, wan_tail_name(run->desc.tail),
                 run->desc.route == SVG2_ROUTE_MASS ? "mass" : "spread",
                 run->desc.budget == SVG2_BUDGET_ROW ? "row" : "head");
+        fputs("   ", f), wan_write_settings(f, &run->desc);
         fprintf(f, "   \"per_step\": [");
         for (step = 0; step < o->steps; ++step) {
             const wan_step *s = &run->steps[step];
             fprintf(f, "%s\n     {\"step\": %d, ", step ? "," : "", step);
             wan_print_number(f, "sigma", wan_sigma(o, step), 6), fputs(", ", f);
             wan_print_number(f, "density", s->heads ? s->density / (double)s->heads : 1, 5), fputs(", ", f);
+            wan_print_number(f, "density_pv", s->heads ? s->density_pv / (double)s->heads : 1, 5), fputs(", ", f);
             wan_print_number(f, "attention_seconds", s->attention_seconds, 4), fputs(", ", f);
             wan_print_number(f, "attention_error", s->rows ? sqrt(s->error / s->norm) : INFINITY, 4), fputs(", ", f);
-            wan_print_number(f, "recall", s->rows ? s->recall / (double)s->rows : INFINITY, 4),
+            wan_print_number(f, "recall", s->rows && t.has_recall ? s->recall / (double)s->rows : INFINITY, 4),
                 fputs(", \"stages\": {", f);
             for (k = 0; k < sizeof stages / sizeof *stages; ++k) {
                 fputs(k ? ", " : "", f);
@@ -246,7 +287,7 @@ static void wan_write_csv(const wan_job *job)
 {
     int32_t i;
     fprintf(job->csv, "name,settings,method,density,density_all,cost,psnr,ssim,attention_seconds,total_seconds,"
-                      "kmeans_seconds,attention_error,recall,recall_worst_row,tokens,steps,seed,prompt\n");
+                      "kmeans_seconds,attention_error,recall,recall_worst_row,tokens,steps,seed,density_pv,prompt\n");
     for (i = 0; i < job->run_count; ++i) {
         const wan_run *run = &job->runs[i];
         wan_totals t = wan_total(run, job->o.steps);
@@ -256,12 +297,14 @@ static void wan_write_csv(const wan_job *job)
         fputc(',', job->csv);
         if (i && run->ssim >= -1) fprintf(job->csv, "%.6f", run->ssim);
         fprintf(job->csv, ",%.3f,%.3f,%.3f,", t.attention_seconds, run->total_seconds, t.kmeans_seconds);
-        if (t.is_checked)
+        if (t.has_recall)
             fprintf(job->csv, "%.6f,%.6f,%.6f", t.error, t.recall, t.recall_min);
+        else if (t.is_checked)
+            fprintf(job->csv, "%.6f,,", t.error);
         else
             fputs(",,", job->csv);
-        fprintf(job->csv, ",%lld,%d,%llu,\"%s\"\n", (long long)job->grid.tokens, job->o.steps,
-                (unsigned long long)job->o.seed, job->o.prompt ? job->o.prompt : "");
+        fprintf(job->csv, ",%lld,%d,%llu,%.5f,\"%s\"\n", (long long)job->grid.tokens, job->o.steps,
+                (unsigned long long)job->o.seed, t.density_pv, job->o.prompt ? job->o.prompt : "");
     }
 }
 

@@ -46,6 +46,7 @@
 #include "../tensor_file.h"
 #define TOOL_MAX_OUTPUTS 4608
 #include "../tool.h"
+#include "../settings.h"
 #include "clip.h"
 
 #include <time.h>
@@ -628,13 +629,24 @@ static void rope(float *x, const wan_grid *g, int32_t heads, int32_t head_dim)
 /* ==== >>attention ========================================================================
    All that an engine needs to do: fill in a descriptor, keep one state per (layer, branch), call svg2_attend. The rest
    of this section measures it, and replaces stages for comparison. */
-typedef enum wan_method { WAN_DENSE, WAN_SVG2, WAN_CENTROID, WAN_RASTER, WAN_TILES, WAN_ORACLE } wan_method;
-#define WAN_METHODS "dense|svg2|centroid|raster|tiles|oracle"
+typedef enum wan_method {
+    WAN_DENSE,
+    WAN_SVG2,
+    WAN_CENTROID,
+    WAN_RASTER,
+    WAN_TILES,
+    WAN_ORACLE,
+    WAN_SVG1,
+    WAN_ADASPA,
+    WAN_BLASST,
+    WAN_ENERGY
+} wan_method;
+#define WAN_METHODS "dense|svg2|centroid|raster|tiles|oracle|svg1|adaspa|blasst|energy"
 enum { WAN_BRANCHES = 2 }; /* with the prompt, without */
 
 typedef struct wan_step {
     double seconds[SVG2_STAGE_COUNT], attention_seconds;
-    double density;                         /* sum over sparse calls and heads    */
+    double density, density_pv;             /* sums over sparse calls and heads   */
     int64_t heads;                          /* how many                           */
     double pairs, pairs_total;              /* of all calls             */
     double error, norm, recall, recall_min; /* with --check: sums of squares; sum and minimum over rows */
@@ -643,6 +655,8 @@ typedef struct wan_step {
 
 typedef struct wan_run {
     char label[80], settings[256]; /* 64 characters of the label are the user's */
+    char words[256];               /* the settings, cut into words */
+    attention_settings chosen;
     wan_method method;
     int is_cold;        /* forget the clusters at every step */
     svg2_desc desc;     /* of layer 0 */
@@ -656,8 +670,10 @@ typedef struct wan_run {
     size_t state_bytes, work_bytes;
     void *work;
     float *twins[4];               /* on the GPU: q, k, v, out */
+    float *twin_lse;               /* and lse */
     svg2_head_stats *twin_stats;   /* and stats */
     svg2_head_stats *stats;        /* [heads] */
+    float *lse;                    /* [heads, tokens] */
     svg2_permute_desc permuted[2]; /* the last two: for the oracle */
     const float *q, *k, *v;        /* of the current call */
     const wan_grid *grid;
@@ -668,7 +684,7 @@ typedef struct wan_run {
 /* Of one call: on the host, or on the GPU. */
 typedef struct wan_arrays {
     const float *q, *k, *v;
-    float *out;
+    float *out, *lse; /* lse may be NULL */
     svg2_head_stats *stats;
 } wan_arrays;
 
@@ -708,8 +724,10 @@ static void wan_run_prepare(wan_run *run, const wan_model *m, const wan_grid *g,
     run->desc.frames = g->frames;
     run->desc.frame_tokens = g->height * g->width;
     run->desc.q = run->desc.k = run->desc.v = run->desc.out = wan_layout(m->heads, m->head_dim);
-    if (svg2_resolve(&run->desc, &err) != SVG2_OK)
-        tool_fail(TOOL_USAGE, "run '%s': %s %s", run->label, err.field, err.text);
+    if (svg2_resolve(&run->desc, &err) != SVG2_OK) {
+        const char *option = settings_option_of(err.field);
+        tool_fail(TOOL_USAGE, "run '%s': %s %s", run->label, option ? option : err.field, err.text);
+    }
     if (run->method == WAN_ORACLE && !(run->desc.density > 0))
         tool_fail(TOOL_USAGE, "run '%s': the oracle needs a density", run->label);
     if (run->method == WAN_ORACLE && (int64_t)run->desc.query_clusters * run->desc.key_clusters > INT32_MAX)
@@ -730,6 +748,17 @@ static void wan_run_prepare(wan_run *run, const wan_model *m, const wan_grid *g,
                                                         : wan_timed_select;
     run->backend.tail = wan_timed_tail;
     run->backend.attention = wan_timed_attention;
+    run->backend.mass = wan_timed_mass;
+    if (run->backend.place) { /* the four come together */
+        run->backend.place = wan_timed_place;
+        run->backend.band = wan_timed_band;
+        run->backend.pick = wan_timed_pick;
+        run->backend.profile = wan_timed_profile;
+    }
+    if (settings_lacks(&run->inner, &run->desc)) {
+        tool_fail(TOOL_USAGE, "run '%s': backend %s %s", run->label, run->inner.name,
+                  settings_lacks(&run->inner, &run->desc));
+    }
 
     run->state_bytes =
         (svg2_state_bytes(&run->desc) + run->backend.align - 1) / run->backend.align * run->backend.align;
@@ -745,6 +774,7 @@ static void wan_run_open(wan_run *run, const wan_model *m, const wan_grid *g, in
     wan_run_prepare(run, m, g, threads);
     run->work = wan_allocate(run, run->work_bytes, 1);
     run->stats = (svg2_head_stats *)tool_allocate((size_t)m->heads, sizeof *run->stats);
+    run->lse = floats((size_t)m->heads, (size_t)g->tokens);
     run->state = (svg2_state *)tool_allocate((size_t)(WAN_BRANCHES * m->layers), sizeof *run->state);
     run->state_memory =
         (char *)wan_allocate(run, (size_t)(WAN_BRANCHES * m->layers), run->state_bytes ? run->state_bytes : 1);
@@ -759,8 +789,8 @@ static void wan_run_open(wan_run *run, const wan_model *m, const wan_grid *g, in
 static void wan_run_close(wan_run *run)
 {
     wan_twins_close(run);
-    wan_free(run, run->work), wan_free(run, run->state_memory), free(run->stats), free(run->state);
-    run->work = run->stats = NULL, run->state = NULL, run->state_memory = NULL;
+    wan_free(run, run->work), wan_free(run, run->state_memory), free(run->stats), free(run->state), free(run->lse);
+    run->lse = NULL, run->work = run->stats = NULL, run->state = NULL, run->state_memory = NULL;
 }
 
 /* Self-attention of one layer: q, k, v, out [tokens, heads, head_dim]. */
@@ -769,15 +799,18 @@ static void self_attention(wan_run *run, int32_t layer, int32_t layers, int bran
 {
     svg2_state *state = &run->state[branch * layers + layer];
     svg2_desc desc = run->desc;
-    const wan_arrays host = {q, k, v, out, run->stats}, at = run->is_cuda ? wan_to_device(run, &host) : host;
+    const wan_arrays host = {q, k, v, out, is_check && desc.skip ? run->lse : NULL, run->stats};
+    const wan_arrays at = run->is_cuda ? wan_to_device(run, &host) : host;
     svg2_error err;
     double start = now();
     int32_t head;
+    int is_sparse;
 
     desc.layer = layer;
     run->q = q, run->k = k, run->v = v;
     if (run->is_cold) svg2_state_reset(state);
-    wan_expect(svg2_attend(&run->backend, &desc, state, step, at.q, at.k, at.v, at.out, NULL, at.stats, run->work,
+    is_sparse = wan_is_sparse(&desc, settings_action(&desc, state, step), step);
+    wan_expect(svg2_attend(&run->backend, &desc, state, step, at.q, at.k, at.v, at.out, at.lse, at.stats, run->work,
                            run->work_bytes, &err),
                &err);
     run->step->attention_seconds += now() - start; /* the copies are this program's, not the call's */
@@ -785,11 +818,12 @@ static void self_attention(wan_run *run, int32_t layer, int32_t layers, int bran
     for (head = 0; head < desc.heads; ++head) {
         run->step->pairs += (double)run->stats[head].pairs;
         run->step->pairs_total += (double)run->stats[head].pairs_total;
-        if (svg2_schedule(&desc, step) != SVG2_ACTION_SPARSE) continue;
+        if (!is_sparse) continue;
         run->step->density += (double)run->stats[head].density;
+        run->step->density_pv += (double)run->stats[head].density_pv;
         ++run->step->heads;
     }
-    if (is_check && svg2_schedule(&desc, step) == SVG2_ACTION_SPARSE) wan_check(run, &desc, step, out);
+    if (is_check && is_sparse) wan_check(run, &desc, step, out, host.lse);
 }
 
 /* Cross-attention to the text is short and stays dense: the same call, with one block on each side. */
@@ -1426,17 +1460,24 @@ int main(int argc, char **argv)
             "           svg2: clusters; centroid: clusters chosen by what their centroids see; raster, tiles: blocks "
             "of\n"
             "           neighbouring tokens; oracle: clusters chosen by exact mass\n"
+            "           svg1: bands in space or in time; adaspa: blocks with the largest exact mass, found at some "
+            "steps\n"
+            "           blasst, energy: dense with skip=constant, skip=energy\n"
             "  keys     tail=0|1|2 density top-p min-keep target-error dense-above route=mass|spread budget=row|head\n"
             "           query-clusters key-clusters init-iters step-iters dense-steps dense-layers init-on-dense simd "
             "cold=1\n"
             "           backend=cpu|cuda (as --backend says)\n"
+            "           svg1: keep sample-rows first-frame=0|1 block   adaspa: sparsity mass-target block "
+            "search-steps=4+12\n"
+            "           tiles left out in any method: skip=none|constant|energy|recall threshold energy-lambda recall\n"
+            "           order=natural|diagonal\n"
             "Without any: dense svg2.\n",
             WAN_METHODS);
         tool_print_options(options, count);
         return 0;
     }
     if (!job.run_count) words[job.run_count++] = "dense", words[job.run_count++] = "svg2";
-    for (i = 0; i < job.run_count; ++i) wan_run_parse(&job.runs[i], words[i]);
+    for (i = 0; i < job.run_count; ++i) wan_run_parse(&job.runs[i], words[i], job.o.steps);
     wan_name_runs(&job);
     wan_choose_backends(&job);
 #  ifdef _OPENMP
