@@ -434,6 +434,242 @@ static void test_shapes_that_do_not_fit(void **state)
     assert_true(strstr(last_error, "nan.npy") != 0);
 }
 
+/* ---- the other methods ------------------------------------------------------------------------ */
+#define QKV "attend --q q.npy --k k.npy --v v.npy "
+
+/* All keys computed: dense, but for rounding. */
+static void test_limits_are_dense(void **state)
+{
+    (void)state;
+    static const char *all[] = {
+        "--method svg1 --keep 1", "--method svg1 --keep 1 --first-frame 0 --block 7 --sample-rows 5", "--method adaspa --sparsity 0 --repeat 2",
+        "--method adaspa --mass-target 1 --repeat 3 --search-steps 1", "--method adaspa", "--method blasst --threshold 1e-30",
+        "--method energy --energy-lambda -1000", "--method dense --recall 1", "--method dense --skip recall --recall 1 --order natural",
+        "--top-p 1 --min-keep 1 --compensate 0 --recall 1", "--method svg1 --keep 1 --threshold 1e-30", "--skip none --method dense",
+        "--method adaspa --sparsity 0 --repeat 2 --energy-lambda -1000 --compensate 0", "--top-p 1 --min-keep 1 --tail 2 --skip energy --energy-lambda -1000",
+    };
+    npy info;
+    for (int text = 0; text < 2; ++text) {
+        const char *tokens = text ? "--frames 4 --text-last 30 --text-valid 21" : "--frames 4";
+        assert_runs("synth --out . --frames 4 --height 8 --width 10 --heads 2 --dim 32 --text %d", text * 30);
+        assert_runs(QKV "--out dense.npy --method dense %s", tokens);
+        double *dense = load_f64("dense.npy", &info);
+        for (int i = 0; i < COUNT(all); ++i) {
+            assert_runs(QKV "--out out.npy %s %s", tokens, all[i]);
+            double error = rel_l2_arrays(load_f64("out.npy", &info), dense, info.count);
+            if (!(error <= 5e-6)) fail_msg("%s: %g", all[i], error);
+        }
+    }
+}
+
+static void load_report(char *text, size_t capacity, const char *options)
+{
+    assert_runs(QKV "--report r.json %s", options);
+    read_text("r.json", text, capacity);
+}
+static int is_null(const char *json, const char *key)
+{
+    char quoted[64];
+    snprintf(quoted, sizeof quoted, "\"%s\":", key);
+    const char *s = strstr(json, quoted);
+    if (!s) fail_msg("no %s in the report", key);
+    s += strlen(quoted);
+    return strncmp(s + strspn(s, " \t"), "null", 4) == 0;
+}
+
+static void test_methods_report(void **state)
+{
+    (void)state;
+    char text[32768];
+    if (!has("--report")) skip();
+    assert_runs("synth --out . --frames 4 --height 8 --width 16 --heads 3 --dim 32 --text 20");
+    if (run(QKV "--report r.json") == 2 && strstr(last_error, "no cJSON")) skip();
+#define TOKENS "--frames 4 --text-last 20 --text-valid 9 --check "
+    /* what the output has of every row, and what of it the map had */
+    load_report(text, sizeof text, TOKENS "--method svg1 --keep 0.4 --threads 1");
+    assert_non_null(strstr(text, "\"svg1\""));
+    number(text, "band_width"), number(text, "pattern"), number(text, "pattern_error");
+    assert_true(strstr(text, "\"space\"") || strstr(text, "\"time\""));
+    assert_true(number(text, "density") > 0.1 && number(text, "density") <= 0.4001);
+    assert_true(number(text, "density_pv") == number(text, "density") && number(text, "recall_mean") == number(text, "map_recall_mean"));
+    double map = number(text, "map_recall_mean");
+    load_report(text, sizeof text, TOKENS "--method svg1 --keep 0.4 --energy-lambda -2");
+    assert_true(number(text, "density_pv") < number(text, "density") && number(text, "recall_mean") < map);
+    assert_at_most(fabs(number(text, "map_recall_mean") - map), 1e-6);
+
+    load_report(text, sizeof text, TOKENS "--method adaspa --sparsity 0.5 --block 16");
+    assert_true(strstr(text, "\"search\"") && number(text, "density") == 1 && number(text, "recall_min") > 0.99999);
+    assert_non_null(strstr(last_output, "searched"));
+    map = number(text, "map_recall_mean");
+    load_report(text, sizeof text, TOKENS "--method adaspa --sparsity 0.5 --block 16 --repeat 2");
+    assert_true(strstr(text, "\"sparse\"") && number(text, "density") > 0.35 && number(text, "density") < 0.65);
+    assert_null(strstr(last_output, "searched,"));
+    number(text, "search_recall");
+    assert_at_most(fabs(number(text, "recall_mean") - map), 1e-6);
+    load_report(text, sizeof text, TOKENS "--method adaspa --sparsity 0.5 --block 16 --repeat 3 --search-steps 0,2");
+    assert_true(strstr(text, "\"search_cached\"") && number(text, "density") < 0.65);
+    load_report(text, sizeof text, TOKENS "--method adaspa --mass-target 0.8 --block 16 --repeat 2");
+    assert_true(number(text, "recall_mean") >= 0.8 - 1e-5);
+
+    load_report(text, sizeof text, TOKENS "--method blasst --threshold 0.5");
+    assert_true(number(text, "density") == 1 && number(text, "density_pv") < 1 && is_null(text, "map_recall_mean"));
+    assert_true(strstr(text, "\"blasst\"") && strstr(text, "\"constant\"") && strstr(text, "\"diagonal\"") && is_null(text, "error_estimate"));
+    load_report(text, sizeof text, TOKENS "--method energy --energy-lambda -2");
+    assert_true(number(text, "density_pv") < 1 && strstr(text, "\"energy_lambda\""));
+    double energy = number(text, "density_pv");
+    load_report(text, sizeof text, TOKENS "--method dense --energy-lambda -2"); /* the same in other words */
+    assert_true(number(text, "density_pv") == energy);
+
+    /* with a tail nobody can tell what a rule has left of a row */
+    load_report(text, sizeof text, TOKENS "--density 0.3 --recall 0.8");
+    assert_true(is_null(text, "recall_mean") && is_null(text, "recall_min") && number(text, "map_recall_mean") > 0);
+    assert_true(strstr(last_output, "before tiles are left out") != 0);
+    load_report(text, sizeof text, TOKENS "--density 0.3 --recall 0.8 --compensate 0");
+    assert_true(number(text, "recall_min") >= 0.8 * number(text, "map_recall_min") - 1e-5);
+    assert_true(number(text, "recall_mean") <= number(text, "map_recall_mean") + 1e-5);
+}
+
+static void test_promised_recall(void **state)
+{
+    (void)state;
+    char text[32768], options[160];
+    static const double promised[] = {0.5, 0.9, 0.95, 0.99};
+    if (!has("--report")) skip();
+    assert_runs("synth --out . --frames 4 --height 8 --width 16 --heads 3 --dim 32 --seed 3");
+    if (run(QKV "--report r.json") == 2 && strstr(last_error, "no cJSON")) skip();
+    for (int i = 0; i < 8; ++i) {
+        snprintf(options, sizeof options, "--method dense --check --recall %g --order %s", promised[i % 4], i < 4 ? "natural" : "diagonal");
+        load_report(text, sizeof text, options);
+        if (!(number(text, "recall_min") >= promised[i % 4] - 1e-5)) fail_msg("%s: %g", options, number(text, "recall_min"));
+        assert_true(number(text, "recall_mean") >= number(text, "recall_min"));
+        if (i % 4 == 0) assert_true(number(text, "density_pv") < 0.95);
+    }
+}
+
+static void test_blocks_dump(void **state)
+{
+    (void)state;
+    char png[16];
+    static const char *methods[] = {"svg1 --keep 0.3", "adaspa --sparsity 0.6 --repeat 2", "adaspa --sparsity 0.6 --compensate 1 --repeat 2"};
+    assert_runs("synth --out . --frames 3 --height 8 --width 8 --heads 4 --heads-kv 2 --dim 32 --text 20");
+    for (int i = 0; i < COUNT(methods); ++i) {
+        assert_runs(QKV "--frames 3 --text-last 20 --text-valid 12 --block 16 --dump d%d --out out.npy --method %s", i, methods[i]);
+        char name[64];
+        npy a[5];
+        static const char *files[] = {"labels_q", "labels_k", "sizes_q", "sizes_k", "map"};
+        for (int f = 0; f < 5; ++f) {
+            snprintf(name, sizeof name, "d%d/%s.npy", i, files[f]);
+            a[f] = load(name);
+        }
+        snprintf(name, sizeof name, "d%d/centroids_q.npy", i);
+        assert_false(exists(name));
+        assert_int_equal(a[4].shape[2], a[2].shape[2]);
+        assert_int_equal(a[4].shape[3], a[3].shape[2]);
+        for (int side = 0; side < 2; ++side) /* sizes are those of the labels */
+            for (int h = 0; h < (side ? 2 : 4); ++h) {
+                const int32_t *label = (const int32_t *)a[side].data + h * 212, *size = (const int32_t *)a[2 + side].data + h * a[2 + side].shape[2];
+                int blocks = a[2 + side].shape[2], n[64] = {0};
+                assert_true(blocks < 64);
+                for (int t = 0; t < 212; ++t) {
+                    assert_in_range(label[t], 0, blocks - 1);
+                    ++n[label[t]];
+                    if (t >= 192) assert_int_equal(label[t], t < 204 ? blocks - 2 : blocks - 1);
+                }
+                for (int b = 0; b < blocks; ++b) assert_int_equal(n[b], size[b]);
+            }
+    }
+    if (run(QKV "--frames 3 --text-last 20 --method svg1 --check --picture p.png") == 2 && strstr(last_error, "no libpng")) return;
+    read_text("p.png", png, sizeof png);
+    assert_memory_equal(png, "\x89PNG\r\n\x1a\n", 8);
+    assert_runs(QKV "--method adaspa --repeat 2 --check --picture a.png");
+    read_text("a.png", png, sizeof png);
+    assert_memory_equal(png, "\x89PNG\r\n\x1a\n", 8);
+}
+
+static void test_bad_methods(void **state)
+{
+    (void)state;
+    assert_runs("synth --out . --frames 2 --height 5 --width 8 --heads 2 --dim 16");
+    static const struct { const char *options, *says; } all[] = {
+        {"--method svg1", "--frames"}, {"--method svg1 --frames 3", "--frame-tokens"}, {"--method svg1 --frames 2 --keep 0", "--keep"},
+        {"--method svg1 --frames 2 --keep 1.1", "--keep"}, {"--method svg1 --frames 2 --sample-rows 0", "--sample-rows"},
+        {"--method svg1 --frames 2 --first-frame 2", "--first-frame"}, {"--method svg1 --frames 2 --block 0", "--block"},
+        {"--method svg1 --frames 2 --compensate 1", "--compensate"}, {"--method svg1 --frames 2 --density 0.2", "--density"},
+        {"--method adaspa --sparsity -0.1", "--sparsity"}, {"--method adaspa --sparsity 1", "--sparsity"}, {"--method adaspa --mass-target 2", "--mass-target"},
+        {"--method adaspa --search-steps 1", "--search-steps"}, {"--method adaspa --search-steps 0,3 --repeat 3", "--search-steps: 3 is beyond the schedule"},
+        {"--method adaspa --search-steps 1,1 --repeat 3", "--search-steps"}, {"--method adaspa --search-steps 2,1 --repeat 3", "--search-steps"},
+        {"--method adaspa --search-steps x", "--search-steps"}, {"--method adaspa --search-steps 0, --repeat 3", "--search-steps"},
+        {"--method adaspa --search-steps -1 --repeat 3", "--search-steps"}, {"--method adaspa --search-steps 99999999999999999999", "--search-steps"},
+        {"--method adaspa --search-steps 0,1,2,3,4,5,6,7,8 --repeat 20", "--search-steps"}, {"--method adaspa --keep 0.3", "--keep"},
+        {"--method blasst --threshold 0", "--threshold"}, {"--method blasst --threshold 1.5", "--threshold"}, {"--threshold nan", "--threshold"},
+        {"--method energy --energy-lambda 0", "--energy-lambda"}, {"--method energy --energy-lambda 1", "--energy-lambda"},
+        {"--recall 0", "--recall"}, {"--recall 1.01", "--recall"}, {"--recall 0.9 --threshold 0.1", "exclude each other"},
+        {"--energy-lambda -3 --threshold 0.1", "exclude each other"}, {"--skip none --recall 0.9", "--skip none"}, {"--skip constant --energy-lambda -3", "--skip constant"},
+        {"--method blasst --energy-lambda -3", "--method blasst"}, {"--method energy --skip none", "--method energy"}, {"--skip never", "--skip"},
+        {"--order natural", "--order"}, {"--skip none --order natural", "--order"}, {"--skip energy --order up", "--order"}, {"--block 64", "--block"},
+        {"--method blasst --picture p.png", "--picture"}, {"--method blasst --top-p 0.5", "--top-p"}, {"--method sparse", "blasst"},
+    };
+    for (int i = 0; i < COUNT(all); ++i) {
+        assert_refused(QKV "--out refused.npy %s", all[i].options);
+        if (!strstr(last_error, all[i].says)) fail_msg("%s: no '%s' in: %s", all[i].options, all[i].says, last_error);
+    }
+    static const char *options[] = {"--method NAME", "--keep X", "--sample-rows N", "--first-frame 0|1", "--sparsity S", "--block N", "--search-steps A,B",
+                                    "--mass-target T", "--threshold X", "--energy-lambda X", "--order natural|diagonal", "--recall R",
+                                    "--skip none|constant|energy|recall", "--compensate 0|1|2", "blasst"};
+    for (int i = 0; i < COUNT(options); ++i)
+        if (!has(options[i])) fail_msg("no %s in the help", options[i]);
+    assert_false(has("--tail"));
+}
+
+static void test_calibrate(void **state)
+{
+    (void)state;
+    char text[32768], options[128];
+    static const double targets[] = {0.15, 0.25, 0.35};
+    assert_runs("synth --out . --frames 8 --height 10 --width 16 --heads 3 --dim 32 --text 40");
+    assert_runs("calibrate --help");
+    assert_true(strstr(last_output, "--sparsity-targets") && strstr(last_output, "--text-last"));
+    assert_runs("calibrate --q q.npy --k k.npy");
+    assert_true(strstr(last_output, "alpha") && strstr(last_output, "beta") && strstr(last_output, "--energy-lambda"));
+    static const char *bad[] = {"", "--q q.npy", "--k k.npy", "--q q.npy --k none.npy", "--q q.npy --k k.npy --sparsity-targets 0", "--q q.npy --k k.npy --sparsity-targets 0.5,1",
+                                "--q q.npy --k k.npy --sparsity-targets ,", "--q q.npy --k k.npy --sparsity-targets 0.5,", "--q q.npy --k k.npy --sparsity-targets x",
+                                "--q q.npy --k k.npy --order up", "--q q.npy --k k.npy --text-valid 3", "--q q.npy --k k.npy --report no/such/r.json", "--q q.npy --k k.npy --threads 0",
+                                "--q q.npy --k k.npy stray", "--q q.npy --k k.npy --sparsity-targets 0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1"};
+    for (int i = 0; i < COUNT(bad); ++i) assert_refused("calibrate %s", bad[i]);
+    for (int order = 0; order < 2; ++order) {
+        const char *same = order ? "--order natural --text-last 40 --text-valid 11" : "--order diagonal --text-first 40";
+        if (run("calibrate --q q.npy --k k.npy --sparsity-targets 0.15,0.25,0.35 --report c.json %s", same) == 2 && strstr(last_error, "no cJSON")) return;
+        read_text("c.json", text, sizeof text);
+        const char *at = strstr(text, "\"targets\"");
+        assert_true(number(text, "alpha") > 0 && number(text, "beta") > 0 && number(text, "keys") == (order ? 1291 : 1320));
+        for (int i = 0; i < COUNT(targets); ++i) {
+            char report[32768];
+            at = strstr(at, "\"sparsity\"");
+            assert_non_null(at);
+            if (!is_null(at, "threshold")) {
+                const double fitted = number(at, "threshold_sparsity");
+                snprintf(options, sizeof options, "--method blasst --threshold %.9g %s", number(at, "counted_threshold"), same);
+                load_report(report, sizeof report, options);
+                assert_at_most(fabs(1 - number(report, "density_pv") - targets[i]), 0.02); /* between two of the thresholds counted */
+                snprintf(options, sizeof options, "--method blasst --threshold %.9g %s", number(at, "threshold"), same);
+                load_report(report, sizeof report, options);
+                assert_at_most(fabs(1 - number(report, "density_pv") - fitted), 0.02);
+                assert_at_most(fabs(fitted - targets[i]), 0.06); /* the fit: two numbers for a curve */
+            } else {
+                assert_true(order == 1 && i == 2); /* no threshold leaves out so much */
+                snprintf(options, sizeof options, "--method blasst --threshold 1 %s", same);
+                load_report(report, sizeof report, options);
+                assert_true(1 - number(report, "density_pv") < targets[i]);
+            }
+            snprintf(options, sizeof options, "--method energy --energy-lambda %.9g %s", number(at, "energy_lambda"), same);
+            load_report(report, sizeof report, options);
+            assert_at_most(fabs(1 - number(report, "density_pv") - number(at, "energy_sparsity")), 1e-6);
+            assert_at_most(fabs(1 - number(report, "density_pv") - targets[i]), 0.02);
+            ++at;
+        }
+    }
+}
+
 static size_t make_npy(unsigned char *b, const char *header, size_t stated, size_t data)
 {
     size_t n = strlen(header);
@@ -589,6 +825,8 @@ int main(int argc, char **argv)
         TOOL_TEST(test_dumps),       TOOL_TEST(test_report_and_picture), TOOL_TEST(test_top_p_one_and_tails),    TOOL_TEST(test_same_bits),
         TOOL_TEST(test_clips),       TOOL_TEST(test_bad_options),        TOOL_TEST(test_shapes_that_do_not_fit), TOOL_TEST(test_hostile_npy),
         TOOL_TEST(test_unwritable),  TOOL_TEST(test_hostile_safetensors), TOOL_TEST(test_safetensors_and_rank_three),
+        TOOL_TEST(test_limits_are_dense), TOOL_TEST(test_methods_report), TOOL_TEST(test_promised_recall), TOOL_TEST(test_blocks_dump),
+        TOOL_TEST(test_bad_methods), TOOL_TEST(test_calibrate),
     };
     static char absolute[4096];
     if (argc < 2 || !realpath(argv[1], absolute)) {
