@@ -168,7 +168,10 @@ static void fuzz_attend(source *s, const svg2_backend *backend)
     d.out = layout(s, d.heads, d.tokens, d.head_dim);
     if (number(s, 0, 2) == 2) { d.text_tokens = number(s, 0, 20); d.text_valid = number(s, -1, 20); d.text_place = (svg2_text_place)number(s, 0, 1); }
     if (number(s, 0, 5) == 5) { d.frames = number(s, 0, 5); d.frame_tokens = number(s, 0, 10); }
-    d.method = (svg2_method)(number(s, 0, 9) == 9);
+    static const svg2_method methods[] = {SVG2_METHOD_SVG2, SVG2_METHOD_SVG2, SVG2_METHOD_SVG1, SVG2_METHOD_SVG1, SVG2_METHOD_ADASPA,
+                                          SVG2_METHOD_ADASPA, SVG2_METHOD_DENSE};
+    const int32_t method = number(s, 0, 6);
+    d.method = method >= 0 && method < 7 ? methods[method] : (svg2_method)method;
     d.query_clusters = number(s, 0, 20); d.key_clusters = number(s, 0, 60);
     d.init_iterations = number(s, 0, 3); d.step_iterations = number(s, -1, 3); d.keep_empty = number(s, 0, 1);
     d.seed = take8(s);
@@ -176,6 +179,18 @@ static void fuzz_attend(source *s, const svg2_backend *backend)
     d.top_p = fraction(s); d.min_keep = fraction(s); d.density = fraction(s); d.target_error = fraction(s); d.dense_above = fraction(s);
     d.layer = number(s, 0, 2); d.dense_layers = number(s, 0, 1); d.dense_steps = number(s, 0, 2); d.init_on_dense = number(s, 0, 1);
     d.state_dtype = number(s, 0, 3) == 3 ? SVG2_BF16 : SVG2_F32;
+    d.block = number(s, 0, 20); d.keep = fraction(s); d.band_width = number(s, 0, 3) ? 0 : number(s, 0, 60);
+    d.sample_rows = number(s, 0, 20); d.first_frame = number(s, -1, 1);
+    d.sparsity = number(s, 0, 4) ? fraction(s) : -1.0f; d.mass_target = number(s, 0, 2) ? 0.0f : fraction(s);
+    d.search_count = number(s, 0, 3);
+    for (int i = 0, at = 0; i < 3; ++i) d.search_steps[i] = at += number(s, 0, 3) & 0xffff;
+    d.skip = (svg2_skip)number(s, 0, 3); d.visit = (svg2_visit)number(s, 0, 2);
+    d.skip_threshold = fraction(s); d.energy_lambda = -8.0f * fraction(s); d.recall = fraction(s);
+    if (d.method == SVG2_METHOD_SVG1 && take8(s) % 8) { /* the one method that wants to know the frames */
+        d.frames = 1 + (int32_t)(take8(s) % 5); d.frame_tokens = 1 + (int32_t)(take8(s) % 12); d.tokens_kv = 0; d.tail = SVG2_TAIL_DEFAULT;
+        d.text_tokens = d.text_tokens < 0 || d.text_tokens > 20 ? 0 : d.text_tokens;
+        d.tokens = d.frames * d.frame_tokens + d.text_tokens;
+    }
     r = d;
     if (svg2_resolve(&r, &err) != SVG2_OK) {
         check(memcmp(&r, &d, sizeof d) == 0 && err.code != SVG2_OK && err.field && err.text, "resolve wrote on error");
@@ -205,7 +220,8 @@ static void fuzz_attend(source *s, const svg2_backend *backend)
         }
         check(result == SVG2_OK, "attend after resolve");
         for (size_t h = 0; h < heads; ++h)
-            check(stats[h].pairs >= 0 && stats[h].pairs <= stats[h].pairs_total && stats[h].density >= 0 && stats[h].density <= 1, "stats");
+            check(stats[h].pairs >= 0 && stats[h].pairs <= stats[h].pairs_total && stats[h].density >= 0 && stats[h].density <= 1
+                      && stats[h].pairs_pv >= 0 && stats[h].pairs_pv <= stats[h].pairs && stats[h].density_pv <= stats[h].density, "stats");
         svg2_plan plan = svg2_plan_view(backend, &d, first + i, work);
         if (plan.map)
             for (size_t n = 0; n < heads * (size_t)plan.query_blocks * (size_t)plan.key_blocks; ++n) check(plan.map[n] <= 1, "map");
@@ -363,6 +379,17 @@ static void fuzz_blocks(source *s, const svg2_backend *backend)
             d->log_mass = log_mass;
         }
     }
+    if (take8(s) & 1) {
+        d->skip = (svg2_skip)number(s, 0, 3); d->visit = (svg2_visit)number(s, 0, 2);
+        d->skip_threshold = fraction(s); d->energy_lambda = -8.0f * fraction(s); d->recall = fraction(s);
+        d->stats = (svg2_head_stats *)block(heads * sizeof *d->stats);
+        for (size_t i = 0; i < heads; ++i) d->stats[i].pairs_total = (int64_t)d->tokens * d->tokens_kv;
+        if (take8(s) & 1) {
+            float *seed = (float *)block(heads * (size_t)d->tokens * 4);
+            fill(seed, SVG2_F32, heads * (size_t)d->tokens * 4, s, wild);
+            d->lse_seed = seed;
+        }
+    }
     size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_ATTENTION, d);
     if (bytes == SIZE_MAX || bytes > 64 * BIG) bytes = 4096;
     if (svg2_attention(backend, d, block(bytes), bytes, &err) != SVG2_OK) {
@@ -370,6 +397,8 @@ static void fuzz_blocks(source *s, const svg2_backend *backend)
         return;
     }
     if (!wild && d->scale < 4 && d->scale > -4 && !d->head_count) check_output(d->out, &d->out_layout, d->batch, d->heads, d->tokens, d->head_dim, "attention not finite");
+    for (size_t i = 0; i < heads && d->skip && d->stats && !d->head_count; ++i)
+        check(d->stats[i].pairs_pv >= 0 && d->stats[i].pairs_pv <= d->stats[i].pairs_total, "pairs_pv");
     m.valid_key_blocks = take8(s) & 1 ? number(s, 0, 13) : 0;
     m.mass = (float *)block(heads * (size_t)(Qb * Kb) * 4);
     m.recall = (float *)block(heads * (size_t)d->tokens * 4);

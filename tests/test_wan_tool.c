@@ -393,8 +393,8 @@ static void test_files_and_report(void **state)
 static void test_same_bits(void **state)
 {
     (void)state;
-    static const char *const runs =
-        "dense svg2 svg2,tail=0,top-p=0.7 svg2,tail=1,target-error=0.2 tiles,density=0.3 raster oracle,density=0.3 centroid";
+    static const char *const runs = "dense svg2 svg2,tail=0,top-p=0.7 svg2,tail=1,target-error=0.2 tiles,density=0.3 "
+                                    "raster oracle,density=0.3 centroid";
     static const char *const names[] = {"dense", "svg2", "svg2-2", "svg2-3", "tiles", "raster", "oracle", "centroid"};
     assert_runs(MIDDLE "--out none --latent a %s", runs);
     assert_runs(MIDDLE "--out none --latent b %s", runs);
@@ -1050,6 +1050,134 @@ static void test_interrupted(void **state)
     cJSON_Delete(m.header);
 }
 
+/* ---- the other methods ------------------------------------------------------------------------ */
+static const cJSON *run_named(const cJSON *report, const char *name)
+{
+    const cJSON *item;
+    cJSON_ArrayForEach(item, report) if (is_text(item, "name", name)) return item;
+    fail_msg("no run %s in the report", name);
+    return NULL;
+}
+
+static void test_methods(void **state)
+{
+    (void)state;
+    size_t n;
+    assert_runs(
+        SMALL "--check --csv runs.csv --scale 1 dense a:svg1,keep=1 b:adaspa,sparsity=0 c:blasst,threshold=1e-30 "
+              "d:energy,energy-lambda=-1000 e:dense,recall=1 f:svg1,keep=0.4,block=16,first-frame=0,sample-rows=8 "
+              "g:adaspa,sparsity=0.5,block=16 h:adaspa,block=16,mass-target=0.9,search-steps=1,tail=1 "
+              "i:blasst,threshold=0.9,dense-steps=1,order=natural j:energy,energy-lambda=-1,dense-layers=3 "
+              "k:dense,recall=0.8 l:svg2,recall=0.9 m:svg2,tail=0,skip=recall,recall=0.9 n:adaspa,search-steps=0+1+2");
+    cJSON *report = load_json("out/report.json");
+    const cJSON *x, *step;
+    static const char *const dense[] = {"a", "b", "c", "d", "e"};
+    for (int i = 0; i < COUNT(dense); ++i) {
+        x = run_named(report, dense[i]);
+        assert_at_most(number(x, "attention_error"), 5e-6);
+        assert_true(number(x, "recall_worst_row") > 0.9999 && number(x, "density") == 1 &&
+                    number(x, "density_pv") == 1);
+        assert_true(cJSON_IsNull(member(x, "psnr")) || number(x, "psnr") > 80);
+    }
+    x = run_named(report, "f");
+    assert_true(is_text(x, "method", "svg1") && number(x, "density") <= 0.4001 && number(x, "density") > 0.05);
+    assert_true(number(x, "block") == 16 && number(x, "first_frame") == 0 && number(x, "sample_rows") == 8);
+    assert_true(number(x, "density_pv") == number(x, "density") && number(x, "recall") < 1);
+    x = run_named(report, "g"); /* of three steps: search, search again and reuse */
+    assert_true(member(x, "search_steps")->child->valueint == 0 &&
+                member(x, "search_steps")->child->next->valueint == 1);
+    int i = 0;
+    cJSON_ArrayForEach(step, member(x, "per_step")) assert_true((number(step, "density") == 1) == (i++ == 0));
+    assert_at_most(fabs(number(x, "density_all") - (1 + 2 * number(x, "density")) / 3), 1e-4); /* searching is dense */
+    x = run_named(report, "h"); /* dense, search, reuse */
+    assert_at_most(fabs(number(x, "density_all") - (2 + number(x, "density")) / 3), 1e-4);
+    assert_true(number(x, "tail") == 1 && number(x, "recall") > 0.5 && number(x, "recall") < 1);
+    x = run_named(report, "i");
+    assert_true(number(x, "density") == 1 && number(x, "density_pv") < 1 && is_text(x, "order", "natural"));
+    i = 0;
+    cJSON_ArrayForEach(step, member(x, "per_step")) assert_true((number(step, "density_pv") == 1) == (i++ == 0));
+    assert_true(is_text(x, "skip", "constant") && number(x, "recall") < 1);
+    x = run_named(report, "j");
+    assert_true(number(x, "density_pv") < 0.95 && is_text(x, "skip", "energy") && is_text(x, "order", "diagonal"));
+    x = run_named(report, "k");
+    assert_true(number(x, "recall_worst_row") >= 0.8 - 1e-5 && is_text(x, "skip", "recall"));
+    x = run_named(report, "l"); /* the tail hides what the rule has left out */
+    assert_true(cJSON_IsNull(member(x, "recall")) && number(x, "attention_error") > 0);
+    x = run_named(report, "m");
+    assert_true(number(x, "recall") > 0 && number(x, "recall") < 1 && number(x, "density_pv") <= number(x, "density"));
+    x = run_named(report, "n");
+    assert_true(number(x, "density") < 1);
+    cJSON_Delete(report);
+    assert_non_null(strstr((char *)read_here("runs.csv", &n), ",density_pv,"));
+    assert_non_null(strstr(last_output, "of products P V"));
+}
+
+static void test_methods_same_bits(void **state)
+{
+    (void)state;
+    static const char *const runs = "svg1 adaspa,block=16 blasst,threshold=0.5 energy,energy-lambda=-2 svg2,recall=0.9";
+    static const char *const names[] = {"svg1", "adaspa", "blasst", "energy", "svg2"};
+    assert_runs(MIDDLE "--out none --latent a %s", runs);
+    assert_runs(MIDDLE "--out none --latent b --threads 2 --check %s", runs); /* checking changes nothing */
+    for (int i = 0; i < COUNT(names); ++i) {
+        char a[64], b[64];
+        snprintf(a, sizeof a, "a/%s.safetensors", names[i]);
+        snprintf(b, sizeof b, "b/%s.safetensors", names[i]);
+        assert_same(a, b);
+        if (i) assert_differ(a, "a/svg1.safetensors");
+    }
+    /* two spellings */
+    assert_runs(MIDDLE "--out none --latent c x:dense,skip=constant,threshold=0.5 y:dense,threshold=0.5 "
+                       "z:svg2,compensate=0 t:svg2,tail=0");
+    assert_same("c/x.safetensors", "a/blasst.safetensors");
+    assert_same("c/y.safetensors", "a/blasst.safetensors");
+    assert_same("c/z.safetensors", "c/t.safetensors");
+}
+
+static void test_bad_methods(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *run, *says;
+    } bad[] = {{"svg1,keep=0", "keep"},
+               {"svg1,density=0.3", "density"},
+               {"svg1,tail=1", "tail"},
+               {"svg1,block=0", "block"},
+               {"svg1,first-frame=2", "first-frame"},
+               {"svg1,sample-rows=0", "sample-rows"},
+               {"adaspa,sparsity=1", "sparsity"},
+               {"adaspa,sparsity=-0.5", "sparsity"},
+               {"adaspa,mass-target=1.5", "mass-target"},
+               {"adaspa,search-steps=2", "search-steps: 2 is beyond the schedule"},
+               {"adaspa,search-steps=0+7", "search-steps: 7 is beyond the schedule"},
+               {"adaspa,search-steps=1+0", "search-steps"},
+               {"adaspa,search-steps=x", "search-steps"},
+               {"adaspa,search-steps=", "search-steps"},
+               {"adaspa,search-steps=0,dense-steps=1", "search-steps"},
+               {"adaspa,cold=1", "cold"},
+               {"adaspa,keep=0.3", "keep"},
+               {"blasst,threshold=0", "threshold"},
+               {"blasst,threshold=2", "threshold"},
+               {"blasst,recall=0.9", "blasst"},
+               {"energy,energy-lambda=0.1", "energy-lambda"},
+               {"energy,skip=none", "energy"},
+               {"svg2,recall=0", "recall"},
+               {"svg2,recall=0.9,threshold=0.1", "exclude"},
+               {"svg2,skip=none,recall=0.9", "skip none"},
+               {"svg2,order=natural", "order"},
+               {"svg2,skip=sometimes", "skip"},
+               {"svg2,block=8", "block"},
+               {"raster,sparsity=0.5", "sparsity"},
+               {"sparse", "energy"}};
+    for (int i = 0; i < COUNT(bad); ++i) assert_refused_saying(bad[i].says, TINY "dense %s", bad[i].run);
+    assert_runs("--help");
+    static const char *const keys[] = {"svg1",        "adaspa",      "blasst",    "search-steps=4+12",
+                                       "mass-target", "sample-rows", "threshold", "energy-lambda",
+                                       "order=",      "recall",      "skip=none"};
+    for (int i = 0; i < COUNT(keys); ++i)
+        if (!strstr(last_output, keys[i])) fail_msg("no %s in the help", keys[i]);
+}
+
 static int tool_setup(void **state)
 {
     (void)state;
@@ -1076,6 +1204,9 @@ int main(int argc, char **argv)
         TOOL_TEST(test_same_bits),
         TOOL_TEST(test_density_and_schedule),
         TOOL_TEST(test_settings),
+        TOOL_TEST(test_methods),
+        TOOL_TEST(test_methods_same_bits),
+        TOOL_TEST(test_bad_methods),
         TOOL_TEST(test_names),
         TOOL_TEST(test_guidance_and_negative),
         TOOL_TEST(test_noise_and_shift),
