@@ -6256,13 +6256,6 @@ SVG2__DEVICE void pick_border(const pick_args &a, const pick_row &r, int t, int 
     if (t == 0 && a.has_padding) r.map[a.key_blocks - 1] = 3;
 }
 
-/* A row with a NaN or an Inf: it stays whole and counts nothing. */
-SVG2__DEVICE void pick_whole(const pick_args &a, const pick_row &r, int t, int step)
-{
-    for (int j = t; j < a.video_keys; j += step) r.map[j] = 0;
-    if (t < 4) r.sum[t] = 0.0;
-}
-
 /* One warp: one row. For three k at once the largest number below which no more than k keys lie, bit by bit
    from the top, until exactly k are below: mostly after 20 bits or so of 32. If there is no such number, some
    of the keys equal to the largest are taken, by their index. Shared memory: 4 bytes a key block for each of
@@ -6289,8 +6282,9 @@ static __global__ void __launch_bounds__(PICK_TOP_THREADS) pick_top(const __grid
     }
     all = warp_sum(all);
     if (a.has_text) all += (double)r.mass[n];
-    if (!(all <= 3.0e38)) {
-        pick_whole(a, r, lane, WARP);
+    if (!(all <= 3.0e38)) { /* a NaN or an Inf: it stays whole and counts nothing */
+        for (int j = lane; j < n; j += WARP) r.map[j] = 0;
+        if (lane < 4) r.sum[lane] = 0.0;
         return;
     }
     if (!SVG2__FAULT(90)) __syncwarp(); /* the keys of all lanes are there */
@@ -6354,40 +6348,36 @@ template <int IS_LARGE>
 static __global__ void __launch_bounds__(PICK_THREADS) pick_mass(const __grid_constant__ pick_args a)
 {
     SVG2_DYN_SMEM(smem, 128);
-    uint64_t *last = (uint64_t *)(void *)smem; /* the last key that is kept, + 1 */
-    int32_t *is_whole = (int32_t *)(void *)(smem + 8);
+    uint64_t *end = (uint64_t *)(void *)smem; /* behind the last key that is kept */
     uint64_t *key =
         IS_LARGE ? a.sort_key + (int64_t)blockIdx.x * a.sort_size : (uint64_t *)(void *)(smem + 16);
     const int t = (int)threadIdx.x, n = a.video_keys;
     for (int64_t at = blockIdx.x; at < a.rows; at += gridDim.x) {
         const pick_row r = pick_row_of(a, at);
         double all = 0.0, kept = 0.0;
+        int j;
         pick_border(a, r, t, PICK_THREADS);
         if (r.row >= a.video_rows) continue; /* the whole block */
-        for (int j = t; j < a.sort_size; j += PICK_THREADS)
-            key[j] = j < n ? falling_key(r.mass[j], j) : ~0ull;
-        if (t == 0) {
-            for (int j = 0; j < n + a.has_text; ++j) all += (double)r.mass[j];
-            *is_whole = !(all <= 3.0e38);
-        }
+        for (j = t; j < a.sort_size; j += PICK_THREADS) key[j] = j < n ? falling_key(r.mass[j], j) : ~0ull;
         sort_keys(key, a.sort_size);
-        if (*is_whole) {
-            pick_whole(a, r, t, PICK_THREADS);
-        } else {
-            if (t == 0) {
+        if (t == 0) {
+            for (j = 0; j < n + a.has_text; ++j) all += (double)r.mass[j];
+            if (all <= 3.0e38) {
                 const double most = (double)a.mass_target * all;
-                int j = 0;
                 if (a.has_text) kept = (double)r.mass[n];
-                for (; j < n && !(kept >= most); ++j) kept += (double)score_of(key[j]);
-                *last = j ? key[j - 1] + 1 : 0;
-                r.sum[0] = r.sum[1] = r.sum[2] = kept;
-                r.sum[3] = all;
+                for (j = 0; j < n && !(kept >= most); ++j) kept += (double)score_of(key[j]);
+                *end = j ? key[j - 1] + 1 : 0;
+            } else { /* a NaN or an Inf: it stays whole and counts nothing */
+                *end = ~0ull;
+                all = 0.0;
             }
-            if (!SVG2__FAULT(91)) __syncthreads(); /* the last key is there */
-            for (int j = t; j < n; j += PICK_THREADS)
-                r.map[j] = falling_key(r.mass[j], j) < *last ? 0 : 3;
+            r.sum[0] = r.sum[1] = r.sum[2] = kept;
+            r.sum[3] = all;
         }
-        if (!SVG2__FAULT(92)) __syncthreads(); /* last, is_whole and the keys have been read */
+        /* end is there, and nobody reads the keys any more; end itself is written again behind the barriers
+           of the next sort */
+        if (!SVG2__FAULT(91)) __syncthreads();
+        for (j = t; j < n; j += PICK_THREADS) r.map[j] = falling_key(r.mass[j], j) < *end ? 0 : 3;
     }
 }
 
@@ -6699,8 +6689,8 @@ template <int KEYS> SVG2__DEVICE void profile_blocks(const profile_args &a, int 
 
    Every group forms S itself: half as many products again, but no P goes through shared memory, no group
    waits for another, and O takes 64 registers a thread and not 192. Where head_dim > 128, a second block
-   makes the other columns. Tiles of keys and values alternate between two places, copied while the tile before
-   is computed; one barrier a tile. Shared memory: 85 KB; one block of 12 warps a multiprocessor. Limiter: the
+   makes the other columns. Tiles of keys and values alternate between two places, copied while the tile
+   before is computed; one barrier a tile. Shared memory: 85 KB; one block of 12 warps a multiprocessor. Limiter: the
    tensor cores, at most 6 * 64 * S * D multiply-adds a head beside 4 S D bytes that are read. */
 template <class T, int DP>
 static __global__ void __launch_bounds__(PROFILE_THREADS, 1)
