@@ -4543,11 +4543,15 @@ struct attention_args {
     int32_t is_matrix_vector; /* tail_matrix is aligned to 16 bytes                                      */
     int32_t head_begin;
     float scale2, sign;       /* |scale| * log2(e), not 0; the queries are multiplied by sign            */
+    int32_t skip, is_diagonal; /* svg2_skip; svg2_visit                                                  */
+    float limit, rho, recall; /* of the largest weight; (1 - recall) / recall, a little less             */
+    const float *lse_seed;
+    svg2_head_stats *stats;
 };
 
 /* Shared memory of a block, as byte offsets; the ring of tiles stands last. Of a list: 1 run = up to 4
    neighbouring blocks. */
-template <int DP> struct attention_smem {
+template <int DP, bool SKIP = false> struct attention_smem {
     enum {
         ROWS = DP > 128 ? 64 : 128, /* of an item */
         KEYS = DP > 128 ? 32 : 64,  /* of a tile  */
@@ -4567,7 +4571,11 @@ template <int DP> struct attention_smem {
         SHIFT = TOKEN + 4 * ROWS,                     /* f32 [ROWS] */
         EXACT = SHIFT + 4 * ROWS,                     /* f32 [2][ROWS] */
         STATE = (EXACT + 8 * ROWS + 127) / 128 * 128, /* f32x4 [ROWS / 64][threads]: m, m, l, l */
-        QUERY = STATE + 16 * ATTENTION_THREADS * (ROWS / 64), /* [ROWS] rows of QUERY_ROW bytes */
+        NEXT = STATE + 16 * ATTENTION_THREADS * (ROWS / 64), /* (skip) f32x4, alike: m, m, sums of the tile */
+        LOST = NEXT + (SKIP ? 16 * ATTENTION_THREADS * (ROWS / 64) : 0), /* (skip) f32 [ROWS] */
+        SEED = LOST + (SKIP ? 4 * ROWS : 0),          /* (skip) f32 [ROWS], base 2 */
+        TOTAL = SEED + (SKIP ? 4 * ROWS : 0),         /* (skip) i32, keys of the item; i32 [4] keys of a warp */
+        QUERY = TOTAL + (SKIP ? 128 : 0),             /* [ROWS] rows of QUERY_ROW bytes */
         /* 16 bytes further into the banks from row to row; the matrices of a row then lie at constant
            distances, unlike with tile_at, which saves 3 registers */
         QUERY_ROW = DP * 2 + 16,
@@ -4586,16 +4594,17 @@ static_assert(2 * (attention_smem<256>::RING + 4 * attention_smem<256>::TILE + 1
 static_assert(attention_smem<128>::RING + 3 * attention_smem<128>::TILE + 1024 <= 100 * 1024,
               "head_dim 128, 3 stages");
 static_assert(attention_smem<64>::RING % 128 == 0 && attention_smem<96>::RING % 128 == 0
-                  && attention_smem<128>::RING % 128 == 0 && attention_smem<256>::RING % 128 == 0,
+                  && attention_smem<128>::RING % 128 == 0 && attention_smem<256>::RING % 128 == 0
+                  && attention_smem<64, true>::RING % 128 == 0 && attention_smem<256, true>::RING % 128 == 0,
               "a tile begins at bank 0");
 
-static size_t attention_smem_bytes(int32_t padded, int32_t stages)
+template <bool SKIP> static size_t attention_smem_bytes(int32_t padded, int32_t stages)
 {
     switch (padded) {
-    case 64: return (size_t)attention_smem<64>::RING + (size_t)(stages * attention_smem<64>::TILE);
-    case 96: return (size_t)attention_smem<96>::RING + (size_t)(stages * attention_smem<96>::TILE);
-    case 128: return (size_t)attention_smem<128>::RING + (size_t)(stages * attention_smem<128>::TILE);
-    default: return (size_t)attention_smem<256>::RING + (size_t)(stages * attention_smem<256>::TILE);
+    case 64: return (size_t)attention_smem<64, SKIP>::RING + (size_t)(stages * attention_smem<64>::TILE);
+    case 96: return (size_t)attention_smem<96, SKIP>::RING + (size_t)(stages * attention_smem<96>::TILE);
+    case 128: return (size_t)attention_smem<128, SKIP>::RING + (size_t)(stages * attention_smem<128>::TILE);
+    default: return (size_t)attention_smem<256, SKIP>::RING + (size_t)(stages * attention_smem<256>::TILE);
     }
 }
 
@@ -4612,6 +4621,7 @@ struct key_source {
     const float   *log_mass; /* virtual keys: the query block's row; NULL = ln n */
     int32_t blocks, last;    /* blocks to look at; without a map 1, which ends where block last ends */
     int32_t tokens, is_tail; /* is_tail: the virtual keys of the blocks that are not exact */
+    int32_t is_diagonal, place, rows; /* tiles from that near place / rows of the list on, outwards */
 };
 
 /* Rows of K or V of one kv head. */
@@ -4689,9 +4699,18 @@ template <int DP> SVG2__DEVICE void next_list(const key_source &s, unsigned char
     if (!SVG2__FAULT(63)) __syncthreads(); /* the list is complete */
 }
 
+/* Number i of the tiles from the middle one outwards: middle, middle + 1, middle - 1, ...; the rest of the
+   longer side at the end. */
+SVG2__DEVICE int tile_outwards(int i, int tiles, int middle)
+{
+    const int above = tiles - 1 - middle, near_ones = 2 * min(above, middle);
+    if (i > near_ones) return above > middle ? i : middle - (i - above);
+    return i & 1 ? middle + (i + 1) / 2 : middle - i / 2;
+}
+
 /* The rows of a tile, for the loads of the half steps to come: -1 behind the last key. All threads
    together. */
-template <int DP> SVG2__DEVICE void find_rows(const key_source &s, unsigned char *smem, int tile)
+template <int DP, bool SKIP> SVG2__DEVICE void find_rows(const key_source &s, unsigned char *smem, int tile)
 {
     typedef attention_smem<DP> L;
     const int tid = svg2__fresh((int)threadIdx.x), slot = tile & (SLOTS - 1), key = tile * L::KEYS + tid;
@@ -4700,7 +4719,25 @@ template <int DP> SVG2__DEVICE void find_rows(const key_source &s, unsigned char
     const int32_t *run_first = shared_at<int32_t>(smem, L::RUN_FIRST);
     int32_t *hint = shared_at<int32_t>(smem, L::HINT) + tid; /* the run of the last key of this thread */
     int filled = 0, row = -1;
-    for (;;) {
+    if (SKIP && s.is_diagonal) { /* all of the list is there from the first tile on */
+        if (tile == 0) next_list<DP>(s, smem);
+        const int tiles = (list->end + L::KEYS - 1) / L::KEYS;
+        if (tile < tiles) {
+            const int middle = (int)((int64_t)s.place * tiles / s.rows);
+            const int at = tile_outwards(tile, tiles, middle) * L::KEYS;
+            filled = min(list->end - at, (int)L::KEYS);
+            if (tid < filled) {
+                int lo = 0, hi = list->runs - 1;
+                while (lo < hi) {
+                    const int mid = (lo + hi + 1) / 2;
+                    if (run_first[mid] <= at + tid) lo = mid;
+                    else hi = mid - 1;
+                }
+                row = run_start[lo] + (at + tid - run_first[lo]);
+            }
+        }
+    }
+    while (!SKIP || !s.is_diagonal) {
         const int end = min(list->end - tile * L::KEYS, (int)L::KEYS);
         if (tid >= filled && tid < end) {
             int lo = *hint;
@@ -4972,6 +5009,9 @@ SVG2__DEVICE void begin_phase(const attention_args &a, unsigned char *smem, bool
     source->last = a.key_blocks;
     source->tokens = a.tokens_kv;
     source->is_tail = is_tail;
+    source->is_diagonal = a.is_diagonal && !is_tail && source->blocks <= LIST_BLOCKS;
+    source->place = item.first + item.count / 2;
+    source->rows = a.tokens;
     list->end = list->next_block = list->runs = 0;
     stream[0].data = operand_head<T>(key, (int32_t)x.kv, a.heads_kv);
     stream[0].stride = key.stride_token;
@@ -4982,10 +5022,10 @@ SVG2__DEVICE void begin_phase(const attention_args &a, unsigned char *smem, bool
 }
 
 /* The queries of the item, where each row is from, and the mean's part of its logits. */
-template <class T, int DP, int ROWS>
+template <class T, int DP, int ROWS, bool SKIP>
 SVG2__DEVICE void begin_rows(const attention_args &a, unsigned char *smem)
 {
-    typedef attention_smem<DP> L;
+    typedef attention_smem<DP, SKIP> L;
     const int tid = (int)threadIdx.x;
     const attention_item item = *shared_at<attention_item>(smem, L::ITEM);
     const item_head x = head_of(a, item);
@@ -4996,18 +5036,132 @@ SVG2__DEVICE void begin_rows(const attention_args &a, unsigned char *smem)
     if (tid < item.count) {
         const int token = order ? order[item.first + tid] : item.first + tid;
         shared_at<int32_t>(smem, L::TOKEN)[tid] = token;
-        if (a.key_mean && (a.is_relative ? a.lse != NULL : item.block < a.tail_query_blocks))
+        if (a.key_mean && (a.is_relative ? a.lse || a.lse_seed : item.block < a.tail_query_blocks))
             shared_at<float>(smem, L::SHIFT)[tid] =
                 a.sign * a.scale2
                 * mean_logit<T>(a.q, row_at(a.q, x.batch, x.head, token), a.dim, a.key_mean + x.kv * a.dim,
                                 !a.is_relative);
+        if (SKIP) {
+            const float mean = a.lse_seed && a.key_mean && a.is_relative ? shared_at<float>(smem, L::SHIFT)[tid] : 0.0f;
+            shared_at<float>(smem, L::LOST)[tid] = 0.0f;
+            shared_at<float>(smem, L::SEED)[tid] =
+                a.lse_seed ? (a.lse_seed[x.bh * a.tokens + token] - 0.25f) * 1.44269504f - mean : -INFINITY;
+        }
     }
 }
 
-/* One item; warp w owns its rows 16*MT*w .. 16*MT*(w+1). */
-template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention_args &a, unsigned char *smem)
+/* Under a skip rule (>>attention of svg2.h): the weights of a tile into p and its sums into the state; or, if
+   all rows of the warp agree, nothing of that. count rows are there, tiles in all. */
+template <class T, int DP, int MT, int KEYS>
+SVG2__DEVICE bool weigh_or_leave(const attention_args &a, unsigned char *smem, float (&s)[MT][KEYS / 8][4],
+                                 float (&o)[MT][DP / 8][4], uint32_t (&p)[KEYS / 16][MT][4], int count,
+                                 int tiles)
 {
-    typedef attention_smem<DP> L;
+    typedef attention_smem<DP, true> L;
+    const bool is_recall = a.skip == SVG2_SKIP_RECALL;
+    const float factor = a.scale2, most = 16.0f / (float)tiles;
+    float4 *const state = shared_at<float4>(smem, L::STATE), *const next = shared_at<float4>(smem, L::NEXT);
+    float *const lost = shared_at<float>(smem, L::LOST);
+    const float *seed = shared_at<float>(smem, L::SEED);
+    bool leaves = true;
+    int i, h, n, e;
+#pragma unroll
+    for (i = 0; i < MT; ++i) {
+        const int t = svg2__fresh((int)threadIdx.x), mine = i * ATTENTION_THREADS + t;
+        const float4 before = state[mine];
+        const float m[2] = {before.x, before.y}, l[2] = {before.z, before.w};
+        float top[2], sum[2] = {0.0f, 0.0f};
+#pragma unroll
+        for (h = 0; h < 2; ++h) {
+            const int r = t / WARP * 16 * MT + 16 * i + t % WARP / 4 + 8 * h;
+            const bool is_there = r < count;
+            float tile_top = -INFINITY, limit = a.limit;
+#pragma unroll
+            for (n = 0; n < KEYS / 8; ++n)
+                tile_top = fmaxf(tile_top, fmaxf(s[i][n][2 * h], s[i][n][2 * h + 1]));
+            tile_top = quad_max(tile_top) * factor;
+            top[h] = fmaxf(m[h], tile_top);
+            const float reference = is_recall ? top[h] : m[h], own_seed = is_there ? seed[r] : -INFINITY;
+            const float hint = own_seed == -INFINITY ? 0.0f : svg2__exp2(own_seed - reference);
+            if (is_recall) {
+                const float zero = top[h] == -INFINITY ? 0.0f : top[h];
+#pragma unroll
+                for (n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+                    for (e = 2 * h; e < 2 * h + 2; ++e) {
+                        s[i][n][e] = svg2__exp2(fmaf(s[i][n][e], factor, -zero));
+                        sum[h] += s[i][n][e];
+                    }
+                const float alpha = svg2__exp2(m[h] - zero), u = quad_sum(sum[h]);
+                limit = a.rho * fmaxf(quad_sum(l[h]) * alpha, a.recall * hint);
+                /* not <= : a NaN stays */
+                if (is_there
+                    && !(u <= most * limit && lost[r] * alpha + u <= limit && alpha > 1e-6f))
+                    leaves = false;
+            } else {
+                float odd = 0.0f; /* NaN if there is a NaN or an Inf, which a maximum passes over */
+#pragma unroll
+                for (n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+                    for (e = 2 * h; e < 2 * h + 2; ++e)
+                        odd = fmaf(s[i][n][e] == -INFINITY ? 0.0f : s[i][n][e], 0.0f, odd);
+                odd = quad_sum(odd);
+                if (a.skip == SVG2_SKIP_ENERGY) limit *= fmaxf(quad_sum(l[h]), hint);
+                if (is_there && !(svg2__exp2(tile_top - m[h]) + odd < limit)) leaves = false;
+            }
+        }
+        next[mine] = make_float4(top[0], top[1], sum[0], sum[1]);
+    }
+    leaves = __all_sync(0xffffffffu, leaves);
+    __syncwarp(); /* lost[] of the warp's rows has been read */
+#pragma unroll
+    for (i = 0; i < MT; ++i) {
+        const int t = svg2__fresh((int)threadIdx.x), mine = i * ATTENTION_THREADS + t;
+        const float4 before = state[mine], after = next[mine];
+        const float m[2] = {before.x, before.y}, l[2] = {before.z, before.w}, top[2] = {after.x, after.y};
+        float alpha[2], sum[2] = {after.z, after.w}, zero[2];
+#pragma unroll
+        for (h = 0; h < 2; ++h) {
+            const int r = t / WARP * 16 * MT + 16 * i + t % WARP / 4 + 8 * h;
+            zero[h] = top[h] == -INFINITY ? 0.0f : top[h];
+            alpha[h] = svg2__exp2(m[h] - zero[h]);
+            const float u = quad_sum(sum[h]);
+            if (is_recall && r < count && t % 4 == 0)
+                lost[r] = leaves ? lost[r] + u / alpha[h] : lost[r] * alpha[h];
+        }
+        if (leaves) continue;
+        if (__any_sync(0xffffffffu, !(alpha[0] == 1.0f && alpha[1] == 1.0f))) {
+#pragma unroll
+            for (n = 0; n < DP / 8; ++n)
+#pragma unroll
+                for (e = 0; e < 4; ++e) o[i][n][e] *= alpha[e / 2];
+        }
+        if (!is_recall) {
+#pragma unroll
+            for (n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+                for (e = 0; e < 4; ++e) {
+                    s[i][n][e] = svg2__exp2(fmaf(s[i][n][e], factor, -zero[e / 2]));
+                    sum[e / 2] += s[i][n][e];
+                }
+        }
+#pragma unroll
+        for (n = 0; n < KEYS / 16; ++n) {
+            p[n][i][0] = pack2(s[i][2 * n][0], s[i][2 * n][1], T());
+            p[n][i][1] = pack2(s[i][2 * n][2], s[i][2 * n][3], T());
+            p[n][i][2] = pack2(s[i][2 * n + 1][0], s[i][2 * n + 1][1], T());
+            p[n][i][3] = pack2(s[i][2 * n + 1][2], s[i][2 * n + 1][3], T());
+        }
+        state[mine] = make_float4(top[0], top[1], fmaf(l[0], alpha[0], sum[0]), fmaf(l[1], alpha[1], sum[1]));
+    }
+    return leaves;
+}
+
+/* One item; warp w owns its rows 16*MT*w .. 16*MT*(w+1). */
+template <class T, int DP, int MT, bool SKIP>
+SVG2__DEVICE void attend_rows(const attention_args &a, unsigned char *smem)
+{
+    typedef attention_smem<DP, SKIP> L;
     enum { KEYS = L::KEYS, ROWS = 64 * MT };
     const int32_t *info = shared_at<int32_t>(smem, L::INFO);
     const attention_item &item = *shared_at<attention_item>(smem, L::ITEM);
@@ -5029,8 +5183,16 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
 #pragma unroll
         for (n = 0; n < DP / 8; ++n) o[i][n][0] = o[i][n][1] = o[i][n][2] = o[i][n][3] = 0.0f;
     }
-    begin_rows<T, DP, ROWS>(a, smem);
+    begin_rows<T, DP, ROWS, SKIP>(a, smem);
     if (threadIdx.x == 0) begin_phase<T, DP>(a, smem, false);
+    if (SKIP) { /* how many tiles there are */
+        int32_t *total = shared_at<int32_t>(smem, L::TOTAL), mine = 0, all, first;
+        __syncthreads(); /* source is there */
+        for (i = (int)threadIdx.x; i < source.blocks; i += ATTENTION_THREADS)
+            mine += max(source_rows(source, i, first), 0);
+        (void)scan_threads<ATTENTION_THREADS>(mine, shared_at<int32_t>(smem, L::SCAN), all);
+        if (threadIdx.x < 5) total[threadIdx.x] = threadIdx.x ? 0 : all;
+    }
 
     /* First the exact keys, then the virtual ones.
 
@@ -5043,7 +5205,7 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
         int tile, now = 0; /* now: the place of the tile to be computed */
 #pragma unroll 1
         for (tile = -ahead;; ++tile) {
-            find_rows<DP>(source, smem, tile + ahead);
+            find_rows<DP, SKIP>(source, smem, tile + ahead);
             if (tile < 0) {
                 if (tile < -1) continue;
                 if (!SVG2__FAULT(65)) __syncthreads(); /* row numbers are there */
@@ -5054,6 +5216,7 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
             if (keys == 0) break;
             const float factor = source.is_tail ? 1.0f : a.scale2;
             uint32_t p[KEYS / 16][MT][4];
+            bool is_left_out = false;
             /* this thread's copies into K (and at first Q) have landed */
             if (!SVG2__FAULT(66)) wait_for_tile(stages);
             if (!SVG2__FAULT(67)) __syncthreads(); /* those of all others, too; nobody reads V of the tile
@@ -5091,8 +5254,14 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
                             for (e = 0; e < 4; ++e)
                                 if (8 * n + e % 2 >= left) s[i][n][e] = -INFINITY;
                 }
+                if (SKIP && !source.is_tail) {
+                    int32_t *total = shared_at<int32_t>(smem, L::TOTAL);
+                    is_left_out = weigh_or_leave<T, DP, MT, KEYS>(a, smem, s, o, p, item.count,
+                                                                  (total[0] + KEYS - 1) / KEYS);
+                    if (!is_left_out && threadIdx.x % WARP == 0) total[1 + threadIdx.x / WARP] += keys;
+                }
 #pragma unroll
-                for (i = 0; i < MT; ++i) {
+                for (i = 0; i < MT && !(SKIP && !source.is_tail); ++i) {
                     const int mine = i * ATTENTION_THREADS + svg2__fresh((int)threadIdx.x);
                     const float4 before = state[mine];
                     const float m[2] = {before.x, before.y}, l[2] = {before.z, before.w};
@@ -5142,7 +5311,7 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
             if (!SVG2__FAULT(69)) __syncthreads(); /* those of all others, too; row numbers are there; nobody
                                                       reads K */
             load_half<T, DP>(2 * tile + stages, now == 0 ? stages - 1 : now - 1, smem, ring);
-            if ((int)threadIdx.x / WARP * 16 * MT < item.count) {
+            if ((int)threadIdx.x / WARP * 16 * MT < item.count && !is_left_out) {
                 const uint32_t v = value_lane<DP>(ring + (uint32_t)(now * L::TILE));
 #pragma unroll
                 for (n = 0; n < KEYS / 16; ++n)
@@ -5169,6 +5338,11 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
         if (threadIdx.x == 0) begin_phase<T, DP>(a, smem, true);
     }
     svg2__cp_async_wait<0>(); /* where there was no tile, the queries may still be under way */
+    if (SKIP && a.stats && threadIdx.x % WARP == 0) { /* integers: the order does not matter */
+        const int warp = (int)threadIdx.x / WARP, rows = max(min(item.count - warp * 16 * MT, 16 * MT), 0);
+        atomicAdd((unsigned long long *)(void *)&a.stats[a.head_begin + item.head].pairs_pv,
+                  (unsigned long long)rows * (unsigned long long)shared_at<int32_t>(smem, L::TOTAL)[1 + warp]);
+    }
     const int t = svg2__fresh((int)threadIdx.x), lane = t % WARP, quad = lane % 4,
               first_row = t / WARP * 16 * MT + lane / 4;
 
@@ -5338,7 +5512,7 @@ template <class T, int DP, int MT> SVG2__DEVICE void attend_rows(const attention
    query blocks in 118,800 tokens, where items of 128 rows alone would be 21 %; half a tile of keys an item,
    0.3 % of the 11,880 keys of 10 % density. The tail then adds a virtual key for each of 900 blocks, 7.6 %,
    and the matrix as much as one tile, 0.5 %. */
-template <class T, int DP>
+template <class T, int DP, bool SKIP>
 static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     attention_forward(const __grid_constant__ attention_args a)
 {
@@ -5347,8 +5521,19 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     if (item.count == 0) return; /* the whole block */
     if (threadIdx.x == 0) *shared_at<attention_item>(attention_shared, attention_smem<DP>::ITEM) = item;
     __syncthreads(); /* the item is there */
-    if (DP <= 128 && item.count > 64) attend_rows<T, DP, DP <= 128 ? 2 : 1>(a, attention_shared);
-    else attend_rows<T, DP, 1>(a, attention_shared);
+    if (DP <= 128 && item.count > 64) attend_rows<T, DP, DP <= 128 ? 2 : 1, SKIP>(a, attention_shared);
+    else attend_rows<T, DP, 1, SKIP>(a, attention_shared);
+}
+
+/* One thread a head: what a skip rule counts, before and after. */
+static __global__ void __launch_bounds__(256)
+    attention_stats(svg2_head_stats *stats, int32_t begin, int32_t count, int is_after)
+{
+    const int h = (int)(blockIdx.x * 256 + threadIdx.x);
+    if (h >= count) return;
+    svg2_head_stats *s = &stats[begin + h];
+    if (!is_after) s->pairs_pv = 0;
+    else s->density_pv = s->pairs_total ? (float)((double)s->pairs_pv / (double)s->pairs_total) : 0.0f;
 }
 
 /* ---- merging ----
@@ -5598,7 +5783,7 @@ static svg2_result attention_launch_first(const svg2_backend *backend, const att
 }
 
 /* As many stages as fit without taking a block from the multiprocessor: registers allow 2. */
-static svg2_result attention_stages(int32_t padded, int32_t *stages, svg2_error *err)
+static svg2_result attention_stages(int32_t padded, bool is_skip, int32_t *stages, svg2_error *err)
 {
     int device = 0, per_block = 0, per_sm = 0;
     SVG2__CUDA(cudaGetDevice(&device), "device");
@@ -5607,7 +5792,8 @@ static svg2_result attention_stages(int32_t padded, int32_t *stages, svg2_error 
                "device");
     for (int blocks = 2; blocks > 0; --blocks)
         for (*stages = 4; *stages >= 2; --*stages) {
-            const size_t bytes = attention_smem_bytes(padded, *stages);
+            const size_t bytes = is_skip ? attention_smem_bytes<true>(padded, *stages)
+                                         : attention_smem_bytes<false>(padded, *stages);
             if (bytes <= (size_t)per_block && (size_t)blocks * (bytes + 1024) <= (size_t)per_sm)
                 return SVG2_OK;
         }
@@ -5617,10 +5803,20 @@ static svg2_result attention_stages(int32_t padded, int32_t *stages, svg2_error 
 template <class T, int DP>
 static svg2_result attention_launch(const svg2_backend *backend, const attention_call *c, svg2_error *err)
 {
+    const dim3 grid(grid_of((int64_t)c->memory.heads * c->memory.most)), heads((unsigned)(c->memory.heads + 255) / 256);
+    svg2_head_stats *stats = c->args.stats;
     SVG2__RUN((attention_launch_first<T, DP>(backend, c, err)));
-    return launch(backend, err, "attention_forward", attention_forward<T, DP>,
-                  dim3(grid_of((int64_t)c->memory.heads * c->memory.most)), ATTENTION_THREADS,
-                  attention_smem_bytes(DP, c->args.stages), c->args);
+    if (!c->args.skip)
+        return launch(backend, err, "attention_forward", attention_forward<T, DP, false>, grid,
+                      ATTENTION_THREADS, attention_smem_bytes<false>(DP, c->args.stages), c->args);
+    if (stats)
+        SVG2__RUN(launch(backend, err, "attention_stats", attention_stats, heads, 256, 0, stats,
+                         c->args.head_begin, c->memory.heads, 0));
+    SVG2__RUN(launch(backend, err, "attention_forward", attention_forward<T, DP, true>, grid,
+                     ATTENTION_THREADS, attention_smem_bytes<true>(DP, c->args.stages), c->args));
+    if (!stats) return ok(err);
+    return launch(backend, err, "attention_stats", attention_stats, heads, 256, 0, stats, c->args.head_begin,
+                  c->memory.heads, 1);
 }
 
 template <class T>
@@ -5641,7 +5837,14 @@ static svg2_result run_attention(const svg2_backend *backend, const svg2_attenti
     if (d->skip != SVG2_SKIP_NONE)
         return set_error(err, SVG2_ERR_BACKEND, "skip", "is not there on this backend", cudaSuccess);
     attention_prepare(&c, d, false, workspace);
-    SVG2__RUN(attention_stages(c.memory.padded, &c.args.stages, err));
+    c.args.skip = d->skip;
+    c.args.is_diagonal = d->skip && d->visit == SVG2_VISIT_DIAGONAL;
+    c.args.limit = d->skip == SVG2_SKIP_ENERGY ? expf(d->energy_lambda) : d->skip_threshold;
+    c.args.recall = d->recall;
+    c.args.rho = d->skip == SVG2_SKIP_RECALL ? (1.0f - d->recall) / d->recall * 0.999f : 0.0f;
+    c.args.lse_seed = d->skip ? d->lse_seed : NULL;
+    c.args.stats = d->skip ? d->stats : NULL;
+    SVG2__RUN(attention_stages(c.memory.padded, d->skip != SVG2_SKIP_NONE, &c.args.stages, err));
     SVG2__RUN(is_half(d, false) ? attention_launch_dim<__half>(backend, &c, err)
                                 : attention_launch_dim<__nv_bfloat16>(backend, &c, err));
     return ok(err);

@@ -1,81 +1,6 @@
 /* >>attention, skip rules: beside a float64 execution of the same rules; and the promised recall, on whatever input. */
 #include "test.h"
-
-enum { UNIT = 64, TILE = 64, ITEM = 256 }; /* rows that decide together, keys of a tile, rows that share an order of tiles */
-
-/* A call on one head as lists: what each query block attends to. */
-typedef struct lists { int blocks, key_blocks; const int32_t *query_order, *query_offset, *key_order, *key_offset; const uint8_t *map; } lists;
-
-typedef struct outcome { int64_t pairs; double worst; rel_error error; } outcome; /* worst recall; output against float64 */
-
-/* The rules of svg2.h in float64, one head. lse [rows]: of what stayed; seed [rows] or NULL. */
-static outcome play(const svg2_desc *d, const double *q, const double *k, const double *v, const double *out, int64_t out_step, lists s,
-                    const float *seed, double *lse)
-{
-    const int D = d->head_dim, Sq = d->tokens, Sk = d->tokens_kv;
-    const double scale = (double)d->scale, rho = (1 - (double)d->recall) / (double)d->recall * 0.999;
-    outcome got = {0, 1, {0, 0}};
-    int *key = (int *)mem_new(sizeof(int) * (size_t)Sk);
-    double *logit = (double *)mem_new(sizeof(double) * UNIT * (size_t)Sk), *o = (double *)mem_new(sizeof(double) * UNIT * (size_t)D);
-    for (int block = 0; block < s.blocks; ++block) {
-        const int begin = s.query_offset ? s.query_offset[block] : 0, end = s.query_offset ? s.query_offset[block + 1] : Sq;
-        int n = 0, tiles;
-        for (int j = 0; j < s.key_blocks; ++j)
-            for (int t = s.key_offset ? s.key_offset[j] : 0; t < (s.key_offset ? s.key_offset[j + 1] : Sk); ++t)
-                if (!s.map || s.map[block * s.key_blocks + j]) key[n++] = s.key_order ? s.key_order[t] : t;
-        tiles = (n + TILE - 1) / TILE;
-        for (int item = begin; item < end; item += ITEM)
-            for (int unit = item; unit < end && unit < item + ITEM; unit += UNIT) {
-                const int last = item + ITEM < end ? item + ITEM : end, rows = last - unit < UNIT ? last - unit : UNIT;
-                int middle = d->visit == SVG2_VISIT_DIAGONAL ? (int)((int64_t)(item + (last - item) / 2) * tiles / Sq) : 0;
-                double m[UNIT], l[UNIT], lost[UNIT], all[UNIT];
-                int token[UNIT], up = middle + 1, down = middle - 1, tile = middle;
-                for (int r = 0; r < rows; ++r) {
-                    token[r] = s.query_order ? s.query_order[unit + r] : unit + r;
-                    m[r] = -(double)INFINITY; l[r] = lost[r] = all[r] = 0;
-                    for (int t = 0; t < n; ++t) logit[r * Sk + t] = scale * dot64(q + (int64_t)token[r] * D, k + (int64_t)key[t] * D, D);
-                }
-                memset(o, 0, sizeof(double) * UNIT * (size_t)D);
-                for (int i = 0; i < tiles; ++i) {
-                    const int at = tile * TILE, keys = n - at < TILE ? n - at : TILE;
-                    int leaves = 1;
-                    double top[UNIT], u[UNIT];
-                    for (int r = 0; r < rows; ++r) {
-                        top[r] = -(double)INFINITY; u[r] = 0;
-                        for (int t = at; t < at + keys; ++t) top[r] = fmax(top[r], logit[r * Sk + t]);
-                        double next = fmax(m[r], top[r]), hint = seed ? exp((double)seed[token[r]] - 0.25 - (d->skip == SVG2_SKIP_RECALL ? next : m[r])) : 0;
-                        for (int t = at; t < at + keys; ++t) u[r] += exp(logit[r * Sk + t] - next);
-                        if (d->skip == SVG2_SKIP_CONSTANT && !(exp(top[r] - m[r]) < (double)d->skip_threshold)) leaves = 0;
-                        if (d->skip == SVG2_SKIP_ENERGY && !(exp(top[r] - m[r]) < exp((double)d->energy_lambda) * fmax(l[r], hint))) leaves = 0;
-                        if (d->skip == SVG2_SKIP_RECALL) {
-                            const double a = exp(m[r] - next), limit = rho * fmax(l[r] * a, (double)d->recall * hint);
-                            if (!(u[r] <= 16 * limit / tiles && lost[r] * a + u[r] <= limit && a > 1e-6)) leaves = 0;
-                        }
-                    }
-                    for (int r = 0; r < rows; ++r) {
-                        const double next = fmax(m[r], top[r]), a = exp(m[r] - next);
-                        all[r] += exp(next) * u[r];
-                        if (leaves) { lost[r] += u[r] / a; continue; }
-                        for (int e = 0; e < D; ++e) o[r * D + e] *= a;
-                        for (int t = at; t < at + keys; ++t)
-                            for (int e = 0; e < D; ++e) o[r * D + e] += exp(logit[r * Sk + t] - next) * v[(int64_t)key[t] * D + e];
-                        l[r] = l[r] * a + u[r];
-                        lost[r] *= a;
-                        m[r] = next;
-                    }
-                    if (!leaves) got.pairs += (int64_t)rows * keys;
-                    tile = down < 0 || (up < tiles && i % 2 == 0) ? up++ : down--;
-                }
-                for (int r = 0; r < rows; ++r) {
-                    for (int e = 0; e < D; ++e) o[r * D + e] /= l[r] > 0 ? l[r] : 1;
-                    rel_add(&got.error, out + (int64_t)token[r] * out_step, o + r * D, D);
-                    lse[token[r]] = l[r] > 0 ? m[r] + log(l[r]) : -(double)INFINITY;
-                    if (all[r] > 0) got.worst = fmin(got.worst, l[r] * exp(m[r]) / all[r]);
-                }
-            }
-    }
-    return got;
-}
+#include "skip.h"
 
 /* Beside play(): the same tiles, the same output. */
 static void check_job(job *j, const float *seed)
@@ -94,7 +19,7 @@ static void check_job(job *j, const float *seed)
             s.key_order = p.key_order + keys; s.key_offset = p.key_offset + kv * (p.key_blocks + 1);
             s.map = p.map + (int64_t)bh * p.query_blocks * p.key_blocks;
         }
-        outcome want = play(d, q + rows * d->head_dim, k + keys * d->head_dim, v + keys * d->head_dim, out + rows * d->head_dim, d->head_dim, s,
+        outcome want = play(cpu_pace, d, q + rows * d->head_dim, k + keys * d->head_dim, v + keys * d->head_dim, out + rows * d->head_dim, d->head_dim, s,
                             seed ? seed + rows : 0, lse);
         assert_int_equal(j->stats[bh].pairs_pv, want.pairs);
         assert_true(fabs((double)j->stats[bh].density_pv - (double)want.pairs / (double)j->stats[bh].pairs_total) < 1e-6);
@@ -105,18 +30,6 @@ static void check_job(job *j, const float *seed)
         }
     }
 }
-
-static svg2_desc rule(svg2_desc d, svg2_skip skip, svg2_visit visit, double x)
-{
-    d.skip = skip;
-    d.visit = visit;
-    if (skip == SVG2_SKIP_CONSTANT) d.skip_threshold = (float)x;
-    if (skip == SVG2_SKIP_ENERGY) d.energy_lambda = (float)x;
-    if (skip == SVG2_SKIP_RECALL) d.recall = (float)x;
-    return d;
-}
-static const struct { svg2_skip skip; double x; } rules[] = {
-    {SVG2_SKIP_CONSTANT, 0.1}, {SVG2_SKIP_CONSTANT, 0.6}, {SVG2_SKIP_ENERGY, -2}, {SVG2_SKIP_ENERGY, -5}, {SVG2_SKIP_RECALL, 0.5}, {SVG2_SKIP_RECALL, 0.9}};
 
 static void rules_as_written(void **state)
 {
@@ -217,31 +130,6 @@ static void limits_are_dense(void **state)
 }
 
 /* ---- the promise ---- */
-/* Logits of all kinds: what one row does to the account, for every row of a unit another one. */
-static void fill_hard(job *j, int kind, uint64_t seed)
-{
-    const int S = j->d.tokens, D = j->d.head_dim;
-    uint64_t r = seed;
-    tensor_fill_normal(&j->q, seed, kind == 0 ? 0.3 : kind == 1 ? 4 : 2, 0);
-    tensor_fill_normal(&j->k, seed + 1, 1, kind == 2 ? 3 : 0);
-    tensor_fill_normal(&j->v, seed + 2, 1, 0);
-    for (int t = 0; t < S && kind >= 3; ++t)
-        for (int e = 0; e < D; ++e) {
-            double x = tensor_get(&j->k, tensor_at(&j->k, 0, 0, t, e)), y = tensor_get(&j->q, tensor_at(&j->q, 0, 0, t, e));
-            if (kind == 3) x = 0; /* all alike */
-            if (kind == 4) x = 0.1 * x + (e == 0 ? 8.0 * t / S : 0), y = e == 0 ? 4 : 0.3 * y; /* ever heavier: an order that is always wrong */
-            if (kind == 5) x = 0.1 * x + (e == 0 ? -8.0 * t / S : 0), y = e == 0 ? 4 : 0.3 * y; /* ever lighter */
-            if (kind == 6) x = t == S - 1 && e == 0 ? 30 : 0.2 * x, y = e == 0 ? 1 : y; /* one giant, last */
-            if (kind == 7) x *= t / 64 % 2 ? 3 : 0.1; /* heavy and light tiles take turns */
-            if (kind == 8) x = e == 0 ? (double)rnd_int(&r, 2) * 6 - 3 : 0.1 * x, y = e == 0 ? (double)rnd_int(&r, 2) * 4 - 2 : y; /* rows disagree */
-            if (kind == 9) x *= 40, y *= 40; /* all but one weight vanish */
-            tensor_put(&j->k, tensor_at(&j->k, 0, 0, t, e), x);
-            tensor_put(&j->q, tensor_at(&j->q, 0, 0, t, e), y);
-        }
-    j->q.hash = mem_hash(j->q.data, j->q.bytes);
-    j->k.hash = mem_hash(j->k.data, j->k.bytes);
-}
-
 static void recall_is_kept(void **state)
 {
     (void)state;

@@ -1,0 +1,262 @@
+/* >>attention on CUDA, skip rules: beside a float64 execution of the same rules; and the promised recall. */
+#include "device.h"
+#include "test.h"
+#include "skip.h"
+
+/* A warp decides for its rows: 32 of an item of more than 64 rows, else 16. */
+static pace gpu_pace(int dim)
+{
+    const pace wide = {128, 32, 64, 16, 64}, deep = {64, 16, 0, 16, 32};
+    return dim > 128 ? deep : wide;
+}
+
+typedef struct twin { job j; void *q, *k, *v, *out, *lse, *stats, *work; } twin;
+
+static twin twin_new(svg2_desc d, tensor_order order)
+{
+    svg2_backend cuda = svg2_cuda_backend(0);
+    twin t;
+    job_alloc(&t.j, d, &cuda, order);
+    return t;
+}
+static void twin_run(twin *t)
+{
+    job *j = &t->j;
+    const size_t heads = (size_t)(j->d.batch * j->d.heads), rows = heads * (size_t)j->d.tokens;
+    void *state = device_new(j->state_bytes);
+    t->q = device_copy(j->q.data, j->q.bytes); t->k = device_copy(j->k.data, j->k.bytes); t->v = device_copy(j->v.data, j->v.bytes);
+    t->out = device_copy(j->out.data, j->out.bytes);
+    t->lse = device_new(rows * 4); t->stats = device_new(heads * sizeof(svg2_head_stats)); t->work = device_new(j->work_bytes);
+    assert_ok(svg2_state_init(&j->state, &j->d, j->state_bytes ? state : 0, j->state_bytes, &j->err));
+    svg2_result r = svg2_attend(&j->backend, &j->d, &j->state, 0, t->q, t->k, t->v, t->out, (float *)t->lse, (svg2_head_stats *)t->stats, t->work, j->work_bytes, &j->err);
+    if (r != SVG2_OK) fail_msg("svg2_attend: %s (%s: %s)", svg2_result_string(r), j->err.field, j->err.text);
+    device_read(j->out.data, t->out, j->out.bytes);
+    device_read(j->lse, t->lse, rows * 4);
+    device_read(j->stats, t->stats, heads * sizeof(svg2_head_stats));
+    TEST_UNPOISON(j->work, j->work_bytes);
+    device_read(j->work, t->work, j->work_bytes);
+}
+static void twin_done(void) { device_reset(); mem_done(); }
+
+/* Beside play(): nearly the same tiles (a rule is a comparison of rounded numbers), and so nearly the same output. */
+static double check_twin(twin *t, const float *seed)
+{
+    job *j = &t->j;
+    const svg2_desc *d = &j->d;
+    const svg2_plan p = svg2_plan_view(&j->backend, d, 0, j->work);
+    const double *q = tensor_f64(&j->q), *k = tensor_f64(&j->k), *v = tensor_f64(&j->v), *out = tensor_f64(&j->out);
+    double *lse = (double *)mem_new(sizeof(double) * (size_t)d->tokens), kept = 0, all = 0;
+    for (int bh = 0; bh < d->batch * d->heads; ++bh) {
+        const int kv = bh / d->heads * d->heads_kv + bh % d->heads / (d->heads / d->heads_kv);
+        const int64_t rows = (int64_t)bh * d->tokens, keys = (int64_t)kv * d->tokens_kv;
+        lists s = {1, 1, 0, 0, 0, 0, 0};
+        if (p.map) {
+            s.blocks = p.query_blocks; s.key_blocks = p.key_blocks;
+            s.query_order = p.query_order + rows; s.query_offset = p.query_offset + bh * (p.query_blocks + 1);
+            s.key_order = p.key_order + keys; s.key_offset = p.key_offset + kv * (p.key_blocks + 1);
+            s.map = p.map + (int64_t)bh * p.query_blocks * p.key_blocks;
+        }
+        const outcome want = play(gpu_pace(d->head_dim), d, q + rows * d->head_dim, k + keys * d->head_dim, v + keys * d->head_dim, out + rows * d->head_dim, d->head_dim, s,
+                                  seed ? seed + rows : 0, lse);
+        assert_at_most(fabs((double)(j->stats[bh].pairs_pv - want.pairs)), 0.01 * (double)j->stats[bh].pairs);
+        assert_true(fabs((double)j->stats[bh].density_pv * (double)j->stats[bh].pairs_total / (double)j->stats[bh].pairs_pv - 1) < 1e-5);
+        if (j->stats[bh].pairs_pv == want.pairs) {
+            assert_at_most(rel_l2(want.error), cuda_bound(d));
+            for (int i = 0; i < d->tokens; ++i) {
+                const double l = (double)j->lse[rows + i];
+                if (isinf(lse[i])) assert_true(isinf(l)); else assert_at_most(fabs(l - lse[i]), 2e-4);
+            }
+        }
+        kept += (double)j->stats[bh].pairs_pv; all += (double)j->stats[bh].pairs;
+    }
+    return kept / all;
+}
+
+static void rules_as_written(void **state)
+{
+    (void)state;
+    static const struct { int heads, tokens, tokens_kv, dim; svg2_dtype dtype; tensor_order order; } shapes[] = {
+        {2, 333, 333, 64, SVG2_BF16, BHSD}, {1, 150, 700, 128, SVG2_F16, GAPS}, {1, 70, 130, 256, SVG2_BF16, BHSD}, {1, 1, 300, 96, SVG2_F16, BHSD}, {1, 130, 1, 40, SVG2_BF16, BHSD}};
+    double least = 1;
+    for (int i = 0; i < COUNT(shapes); ++i)
+        for (int n = 0; n < COUNT(rules); ++n)
+            for (int visit = 1; visit <= 2; ++visit) {
+                if (TEST_SLOW_BUILD ? (i + 2 * n + visit) % 6 || i == 1 : (i + n + visit) % 2) continue;
+                svg2_desc d = desc_small(shapes[i].heads, shapes[i].tokens, shapes[i].dim);
+                d.tokens_kv = shapes[i].tokens_kv;
+                d.method = SVG2_METHOD_DENSE;
+                d.q.dtype = d.k.dtype = d.v.dtype = shapes[i].dtype;
+                twin t = twin_new(rule(d, rules[n].skip, (svg2_visit)visit, rules[n].x), shapes[i].order);
+                tensor_fill_normal(&t.j.q, (uint64_t)(10 * i + n), 4, 0);
+                tensor_fill_normal(&t.j.k, (uint64_t)(10 * i + n + 500), 1, 0);
+                tensor_fill_normal(&t.j.v, (uint64_t)(10 * i + n + 700), 1, 0);
+                for (int h = 0; h < t.j.k.H; ++h)
+                    for (int s = 0; s < t.j.k.S; ++s)
+                        for (int e = 0; e < t.j.k.D; ++e)
+                            tensor_put(&t.j.k, tensor_at(&t.j.k, 0, h, s, e), tensor_get(&t.j.k, tensor_at(&t.j.k, 0, h, s, e)) * (s % 320 < 130 ? 1 : 0.02));
+                twin_run(&t);
+                least = fmin(least, check_twin(&t, 0));
+                twin_done();
+            }
+    assert_true(least < 0.8);
+}
+
+static void inside_a_map(void **state)
+{
+    (void)state;
+    for (int n = 0; n < COUNT(rules); ++n) {
+        svg2_desc d = desc_small(2, TEST_SLOW_BUILD ? 200 : 400, 64);
+        if (TEST_SLOW_BUILD && n % 3) continue;
+        d.heads_kv = 1;
+        d.q.dtype = d.k.dtype = d.v.dtype = SVG2_BF16;
+        d.query_clusters = 3; d.key_clusters = 9;
+        d.tail = SVG2_TAIL_NONE;
+        d.top_p = 0.9f;
+        if (n % 2) d.text_tokens = 30, d.text_valid = 20, d.text_place = n % 4 == 1 ? SVG2_TEXT_FIRST : SVG2_TEXT_LAST;
+        twin t = twin_new(rule(d, rules[n].skip, n % 3 ? SVG2_VISIT_DIAGONAL : SVG2_VISIT_NATURAL, rules[n].x), BHSD);
+        fill_video(&t.j.q, &t.j.k, &t.j.v, (uint64_t)n, 1.5, 0.5);
+        twin_run(&t);
+        (void)check_twin(&t, 0);
+        twin_done();
+    }
+}
+
+/* Virtual keys are never left out; a rule that leaves out nothing changes next to nothing. */
+static void beside_a_tail(void **state)
+{
+    (void)state;
+    svg2_desc d = desc_small(2, TEST_SLOW_BUILD ? 150 : 300, 64);
+    d.q.dtype = d.k.dtype = d.v.dtype = SVG2_BF16;
+    d.density = 0.3f;
+    twin plain = twin_new(d, BHSD), skip = twin_new(rule(d, SVG2_SKIP_RECALL, SVG2_VISIT_DEFAULT, 1), BHSD);
+    fill_video(&plain.j.q, &plain.j.k, &plain.j.v, 5, 1, 1);
+    fill_video(&skip.j.q, &skip.j.k, &skip.j.v, 5, 1, 1);
+    twin_run(&plain);
+    twin_run(&skip);
+    assert_at_most(rel_l2_arrays(tensor_f64(&skip.j.out), tensor_f64(&plain.j.out), (int64_t)2 * d.tokens * 64), 1e-4);
+    assert_true(skip.j.stats[0].pairs_pv == skip.j.stats[0].pairs && plain.j.stats[1].pairs_pv == plain.j.stats[1].pairs);
+    twin_done();
+}
+
+static void recall_is_kept(void **state)
+{
+    (void)state;
+    static const double recalls[] = {0.5, 0.9, 0.95, 0.99};
+    int left_out = 0;
+    for (int n = 0; n < (TEST_SLOW_BUILD ? 6 : 60); ++n) {
+        const int kind = TEST_SLOW_BUILD ? 2 * n % 10 : n % 10, S = 64 + n * 37 % (TEST_SLOW_BUILD ? 100 : 300), D = 32 << n % 3;
+        const double R = recalls[n / 10 % 4];
+        svg2_desc d = desc_small(1, S, D);
+        d.method = SVG2_METHOD_DENSE;
+        d.q.dtype = d.k.dtype = d.v.dtype = SVG2_BF16;
+        if (kind == 9) d.scale = 1;
+        twin t = twin_new(rule(d, SVG2_SKIP_RECALL, (svg2_visit)(1 + n % 2), R), BHSD);
+        fill_hard(&t.j, kind, (uint64_t)n);
+        twin_run(&t);
+        const double *q = tensor_f64(&t.j.q), *k = tensor_f64(&t.j.k), *v = tensor_f64(&t.j.v);
+        double *o = (double *)mem_new(sizeof(double) * (size_t)D);
+        for (int i = 0; i < S; ++i) {
+            const double lse = ref_row(q + (int64_t)i * D, k, v, 0, S, D, (double)t.j.d.scale, 0, 0, 0, o, 0);
+            const double recall = exp((double)t.j.lse[i] - lse), slack = 1e-5 * fabs(lse) + 1e-4; /* sums are f32, exp2 is the GPU's */
+            if (recall < R * (1 - slack)) fail_msg("problem %d, kind %d, row %d: recall %.6f below %g", n, kind, i, recall, R);
+        }
+        left_out += t.j.stats[0].pairs_pv < t.j.stats[0].pairs;
+        twin_done();
+    }
+    assert_true(left_out >= (TEST_SLOW_BUILD ? 1 : 12));
+}
+
+/* An estimate of the LSE, with keys whose mean is removed (f32) and without. */
+static void seeds(void **state)
+{
+    (void)state;
+    for (int n = 0; n < 4; ++n) {
+        const int S = TEST_SLOW_BUILD ? 150 : 300;
+        svg2_desc d = desc_small(2, S, 32);
+        svg2_attention_desc a = SVG2_ZERO;
+        d.method = SVG2_METHOD_DENSE;
+        d.q.dtype = SVG2_BF16; d.k.dtype = d.v.dtype = n < 2 ? SVG2_BF16 : SVG2_F32;
+        twin t = twin_new(rule(d, n % 2 ? SVG2_SKIP_ENERGY : SVG2_SKIP_RECALL, SVG2_VISIT_NATURAL, n % 2 ? -3 : 0.8), BHSD);
+        job *j = &t.j;
+        fill_video(&j->q, &j->k, &j->v, 31, 2, 1);
+        if (n >= 2) /* what bf16 holds, so that only the mean rounds */
+            for (int64_t e = 0; e < (int64_t)2 * S * 32; ++e) ((float *)j->k.data)[e] = (float)bf16_value(bf16_bits((double)((float *)j->k.data)[e]));
+        j->k.hash = mem_hash(j->k.data, j->k.bytes);
+        twin_run(&t);
+        const double *q = tensor_f64(&j->q), *k = tensor_f64(&j->k), *v = tensor_f64(&j->v);
+        double o[32], *lse = (double *)mem_new(sizeof(double) * 2 * (size_t)S);
+        float *estimate = (float *)mem_new(2 * (size_t)S * 4), *mean = (float *)mem_new(64 * 4);
+        const int64_t without = j->stats[0].pairs_pv + j->stats[1].pairs_pv;
+        for (int i = 0; i < 2 * S; ++i) {
+            lse[i] = ref_row(q + (int64_t)i * 32, k + (int64_t)(i / S) * S * 32, v + (int64_t)(i / S) * S * 32, 0, S, 32, (double)j->d.scale, 0, 0, 0, o, 0);
+            estimate[i] = (float)lse[i];
+        }
+        for (int e = 0; e < 64; ++e) {
+            double sum = 0;
+            for (int s = 0; s < S; ++s) sum += k[((int64_t)(e / 32) * S + s) * 32 + e % 32];
+            mean[e] = (float)(sum / S);
+        }
+        a.batch = 1; a.heads = a.heads_kv = 2; a.tokens = a.tokens_kv = S; a.head_dim = 32; a.scale = j->d.scale;
+        a.q = t.q; a.k = t.k; a.v = t.v; a.out = t.out; a.lse = (float *)t.lse; a.stats = (svg2_head_stats *)t.stats;
+        a.q_layout = j->d.q; a.k_layout = j->d.k; a.v_layout = j->d.v; a.out_layout = j->d.out;
+        a.key_mean = (const float *)device_copy(mean, 256);
+        a.skip = j->d.skip; a.visit = j->d.visit; a.energy_lambda = j->d.energy_lambda; a.recall = j->d.recall;
+        a.lse_seed = (const float *)device_copy(estimate, 2 * (size_t)S * 4);
+        const size_t bytes = svg2_stage_workspace_bytes(&j->backend, SVG2_STAGE_ATTENTION, &a);
+        assert_ok(svg2_attention(&j->backend, &a, device_new(bytes), bytes, &j->err));
+        device_read(j->out.data, t.out, j->out.bytes);
+        device_read(j->lse, t.lse, 2 * (size_t)S * 4);
+        device_read(j->stats, t.stats, 2 * sizeof(svg2_head_stats));
+        if (n < 2) (void)check_twin(&t, estimate); /* the mean, rounded, moves logits a little */
+        assert_true(j->stats[0].pairs_pv + j->stats[1].pairs_pv <= without);
+        for (int i = 0; i < 2 * S && n % 2 == 0; ++i) assert_true(exp((double)j->lse[i] - lse[i]) >= 0.8 * (1 - (n ? 2e-2 : 1e-3)));
+        twin_done();
+    }
+}
+
+static void same_bits(void **state)
+{
+    (void)state;
+    static const char *const threads[] = {"rr", "first", "last", "random"}, *const copies[] = {"early", "late", "mixed"};
+    uint64_t want = 0;
+    for (int i = 0; i < 4; ++i)
+        for (int c = 0; c < 3; ++c) {
+            svg2_desc d = desc_small(1, 200, 64);
+            if (TEST_SLOW_BUILD && i != c) continue;
+            d.method = SVG2_METHOD_DENSE;
+            d.q.dtype = d.k.dtype = d.v.dtype = SVG2_BF16;
+            device_schedule(threads[i], copies[c], (unsigned)(3 * i + c + 1));
+            twin t = twin_new(rule(d, SVG2_SKIP_RECALL, SVG2_VISIT_DIAGONAL, 0.8), BHSD);
+            fill_hard(&t.j, 7, 3);
+            twin_run(&t);
+            const uint64_t hash = job_hash(&t.j) + (uint64_t)t.j.stats[0].pairs_pv;
+            if (!want) want = hash;
+            assert_true(hash == want && t.j.stats[0].pairs_pv < t.j.stats[0].pairs);
+            twin_done();
+        }
+    device_schedule("rr", "late", 1);
+}
+
+static void nan_stays(void **state)
+{
+    (void)state;
+    for (int n = 0; n < COUNT(rules); n += 2) {
+        svg2_desc d = desc_small(1, 150, 64);
+        d.method = SVG2_METHOD_DENSE;
+        d.q.dtype = d.k.dtype = d.v.dtype = SVG2_BF16;
+        twin t = twin_new(rule(d, rules[n].skip, SVG2_VISIT_DEFAULT, rules[n].x), BHSD);
+        fill_hard(&t.j, 7, 8);
+        tensor_put(&t.j.k, tensor_at(&t.j.k, 0, 0, 133, 5), (double)NAN);
+        t.j.k.hash = mem_hash(t.j.k.data, t.j.k.bytes);
+        twin_run(&t);
+        const double *out = tensor_f64(&t.j.out);
+        for (int i = 0; i < 150; ++i) assert_true(isnan(out[i * 64]));
+        twin_done();
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {TEST(rules_as_written), TEST(inside_a_map), TEST(beside_a_tail), TEST(recall_is_kept), TEST(seeds), TEST(same_bits), TEST(nan_stays)};
+    return cmocka_run_group_tests_name("cuda_skip", tests, 0, 0);
+}
