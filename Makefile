@@ -168,7 +168,7 @@ clean:
 help:
 	@echo "make            build/svg2, the command-line tool; build/wan, a video transformer; build/minimal"
 	@echo "make demo       generates a clip with dense and with sparse attention and compares them; in out/"
-	@echo "make pareto     quality of generated clips against density: CSV and plot       args='--quick'"
+	@echo "make pareto     quality of generated clips against density: CSV and plot       args='--quick', --methods"
 	@echo "make test       all tests: the programs of tests/, sanitizers, header hygiene, a short fuzz run"
 	@echo "make bench      speed beside the machine's own FMA peak        args='--quick'"
 	@echo "make compare    speed beside PyTorch and scikit-learn, if there"

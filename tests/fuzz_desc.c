@@ -105,10 +105,9 @@ static size_t element(svg2_dtype t) { return t == SVG2_F32 ? 4 : 2; }
 static size_t span(const svg2_layout *l, int32_t B, int32_t H, int32_t S, int32_t D)
 {
     int64_t sb = l->stride_batch, sh = l->stride_head, st = l->stride_token;
-    if (B > 16 || H > 64 || S > 4096) return BIG;
+    if (B < 1 || H < 1 || S < 1 || D < 1 || B > 16 || H > 64 || S > 4096 || D > 4096) return BIG;
     if (!sb && !sh && !st) { st = D; sh = (int64_t)S * D; sb = H * sh; }
-    if (B < 1 || H < 1 || S < 1 || sb < 0 || sh < 0 || st < 0) return BIG; /* refused before it is read */
-    if (sb > 1000000 || sh > 1000000 || st > 1000000 || B > 16 || H > 64 || S > 4096) return BIG;
+    if (sb < 0 || sh < 0 || st < 0 || sb > 1000000 || sh > 1000000 || st > 1000000) return BIG; /* negative: refused before it is read */
     return (size_t)((B - 1) * sb + (H - 1) * sh + (S - 1) * st + D) * element(l->dtype);
 }
 static void fill(void *p, svg2_dtype t, size_t bytes, source *s, int wild)

@@ -2,17 +2,19 @@
 # make pareto: quality of generated clips against density. Writes out/pareto/runs.csv (every clip), pareto.csv (means
 # over the clips), pareto.png (gnuplot) and a table.
 #
-#   examples/wan/pareto.sh BINARY [--quick | --brief] [--clips N] [--out DIR] [--only NAME,NAME] [--extra "wan options"]
+#   examples/wan/pareto.sh BINARY [--quick | --brief | --methods] [--clips N] [--out DIR] [--only NAME,NAME] [--extra "wan options"]
 #
 # A clip is one prompt and seed. Each is generated dense, then with every setting, all from the same noise; PSNR is
 # against the dense one. The first steps are dense in all, as in the published settings; density counts the others.
+# --methods: all methods at about the same density, with the error of attention and recall (which double the time).
 set -eu
 wan=$1; shift
-clips=3; out=out/pareto; quick=; brief=; only=; extra=
+clips=3; out=out/pareto; quick=; brief=; methods=; only=; extra=
 while [ $# -gt 0 ]; do
     case $1 in
     --quick) quick=1; clips=1 ;;
     --brief) brief=1 ;; # the curves without the ablations, a third of the time
+    --methods) methods=1 ;;
     --clips) clips=$2; shift ;;
     --out) out=$2; shift ;;
     --only) only=,$2,; shift ;;
@@ -33,7 +35,21 @@ sweep() { # name, settings with X for the value, values
     if [ -n "$only" ] && [ "${only#*,"$name",}" = "$only" ]; then return; fi
     for x in "$@"; do echo "${name}_$x:$(echo "$settings" | sed "s/X/$x/"),$start" >>"$runs"; done
 }
-if [ -n "$quick" ]; then
+if [ -n "$methods" ]; then
+    # 15, 25 and 35 % of the pairs; no layer fixed dense
+    extra="--check $extra"
+    sweep svg2 "svg2,tail=0,density=X" 0.15 0.25 0.35
+    sweep svg2-order1 "svg2,tail=2,density=X" 0.15 0.25 0.35
+    sweep svg2-recall "svg2,tail=0,recall=0.95,density=X" 0.15 0.25 0.35
+    sweep svg2-order1-recall "svg2,tail=2,recall=0.95,density=X" 0.15 0.25 0.35
+    sweep svg1 "svg1,keep=X" 0.15 0.25 0.35
+    sweep adaspa "adaspa,sparsity=X" 0.85 0.75 0.65
+    sweep adaspa-order1 "adaspa,tail=2,sparsity=X" 0.85 0.75 0.65
+    # these compute all of Q K; what is about 15, 25 and 35 % is P V (build/svg2 calibrate, on this model's Q and K)
+    sweep blasst "blasst,threshold=X" 0.7 0.4 0.25
+    sweep energy "energy,energy-lambda=X" -3.1 -4.1 -5
+    sweep recall "dense,recall=X" 0.5 0.8 0.9
+elif [ -n "$quick" ]; then
     sweep plain "svg2,tail=0,top-p=X,$dense_first" 0.5 0.85
     sweep order0 "svg2,tail=1,density=X,$dense_first" 0.1 0.3
     sweep order1 "svg2,tail=2,density=X,$dense_first" 0.05 0.1 0.3
@@ -97,17 +113,28 @@ done
 awk 'FNR > 1 || NR == 1' "$out"/clip-?.csv >"$out/runs.csv"
 # settings are quoted and hold commas: cut them out first
 sed 's/"[^"]*"//g' "$out/runs.csv" | awk -F, -v OFS=, '
-    NR == 1 { print "series", "value", "clips", "density", "density_all", "cost", "psnr", "psnr_least", "ssim", "attention_seconds", "total_seconds"; next }
+    NR == 1 { print "series", "value", "clips", "density", "density_all", "cost", "psnr", "psnr_least", "ssim", "attention_seconds", "total_seconds",
+        "density_pv", "attention_error", "recall", "recall_worst_row"; next }
     $1 == "dense" { next }
     { if (!($1 in n)) order[++count] = $1
-      n[$1]++; d[$1] += $4; a[$1] += $5; c[$1] += $6; p[$1] += $7; s[$1] += $8; t[$1] += $9; w[$1] += $10
+      n[$1]++; d[$1] += $4; a[$1] += $5; c[$1] += $6; p[$1] += $7; s[$1] += $8; t[$1] += $9; w[$1] += $10; v[$1] += $18
+      if ($12 != "") e[$1] += $12 # checked
+      if ($13 != "") { r[$1] += $13; if (!($1 in worst) || $14 < worst[$1]) worst[$1] = $14 }
       if (n[$1] == 1 || $7 < least[$1]) least[$1] = $7 }
     END { for (i = 1; i <= count; ++i) { k = order[i]; at = match(k, /_[^_]*$/)
-        printf "%s,%s,%d,%.5f,%.5f,%.5f,%.3f,%.3f,%.5f,%.3f,%.3f\n", substr(k, 1, at - 1), substr(k, at + 1), n[k], d[k] / n[k], a[k] / n[k],
-            c[k] / n[k], p[k] / n[k], least[k], s[k] / n[k], t[k] / n[k], w[k] / n[k] } }' >"$out/pareto.csv"
-awk -F, 'NR == 1 { printf "%-20s%8s%10s%10s%11s%11s%8s\n", "", "value", "density", "cost", "PSNR", "least", "SSIM"; next }
+        printf "%s,%s,%d,%.5f,%.5f,%.5f,%.3f,%.3f,%.5f,%.3f,%.3f,%.5f,", substr(k, 1, at - 1), substr(k, at + 1), n[k], d[k] / n[k], a[k] / n[k],
+            c[k] / n[k], p[k] / n[k], least[k], s[k] / n[k], t[k] / n[k], w[k] / n[k], v[k] / n[k]
+        printf (k in e) ? "%.5f," : ",", e[k] / n[k]
+        if (k in r) printf "%.5f,%.5f\n", r[k] / n[k], worst[k]; else print ","; } }' >"$out/pareto.csv"
+awk -F, -v methods="$methods" '
+    NR == 1 { printf "%-20s%8s%10s%10s%11s%11s%8s", "", "value", "density", "cost", "PSNR", "least", "SSIM"
+        if (methods) printf "%10s%9s%9s%9s%11s", "P V", "error", "recall", "worst", "attention"
+        print ""; next }
     $1 != last { if (last != "") print ""; last = $1 }
-    { printf "%-20s%8s%8.1f %%%8.1f %%%8.2f dB%8.2f dB%8.4f\n", $1, $2, 100 * $4, 100 * $6, $7, $8, $9 }' "$out/pareto.csv"
+    { printf "%-20s%8s%8.1f %%%8.1f %%%8.2f dB%8.2f dB%8.4f", $1, $2, 100 * $4, 100 * $6, $7, $8, $9
+      if (methods) printf "%8.1f %%%9.4f%9s%9s%9.2f s", 100 * $12, $13, $14 == "" ? "-" : sprintf("%.3f", $14), $15 == "" ? "-" : sprintf("%.3f", $15), $10
+      print "" }' "$out/pareto.csv"
+[ -z "$methods" ] || exit 0 # a table, no curves
 
 if ! command -v gnuplot >/dev/null; then
     echo "no gnuplot (Debian: gnuplot-nox): $out/pareto.csv is there, pareto.png is not"
