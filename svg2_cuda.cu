@@ -6776,7 +6776,10 @@ namespace svg2__cuda {
 enum {
     PROFILE_ROWS = 64,
     PROFILE_THREADS = 384,  /* three groups of four warps: all keys, the band in space, the band in time */
-    PROFILE_ITEMS = 264,    /* items times splits at one time: two for each of 132 multiprocessors       */
+    PROFILE_SPLITS = 22,    /* at most; the keys alone decide how many, so that the bits of a head do not
+                               depend on how many others there are. 6 heads fill 132 multiprocessors     */
+    PROFILE_TILES = 32,     /* tiles of a split, at least                                                */
+    PROFILE_BLOCKS = 528,   /* items times splits at one time                                            */
     PROFILE_ERROR_ROWS = 8, /* a warp each                                                               */
     PROFILE_ERROR_THREADS = PROFILE_ERROR_ROWS * WARP,
     PROFILE_PARTS = PROFILE_ROWS / PROFILE_ERROR_ROWS,
@@ -6893,8 +6896,8 @@ template <int KEYS> SVG2__DEVICE void profile_blocks(const profile_args &a, int 
    Every group forms S itself: half as many products again, but no P goes through shared memory, no group
    waits for another, and O takes 64 registers a thread and not 192. Where head_dim > 128, a second block
    makes the other columns. Tiles of keys and values alternate between two places, copied while the tile
-   before is computed; one barrier a tile. Shared memory: 85 KB; one block of 12 warps a multiprocessor. Limiter: the
-   tensor cores, at most 6 * 64 * S * D multiply-adds a head beside 4 S D bytes that are read. */
+   before is computed; one barrier a tile. Shared memory: 85 KB; one block of 12 warps a multiprocessor.
+   Limiter: the tensor cores, at most 6 * 64 * S * D multiply-adds a head beside 4 S D bytes that are read. */
 template <class T, int DP>
 static __global__ void __launch_bounds__(PROFILE_THREADS, 1)
     profile_rows(const __grid_constant__ profile_args a)
@@ -7128,24 +7131,24 @@ static __global__ void __launch_bounds__(PROFILE_END_THREADS)
     if (threadIdx.x == 0) a.pattern[kv] = both[1] < both[0]; /* NaN: 0 */
 }
 
-/* 192 bytes an item, and the partial results of at most 264 splits of 64 rows: 768 bytes a dimension and 1 KB
-   each, 26 MB at head_dim 128. */
+/* 192 bytes an item, and the partial results of at most 528 splits of 64 rows: 768 bytes a dimension and 1 KB
+   each, 52 MB at head_dim 128. */
 static size_t profile_layout(const svg2_profile_desc *d, void *base, profile_args *out)
 {
     arena a = {(char *)base, 0};
     const int32_t units = (int32_t)(((int64_t)d->sample_rows + PROFILE_ROWS - 1) / PROFILE_ROWS);
     const int keys = d->head_dim > 128 ? (int)profile_smem<256>::KEYS : (int)profile_smem<128>::KEYS;
-    const int64_t most = PROFILE_ITEMS, items = (int64_t)d->batch * d->heads * units;
-    const int64_t count = items < most ? items : most;
-    const int64_t tiles = ((int64_t)d->tokens + keys - 1) / keys, wanted = most / count;
-    const int64_t splits = wanted < tiles ? wanted : tiles;
+    const int64_t items = (int64_t)d->batch * d->heads * units;
+    const int64_t tiles = ((int64_t)d->tokens + keys - 1) / keys;
+    const int64_t wanted = (tiles + PROFILE_TILES - 1) / PROFILE_TILES;
+    const int32_t splits = (int32_t)(wanted < PROFILE_SPLITS ? wanted : (int64_t)PROFILE_SPLITS);
     profile_args w;
     memset(&w, 0, sizeof w);
     w.units = units;
-    w.count = count;
-    w.splits = (int32_t)splits;
+    w.splits = splits;
+    w.count = items < PROFILE_BLOCKS / splits ? items : (int64_t)(PROFILE_BLOCKS / splits);
     w.error = a.take<double>(count_of(items, PROFILE_PARTS, 3));
-    w.partial = a.take<float>(count_of(count, splits, PROFILE_ROWS, 4 + 3 * (int64_t)d->head_dim));
+    w.partial = a.take<float>(count_of(w.count, splits, PROFILE_ROWS, 4 + 3 * (int64_t)d->head_dim));
     if (out) *out = w;
     return a.used;
 }
