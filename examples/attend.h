@@ -383,6 +383,7 @@ typedef struct attend_result {
     svg2_head_stats *stats;  /* [B*H]     */
     void            *out;
     float           *lse;    /* [B, H, S] */
+    float           *device_lse; /* of dense attention there; NULL on the CPU */
     double          *step_seconds;
     double           stage_seconds[SVG2_STAGE_COUNT], dense_seconds;
     size_t           workspace_bytes, state_bytes;
@@ -533,7 +534,8 @@ static void attend_check(attend_result *r, const void *q, const void *k, const v
         attend_sum_recall(&r->recall, &r->desc, recall, lse);
     } else if (!is_sparse || r->desc.tail == SVG2_TAIL_NONE) {
         /* what the softmax summed up, of the whole; a tail in the sum would hide what a rule has left out */
-        for (i = 0; i < rows; ++i) recall[i] = lse[i] > -INFINITY && r->lse[i] < lse[i] ? expf(r->lse[i] - lse[i]) : 1;
+        const float *whole = r->device_lse ? r->device_lse : lse; /* rounded as this one */
+        for (i = 0; i < rows; ++i) recall[i] = r->lse[i] < whole[i] ? expf(r->lse[i] - whole[i]) : 1;
         attend_sum_recall(&r->recall, &r->desc, recall, lse);
     }
     free(recall);
@@ -1042,12 +1044,12 @@ static void attend_from_device(const attend_result *r, const attend_memory *m)
     attend_expect(device_get(r->stats, m->stats, heads * sizeof *r->stats));
 }
 
-/* Dense attention on the GPU, for its time: the second of two calls. */
+/* Dense attention on the GPU, for its time (the second of two calls) and its LSE. */
 static void attend_time_dense(attend_result *r, const attend_memory *m)
 {
     svg2_desc  dense = r->desc;
     svg2_error err;
-    size_t     bytes;
+    size_t     bytes, rows = (size_t)r->desc.batch * (size_t)r->desc.heads * (size_t)r->desc.tokens;
     void      *workspace;
     int        i;
     dense.method = SVG2_METHOD_DENSE;
@@ -1056,12 +1058,14 @@ static void attend_time_dense(attend_result *r, const attend_memory *m)
     workspace = attend_twin(NULL, bytes);
     for (i = 0; i < 2; ++i) {
         double start = now();
-        if (svg2_attend(&r->backend, &dense, NULL, 0, m->q, m->k, m->v, m->out, NULL, NULL, workspace, bytes,
+        if (svg2_attend(&r->backend, &dense, NULL, 0, m->q, m->k, m->v, m->out, m->lse, NULL, workspace, bytes,
                         &err) != SVG2_OK) {
             attend_fail(&err);
         }
         r->dense_seconds = now() - start;
     }
+    r->device_lse = (float *)tool_allocate(rows, sizeof(float));
+    attend_expect(device_get(r->device_lse, m->lse, rows * sizeof(float)));
     device_free(workspace);
 }
 
@@ -1216,6 +1220,7 @@ static int command_attend(int argc, char **argv, int is_help)
     free(r.lse);
     free(r.stats);
     free(r.step_seconds);
+    free(r.device_lse);
     free(r.map.head_mean);
     free(r.map.head_min);
     free(r.recall.head_mean);
