@@ -112,6 +112,11 @@ TABLE OF CONTENTS   (jump: search for the tag, e.g. ">>api")
                  order 1   C_j = 1/n_j sum_t (k_t - kbar_j)(v_t - vbar_j)^T ,  w_Ij = exp(S_Ij + lambda_Ij)
                            A_I = sum_j w_Ij C_j / sum_j w_Ij over skipped j ,
                            o_i += (row's tail weight) s A_I^T q_i
+   Other methods make blocks, or a map, in another way, and end in the same attention:
+   SVG1          blocks of neighbours in space or in time, whichever band errs less on sampled rows of the head (>>profile)
+   ADASPA        blocks of neighbours, those with the largest exact mass, searched at a few steps (>>tiles)
+   and with any map, the whole one included, tiles may be left out while it is computed: skip rules (>>attention).
+
    Sources: SVG2, arXiv 2505.18875 (1, 2, 5 with mass, top-p). Order 0 with ln n_j for lambda: SVG-EAR, arXiv
    2603.08982. Spread, lambda, share and order 1: own. On synthetic video (8 heads of 64, 4,096 tokens, 10 % density)
    lambda in place of ln n_j lifts output accuracy from 22.9 to 25.0 dB with order 0 and from 23.5 to 28.2 dB with
@@ -129,7 +134,11 @@ TABLE OF CONTENTS   (jump: search for the tag, e.g. ">>api")
    5          svg2_select          -                        map [B,H,Qb,Kb]
    6a         svg2_tail            svg2__mk_scalar          matrix A [heads, Cq, D, D]
    6b         svg2_attention       svg2__mk_scalar          out, lse
-   oracle     svg2_block_mass      svg2__mk_scalar          mass [B,H,Qb,Kb], recall [B,H,Sq] */
+   oracle     svg2_block_mass      svg2__mk_scalar          mass [heads,Qb,Kb], recall [B,H,Sq]
+   tiles      svg2_place           svg2__grid_label         label
+              svg2_band            svg2__grid_near          map
+              svg2_pick            -                        map, bits
+              svg2_profile         svg2__mk_scalar          pattern [B,Hkv], error [B,H,2] */
 
 /* ==== >>api ============================================================================== */
 #ifndef SVG2_H_INCLUDED
@@ -570,11 +579,12 @@ SVG2_API svg2_plan svg2_plan_view(const svg2_backend *backend, const svg2_desc *
                                   const void *workspace);
 
 /* Arithmetic of one call, to decide whether sparse pays before making it. density is the caller's guess (or the
-   last step's). Multiply-adds count as two. */
+   last step's); of DENSE with a skip rule that of the product with V. Multiply-adds count as two. */
 typedef struct svg2_cost {
     double dense_flops;     /* dense attention                                                     */
     double kmeans_flops;    /* clustering: init_iterations when cold, else step_iterations         */
-    double select_flops;    /* centroid scores and log masses                                      */
+    double select_flops;    /* centroid scores and log masses; SVG1: sampled rows; ADASPA, cold: the search,
+                               whose output is dense                                               */
     double tail_flops;      /* virtual keys and matrices                                           */
     double attention_flops; /* exact blocks                                                        */
     double ratio;           /* (kmeans + select + tail + attention) / dense                        */
@@ -5407,6 +5417,18 @@ SVG2_API svg2_result svg2_pick(const svg2_backend *backend, const svg2_pick_desc
     return backend->pick(backend, d, workspace, err);
 }
 
+/* ---- what a descriptor says ---- */
+static int32_t svg2__text_valid(const svg2_desc *d)
+{
+    return d->text_valid < 0 ? 0 : d->text_valid;
+}
+
+static int32_t svg2__side_blocks(const svg2_desc *d, int side) /* of video, text and padding */
+{
+    const int32_t valid = svg2__text_valid(d), video = (side ? d->tokens_kv : d->tokens) - d->text_tokens;
+    return svg2__div_up(video, d->block) + (valid > 0) + (d->text_tokens > valid);
+}
+
 /* ==== >>profile ==========================================================================
    One item = 64 sampled rows of a head. Keys come in tiles of 128; the weights of a tile are formed once and go into
    three sums: all keys, those in the band in space, those in the band in time. All three are relative to the maximum
@@ -5750,8 +5772,17 @@ SVG2_API svg2_result svg2_cost_estimate(const svg2_desc *desc, double density, i
     cost->dense_flops = 4.0 * heads * sq * sk * dim;
     cost->attention_flops = cost->dense_flops * density;
     if (d.method == SVG2_METHOD_DENSE) {
-        cost->attention_flops = cost->dense_flops;
-        cost->ratio = 1.0;
+        cost->attention_flops = cost->dense_flops * (d.skip ? 0.5 + 0.5 * density : 1.0);
+        cost->ratio = cost->attention_flops / cost->dense_flops;
+        return svg2__ok(err);
+    }
+    if (d.method != SVG2_METHOD_SVG2) {
+        cq = svg2__side_blocks(&d, 0), ck = svg2__side_blocks(&d, 1);
+        if (d.method == SVG2_METHOD_SVG1) cost->select_flops = 8.0 * heads * (double)d.sample_rows * sk * dim;
+        else if (!is_warm) cost->attention_flops = cost->dense_flops, cost->select_flops = cost->dense_flops / 2.0;
+        if (d.tail != SVG2_TAIL_NONE && is_warm) cost->tail_flops = 4.0 * heads * sq * ck * (1.0 - density) * dim;
+        if (d.tail == SVG2_TAIL_ORDER1 && is_warm) cost->tail_flops += heads * 2.0 * dim * dim * (sk + cq * ck + sq);
+        cost->ratio = (cost->select_flops + cost->tail_flops + cost->attention_flops) / cost->dense_flops;
         return svg2__ok(err);
     }
     iterations = is_warm ? (d.step_iterations < 1 ? 1 : d.step_iterations) : d.init_iterations + 1; /* seeding is about one */
@@ -5777,11 +5808,6 @@ SVG2_API void svg2_default_clusters(int32_t video_tokens, int32_t *query_cluster
             k = svg2__round_up((int32_t)(3.6 * root + 0.5), 4);
     if (query_clusters) *query_clusters = svg2__min32(q, SVG2__MAX_CLUSTERS);
     if (key_clusters) *key_clusters = svg2__min32(k, SVG2__MAX_CLUSTERS);
-}
-
-static int32_t svg2__text_valid(const svg2_desc *d)
-{
-    return d->text_valid < 0 ? 0 : d->text_valid;
 }
 
 /* The fields of SVG1 and ADASPA, whatever the method: a field that is wrong is wrong. */
@@ -5940,12 +5966,6 @@ typedef struct svg2__searched {
     uint32_t *bits;
     float    *recall;
 } svg2__searched;
-
-static int32_t svg2__side_blocks(const svg2_desc *d, int side) /* of video, text and padding */
-{
-    const int32_t valid = svg2__text_valid(d), video = (side ? d->tokens_kv : d->tokens) - d->text_tokens;
-    return svg2__div_up(video, d->block) + (valid > 0) + (d->text_tokens > valid);
-}
 
 /* Each array begins at a multiple of 256 bytes, as the pickiest backend wants: a state moves between them as it is. No
    arena: state memory is copied whole, so it has no gaps that may not be touched. */

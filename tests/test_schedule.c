@@ -129,6 +129,23 @@ static void test_cost(void **state)
     d.tail = SVG2_TAIL_NONE;
     assert_ok(svg2_cost_estimate(&d, 0.25, 1, &b, &err));
     assert_true(b.tail_flops == 0 && a.tail_flops > 0);
+    /* the other methods: no clusters; a search is a dense call and the logits once more; a skip rule saves half of a tile */
+    svg2_desc other = d;
+    other.frames = 33; other.frame_tokens = 3600;
+    other.method = SVG2_METHOD_SVG1;
+    assert_ok(svg2_cost_estimate(&other, 0.25, 1, &b, &err));
+    assert_true(b.kmeans_flops == 0 && b.ratio > 0.25 && b.ratio < 0.26);
+    other.method = SVG2_METHOD_ADASPA;
+    assert_ok(svg2_cost_estimate(&other, 0.25, 1, &b, &err));
+    assert_true(b.ratio == 0.25);
+    assert_ok(svg2_cost_estimate(&other, 0.25, 0, &b, &err));
+    assert_true(b.ratio == 1.5);
+    other.method = SVG2_METHOD_DENSE;
+    assert_ok(svg2_cost_estimate(&other, 0.25, 0, &b, &err));
+    assert_true(b.ratio == 1);
+    other.skip = SVG2_SKIP_CONSTANT;
+    assert_ok(svg2_cost_estimate(&other, 0.25, 0, &b, &err));
+    assert_at_most(fabs(b.ratio - 0.625), 1e-9);
     memset(&a, 0xff, sizeof a);
     d.heads = 0;
     assert_true(error_names(&err, svg2_cost_estimate(&d, 0.25, 1, &a, &err), SVG2_ERR_RANGE, "heads"));
