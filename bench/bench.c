@@ -582,6 +582,10 @@ static double stage_work(void *context)
     case SVG2_STAGE_MASS:
         result = svg2_block_mass(&c->backend, &c->desc.mass, c->workspace, c->bytes, &err);
         break;
+    case SVG2_STAGE_PLACE:
+    case SVG2_STAGE_BAND:
+    case SVG2_STAGE_PICK:
+    case SVG2_STAGE_PROFILE: /* not timed by themselves */
     case SVG2_STAGE_COUNT: break;
     }
     check(result, &err);

@@ -691,14 +691,6 @@ static const char *skip_text(const svg2_desc *desc, char text[80])
     return text;
 }
 
-static const char *action_name(svg2_action action)
-{
-    return action == SVG2_ACTION_SEARCH          ? "search"
-           : action == SVG2_ACTION_SEARCH_CACHED ? "search_cached"
-           : action == SVG2_ACTION_SPARSE        ? "sparse"
-                                                 : "dense";
-}
-
 static double attend_error_estimate(const attend_result *r)
 {
     int32_t heads = r->desc.batch * r->desc.heads, head;
@@ -804,6 +796,14 @@ static void report_shape(cJSON *object, const char *key, int32_t a, int32_t b, i
     int shape[4];
     shape[0] = a, shape[1] = b, shape[2] = c, shape[3] = d;
     cJSON_AddItemToObject(object, key, cJSON_CreateIntArray(shape, 4));
+}
+
+static const char *action_name(svg2_action action)
+{
+    return action == SVG2_ACTION_SEARCH          ? "search"
+           : action == SVG2_ACTION_SEARCH_CACHED ? "search_cached"
+           : action == SVG2_ACTION_SPARSE        ? "sparse"
+                                                 : "dense";
 }
 
 static void report_methods(cJSON *object, const svg2_desc *d)
