@@ -5834,8 +5834,6 @@ static svg2_result run_attention(const svg2_backend *backend, const svg2_attenti
                                  svg2_error *err)
 {
     attention_call c;
-    if (d->skip != SVG2_SKIP_NONE)
-        return set_error(err, SVG2_ERR_BACKEND, "skip", "is not there on this backend", cudaSuccess);
     attention_prepare(&c, d, false, workspace);
     c.args.skip = d->skip;
     c.args.is_diagonal = d->skip && d->visit == SVG2_VISIT_DIAGONAL;

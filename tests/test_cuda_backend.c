@@ -327,24 +327,10 @@ static void adaspa(void **state)
     }
 }
 
-/* What this backend does not have yet is refused. */
-static void refused(void **state)
-{
-    twin t;
-    svg2_desc d = desc_of(SVG2_BF16, 1, 40, 64);
-    (void)state;
-    d.query_clusters = 3, d.key_clusters = 4, d.skip = SVG2_SKIP_CONSTANT;
-    twin_make(&t, d, BHSD, 1);
-    const svg2_result r = svg2_attend(&t.j.backend, &t.j.d, &t.j.state, 0, t.q, t.k, t.v, t.out, (float *)t.lse,
-                                      (svg2_head_stats *)t.stats, t.work, t.j.work_bytes, &t.j.err);
-    assert_true(error_names(&t.j.err, r, SVG2_ERR_BACKEND, "skip"));
-    twin_done();
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {TEST(check_reports), TEST(dense), TEST(sparse), TEST(as_good_as_the_cpu),
                                        TEST(same_bits), TEST(state_travels), TEST(memory), TEST(nan_and_inf),
-                                       TEST(svg1), TEST(adaspa), TEST(refused)};
+                                       TEST(svg1), TEST(adaspa)};
     return cmocka_run_group_tests(tests, 0, 0);
 }
