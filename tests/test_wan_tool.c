@@ -23,6 +23,7 @@
 #  define MIDDLE "--frames 3 --height 24 --width 32 --steps 2 " PROMPT
 #  define TINY   SIZE PROMPT
 #endif
+#define TILES     "--frames 4 --height 32 --width 32 --steps 3 --guidance 1 " PROMPT /* tokens for several tiles */
 #define SIZE      "--frames 2 --height 16 --width 16 --steps 2 "
 #define PROMPT    "--prompt 'red striped disc; ring; navy waves pan-left' "
 #define NO_PROMPT SIZE "--guidance 1 --out none "
@@ -1064,7 +1065,7 @@ static void test_methods(void **state)
     (void)state;
     size_t n;
     assert_runs(
-        SMALL "--check --csv runs.csv --scale 1 dense a:svg1,keep=1 b:adaspa,sparsity=0 c:blasst,threshold=1e-30 "
+        TILES "--check --csv runs.csv --scale 1 dense a:svg1,keep=1 b:adaspa,sparsity=0 c:blasst,threshold=1e-30 "
               "d:energy,energy-lambda=-1000 e:dense,recall=1 f:svg1,keep=0.4,block=16,first-frame=0,sample-rows=8 "
               "g:adaspa,sparsity=0.5,block=16 h:adaspa,block=16,mass-target=0.9,search-steps=1,tail=1 "
               "i:blasst,threshold=0.9,dense-steps=1,order=natural j:energy,energy-lambda=-1,dense-layers=3 "
@@ -1117,8 +1118,8 @@ static void test_methods_same_bits(void **state)
     (void)state;
     static const char *const runs = "svg1 adaspa,block=16 blasst,threshold=0.5 energy,energy-lambda=-2 svg2,recall=0.9";
     static const char *const names[] = {"svg1", "adaspa", "blasst", "energy", "svg2"};
-    assert_runs(MIDDLE "--out none --latent a %s", runs);
-    assert_runs(MIDDLE "--out none --latent b --threads 2 --check %s", runs); /* checking changes nothing */
+    assert_runs(TILES "--out none --latent a %s", runs);
+    assert_runs(TILES "--out none --latent b --threads 2 --check %s", runs); /* checking changes nothing */
     for (int i = 0; i < COUNT(names); ++i) {
         char a[64], b[64];
         snprintf(a, sizeof a, "a/%s.safetensors", names[i]);
@@ -1127,8 +1128,8 @@ static void test_methods_same_bits(void **state)
         if (i) assert_differ(a, "a/svg1.safetensors");
     }
     /* two spellings */
-    assert_runs(MIDDLE "--out none --latent c x:dense,skip=constant,threshold=0.5 y:dense,threshold=0.5 "
-                       "z:svg2,compensate=0 t:svg2,tail=0");
+    assert_runs(TILES "--out none --latent c x:dense,skip=constant,threshold=0.5 y:dense,threshold=0.5 "
+                      "z:svg2,compensate=0 t:svg2,tail=0");
     assert_same("c/x.safetensors", "a/blasst.safetensors");
     assert_same("c/y.safetensors", "a/blasst.safetensors");
     assert_same("c/z.safetensors", "c/t.safetensors");
