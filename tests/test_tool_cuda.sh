@@ -98,6 +98,28 @@ same_quality "f16"
 both --text-last 20 --text-valid 13 --method dense
 near 0.001 cuda.npy cpu.npy
 
+# the other methods, and the rules that leave tiles out. In natural order: how many rows start from one place of the diagonal
+# differs.
+check "synth, tiles" "$svg2" synth --out . --frames 4 --height 8 --width 8 --heads 2 --dim 64 --text 20
+for options in "--method svg1 --frames 4 --keep 0.5 --block 32" "--method adaspa --sparsity 0.5 --block 32 --repeat 2" \
+    "--method adaspa --sparsity 0.5 --block 32 --compensate 2 --repeat 3 --search-steps 0,2" "--method energy --energy-lambda -1.5 --order natural" \
+    "--method svg1 --frames 4 --keep 0.5 --block 32 --threshold 0.5 --order natural" "--density 0.4 --compensate 0 --recall 0.8"; do
+    # shellcheck disable=SC2086
+    both --text-last 20 --text-valid 13 $options
+    same_quality "$options"
+    if [ "$has_json" ]; then same 0.02 "$options" density_pv cpu.json cuda.json; fi
+done
+for options in "--method svg1 --frames 4 --keep 1" "--method adaspa --sparsity 0 --repeat 2" "--method blasst --threshold 1e-30" \
+    "--method dense --recall 1"; do # everything
+    # shellcheck disable=SC2086
+    both --text-last 20 --text-valid 13 $options
+    near 0.005 cuda.npy cpu.npy
+done
+both --method dense --recall 0.8
+if [ "$has_json" ]; then
+    check "recall as promised" awk -v r="$(number recall_min cuda.json)" 'BEGIN { exit !(r >= 0.799) }'
+fi
+
 # ---- wan ----
 model=$root/examples/wan/model.safetensors
 prompt="red striped disc; ring; navy waves pan-left"
@@ -131,6 +153,16 @@ test_wan() {
     for run in svg2 centroid; do
         for side in o o2; do grep -A 4 "\"name\": \"$run\"" $side/report.json >$side.json; done
         for key in attention_error recall density; do same 0.01 "wan, $run" $key o.json o2.json; done
+    done
+    # 128 tokens, so that there are tiles to leave out
+    for backend in cpu cuda; do
+        check "wan on $backend, the other methods" generate --frames 4 --height 24 --width 24 --check --out o.$backend \
+            --latent $backend --backend $backend dense svg1,keep=0.5,block=16 adaspa,sparsity=0.5,block=16 \
+            energy,energy-lambda=-1,order=natural
+    done
+    for run in svg1 adaspa energy; do
+        for side in cpu cuda; do grep -A 4 "\"name\": \"$run\"" o.$side/report.json >$side.json; done
+        for key in attention_error recall density; do same 0.03 "wan, $run" $key cpu.json cuda.json; done
     done
     # Two networks, of which the second starts without the clusters of the first; two branches, at guidance 3, which
     # multiplies errors.

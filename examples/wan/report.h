@@ -86,13 +86,13 @@ typedef struct wan_totals {
     int is_checked, has_recall;
 } wan_totals;
 
-/* Half of dense attention is Q K, half P V. Steps that search count as dense, not here. */
+/* A warm call, not one that searches. What a rule leaves out is half of the work: P V. */
 static double wan_cost(const svg2_desc *d, double density, double density_pv)
 {
+    const int is_dense = d->method == SVG2_METHOD_DENSE;
     svg2_cost cost;
-    if (d->method == SVG2_METHOD_SVG2 && svg2_cost_estimate(d, density, 1, &cost, NULL) == SVG2_OK)
-        return cost.ratio - (density - density_pv) / 2;
-    return (density + density_pv) / 2 + (d->method == SVG2_METHOD_SVG1 ? 2.0 * d->sample_rows / d->tokens : 0);
+    if (svg2_cost_estimate(d, is_dense ? density_pv : density, 1, &cost, NULL) != SVG2_OK) return 1;
+    return cost.ratio - (is_dense ? 0 : (density - density_pv) / 2);
 }
 
 static wan_totals wan_total(const wan_run *run, int32_t steps)
