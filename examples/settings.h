@@ -70,7 +70,7 @@ static size_t settings_options(attention_settings *s, tool_option *options)
         {TOOL_INT, "first-frame", "0|1", &s->first_frame, 0, 1, 0, "svg1: all see the first frame (1 without text)"},
         {TOOL_REAL, "sparsity", "S", &s->sparsity, 0, 0.9999, 1, "adaspa: part of the key blocks that is left out (0.8)"},
         {TOOL_REAL, "mass-target", "T", &s->mass_target, 0, 1, 0, "adaspa: or blocks that hold this part of the mass"},
-        {TOOL_TEXT, "search-steps", "A,B", &s->search_steps, 0, 0, 0, "adaspa: steps at which blocks are searched"},
+        {TOOL_TEXT, "search-steps", "A,B", &s->search_steps, 0, 0, 0, "adaspa: steps at which blocks are searched, the first of them dense (0)"},
         {TOOL_INT, "block", "N", &s->block, 1, INT32_MAX, 0, "both: tokens of a block (64)"},
 
         {TOOL_HEADING, "", "", NULL, 0, 0, 0, "in any method: tiles left out while attention runs"},
@@ -80,7 +80,7 @@ static size_t settings_options(attention_settings *s, tool_option *options)
         {TOOL_REAL, "energy-lambda", "X", &s->energy_lambda, -1e30, -1e-6, 1,
          "energy: weights below exp(X) times their sum (ln(94 / keys))"},
         {TOOL_REAL, "recall", "R", &s->recall, 0, 1, 0, "recall: every row keeps this part of its mass (0.95)"},
-        {TOOL_CHOICE, "order", "natural|diagonal", &s->order, 0, 0, 0, "of tiles (diagonal if all blocks are computed)"},
+        {TOOL_CHOICE, "order", "natural|diagonal", &s->order, 0, 0, 0, "in which tiles are visited (dense: diagonal; else natural)"},
     };
     /* clang-format on */
     memcpy(options, table, sizeof table);
