@@ -60,10 +60,12 @@ EMU_WARNINGS := -Wall -Wextra -Wshadow -Wno-unknown-pragmas -Wno-psabi
 EMU_FLAGS := -std=c++17 -DSVG2_EMULATED $(EMU_WARNINGS) -ffp-contract=off -MMD -MP -I. -isystem $(CUDA)/include
 # a deliberate fault is chosen when a program runs: SVG2_FAULT=12 build/tests/test_cuda_kmeans (tests/emu/faults.sh)
 EMU_DEFS := -DSVG2_FAULT=$(or $(fault),cuemu::planted_fault)
+# under sanitizers the unit alone is a minute's work for the compiler: what costs it most and finds least is left out
+EMU_FLAGS_asan := $(FLAGS_asan) -O0 -fno-sanitize=null,pointer-overflow,object-size,vptr,return,nonnull-attribute,returns-nonnull-attribute
 $B/emu:
 	@mkdir -p $@
 $B/emu/svg2_cuda$(fault).o: svg2_cuda.cu | $B/emu
-	$(CXX) $(EMU_FLAGS) $(EMU_DEFS) $(FLAGS_$(config)) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h -c $< -o $@
+	$(CXX) $(EMU_FLAGS) $(EMU_DEFS) $(or $(EMU_FLAGS_$(config)),$(FLAGS_$(config))) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h -c $< -o $@
 $B/emu/cuda_emu.o: tests/emu/cuda_emu.cc | $B/emu
 	$(CXX) $(EMU_FLAGS) $(filter-out -fsanitize=thread,$(FLAGS_$(config))) -O2 -c $< -o $@
 $B/emu/test_emu.o: tests/emu/test_emu.cc | $B/emu

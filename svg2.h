@@ -375,9 +375,9 @@ typedef enum svg2_budget {
     SVG2_BUDGET_FORCE_I32 = 0x7fffffff
 } svg2_budget;
 
-/* Rules that leave tiles out while attention runs: 64 rows of a query block x up to 64 keys of its list. The logits of
-   a tile are always computed; if every one of its rows agrees, its weights and its product with V are not. The first
-   tile of a row stays. The rules as formulas, and the proof of the third, are in >>attention. */
+/* Rules that leave tiles out while attention runs: rows of a query block (64 on the CPU, 32 or 16 on a GPU) x up to
+   64 keys of its list (32 on a GPU where head_dim > 128). The logits of a tile are always computed; if every one of
+   its rows agrees, its weights and its product with V are not. The first tile of a row stays. The rules as formulas, and the proof of the third, are in >>attention. */
 typedef enum svg2_skip {
     SVG2_SKIP_NONE = 0,
     SVG2_SKIP_CONSTANT = 1, /* largest weight of the tile < skip_threshold * largest so far: BLASST, arXiv 2512.12087 */
@@ -391,7 +391,9 @@ typedef enum svg2_skip {
 typedef enum svg2_visit {
     SVG2_VISIT_DEFAULT = 0,
     SVG2_VISIT_NATURAL = 1,  /* keys in the order of their list */
-    SVG2_VISIT_DIAGONAL = 2, /* from the queries' own place in the list outwards: what matters most comes early */
+    SVG2_VISIT_DIAGONAL = 2, /* from the queries' own place in the list outwards: what matters most comes early. The
+                                place is that of 256 rows on the CPU, of 128 or 64 on a GPU; and a GPU takes the
+                                natural order where there are more than 512 key blocks                       */
     SVG2_VISIT_FORCE_I32 = 0x7fffffff
 } svg2_visit;
 
@@ -569,6 +571,7 @@ typedef struct svg2_plan {
     const int32_t *key_order;    /* [B, Hkv, Skv]                                                  */
     const int32_t *query_offset; /* [B, H, Qb+1]                                                   */
     const int32_t *key_offset;   /* [B, Hkv, Kb+1]                                                 */
+    /* SVG1 and ADASPA have only key_mean, and with a tail the centroids that it needs; the others are NULL */
     const float   *query_centroid; /* [B, H, Cq, D]   means of the labelled tokens, input coordinates */
     const float   *key_centroid;   /* [B, Hkv, Ck, D]                                              */
     const float   *query_mean;   /* [B, H, D]    mean over the video tokens                        */
@@ -6730,9 +6733,9 @@ SVG2_API svg2_plan svg2_plan_view(const svg2_backend *backend, const svg2_desc *
     p.key_order = w.order[1];
     p.query_offset = w.offset[0];
     p.key_offset = w.offset[1];
-    p.query_centroid = w.centroid[0];
-    p.key_centroid = w.centroid[1];
-    p.query_mean = w.mean[0];
+    p.query_centroid = c.is_tiled && c.d.tail != SVG2_TAIL_ORDER1 ? 0 : w.centroid[0];
+    p.key_centroid = c.is_tiled && !c.need_summary ? 0 : w.centroid[1];
+    p.query_mean = c.is_tiled ? 0 : w.mean[0];
     p.key_mean = w.mean[1];
     p.map = c.action != SVG2_ACTION_DENSE_INIT ? w.map : 0;
     return p;
