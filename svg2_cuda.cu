@@ -6,10 +6,10 @@
        nvcc -std=c++17 -O3 -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
            -c svg2_cuda.cu
 
-   Nothing here allocates, synchronises, or reads device data on the host: a call is a fixed sequence of
-   launches, so it can be captured in a CUDA graph and replayed on new contents of the same buffers. Results
-   have the same bits from run to run on one device: sums of floats go in a fixed order, atomics work on
-   integers only.
+   CUDA Toolkit 11.8 or newer. Nothing here allocates, synchronises, or reads device data on the host: a call
+   is a fixed sequence of launches, so it can be captured in a CUDA graph and replayed on new contents of the
+   same buffers. Results have the same bits from run to run on one device: sums of floats go in a fixed order,
+   atomics work on integers only.
 
 TABLE OF CONTENTS   (the tags are those of svg2.h)
   >>base        launching, errors, carving workspaces
