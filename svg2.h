@@ -377,7 +377,8 @@ typedef enum svg2_budget {
 
 /* Rules that leave tiles out while attention runs: rows of a query block (64 on the CPU, 32 or 16 on a GPU) x up to
    64 keys of its list (32 on a GPU where head_dim > 128). The logits of a tile are always computed; if every one of
-   its rows agrees, its weights and its product with V are not. The first tile of a row stays. The rules as formulas, and the proof of the third, are in >>attention. */
+   its rows agrees, its weights and its product with V are not. The first tile of a row stays. The rules as formulas,
+   and the proof of the third, are in >>attention. */
 typedef enum svg2_skip {
     SVG2_SKIP_NONE = 0,
     SVG2_SKIP_CONSTANT = 1, /* largest weight of the tile < skip_threshold * largest so far: BLASST, arXiv 2512.12087 */
@@ -516,7 +517,8 @@ typedef struct svg2_state {
 } svg2_state;
 
 /* Bytes of state memory: (B*H*Cq + B*Hkv*Ck) * D elements of state_dtype. SIZE_MAX for an invalid descriptor; 0 for
-   DENSE and SVG1. ADASPA: an LSE [B, H, Sq] f32, then a map of bits [B, H, Qb, (Kb+31)/32] u32.
+   DENSE and SVG1. ADASPA: an LSE [B, H, Sq] f32, a map of bits [B, H, Qb, (Kb+31)/32] u32, and recall [B, H, 3] f32
+   of svg2_pick, each from a multiple of 256 bytes on.
    The memory of SVG2 holds the query centroids [B, H, Cq, D], then the key centroids [B, Hkv, Ck, D], relative to the
    mean of their tokens: an engine that spreads heads over ranks may move the slices of one head. */
 SVG2_API size_t svg2_state_bytes(const svg2_desc *desc);

@@ -5050,6 +5050,36 @@ SVG2__DEVICE void begin_rows(const attention_args &a, unsigned char *smem)
     }
 }
 
+/* ---- the softmax of 16 rows of a warp; [h]: of rows g and g + 8 ---- */
+/* o *= alpha. After the first tiles a maximum seldom rises. */
+template <int N> SVG2__DEVICE void rescale_output(float (&o)[N][4], const float (&alpha)[2])
+{
+    if (!__any_sync(0xffffffffu, !(alpha[0] == 1.0f && alpha[1] == 1.0f))) return;
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) o[n][e] *= alpha[e / 2];
+}
+/* Logits become weights, and are added up. */
+template <int N> SVG2__DEVICE void weigh(float (&s)[N][4], float factor, const float (&top)[2], float (&sum)[2])
+{
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            s[n][e] = svg2__exp2(fmaf(s[n][e], factor, -top[e / 2]));
+            sum[e / 2] += s[n][e];
+        }
+}
+/* Weights of 16 keys: the C fragment is the A fragment, once it is 16-bit. */
+template <class T, int N> SVG2__DEVICE void pack_weights(uint32_t (&p)[4], const float (&s)[N][4], int n)
+{
+    p[0] = pack2(s[2 * n][0], s[2 * n][1], T());
+    p[1] = pack2(s[2 * n][2], s[2 * n][3], T());
+    p[2] = pack2(s[2 * n + 1][0], s[2 * n + 1][1], T());
+    p[3] = pack2(s[2 * n + 1][2], s[2 * n + 1][3], T());
+}
+
 /* Under a skip rule (>>attention of svg2.h): the weights of a tile into p and its sums into the state; or, if
    all rows of the warp agree, nothing of that. count rows are there, tiles in all. */
 template <class T, int DP, int MT, int KEYS>
@@ -5130,28 +5160,10 @@ SVG2__DEVICE bool weigh_or_leave(const attention_args &a, unsigned char *smem, f
                 lost[r] = leaves ? lost[r] + u / alpha[h] : lost[r] * alpha[h];
         }
         if (leaves) continue;
-        if (__any_sync(0xffffffffu, !(alpha[0] == 1.0f && alpha[1] == 1.0f))) {
+        rescale_output(o[i], alpha);
+        if (!is_recall) weigh(s[i], factor, zero, sum);
 #pragma unroll
-            for (n = 0; n < DP / 8; ++n)
-#pragma unroll
-                for (e = 0; e < 4; ++e) o[i][n][e] *= alpha[e / 2];
-        }
-        if (!is_recall) {
-#pragma unroll
-            for (n = 0; n < KEYS / 8; ++n)
-#pragma unroll
-                for (e = 0; e < 4; ++e) {
-                    s[i][n][e] = svg2__exp2(fmaf(s[i][n][e], factor, -zero[e / 2]));
-                    sum[e / 2] += s[i][n][e];
-                }
-        }
-#pragma unroll
-        for (n = 0; n < KEYS / 16; ++n) {
-            p[n][i][0] = pack2(s[i][2 * n][0], s[i][2 * n][1], T());
-            p[n][i][1] = pack2(s[i][2 * n][2], s[i][2 * n][3], T());
-            p[n][i][2] = pack2(s[i][2 * n + 1][0], s[i][2 * n + 1][1], T());
-            p[n][i][3] = pack2(s[i][2 * n + 1][2], s[i][2 * n + 1][3], T());
-        }
+        for (n = 0; n < KEYS / 16; ++n) pack_weights<T>(p[n][i], s[i], n);
         state[mine] = make_float4(top[0], top[1], fmaf(l[0], alpha[0], sum[0]), fmaf(l[1], alpha[1], sum[1]));
     }
     return leaves;
@@ -5278,28 +5290,10 @@ SVG2__DEVICE void attend_rows(const attention_args &a, unsigned char *smem)
                             top[h] = 0.0f; /* nothing but -Inf so far: keep exp2 away from Inf - Inf */
                         alpha[h] = svg2__exp2(m[h] - top[h]);
                     }
-                    /* after the first tiles a maximum seldom rises */
-                    if (__any_sync(0xffffffffu, !(alpha[0] == 1.0f && alpha[1] == 1.0f))) {
+                    rescale_output(o[i], alpha);
+                    weigh(s[i], factor, top, sum);
 #pragma unroll
-                        for (n = 0; n < DP / 8; ++n)
-#pragma unroll
-                            for (e = 0; e < 4; ++e) o[i][n][e] *= alpha[e / 2];
-                    }
-#pragma unroll
-                    for (n = 0; n < KEYS / 8; ++n)
-#pragma unroll
-                        for (e = 0; e < 4; ++e) {
-                            s[i][n][e] = svg2__exp2(fmaf(s[i][n][e], factor, -top[e / 2]));
-                            sum[e / 2] += s[i][n][e];
-                        }
-                    /* the C fragment of P is the A fragment, once it is 16-bit */
-#pragma unroll
-                    for (n = 0; n < KEYS / 16; ++n) {
-                        p[n][i][0] = pack2(s[i][2 * n][0], s[i][2 * n][1], T());
-                        p[n][i][1] = pack2(s[i][2 * n][2], s[i][2 * n][3], T());
-                        p[n][i][2] = pack2(s[i][2 * n + 1][0], s[i][2 * n + 1][1], T());
-                        p[n][i][3] = pack2(s[i][2 * n + 1][2], s[i][2 * n + 1][3], T());
-                    }
+                    for (n = 0; n < KEYS / 16; ++n) pack_weights<T>(p[n][i], s[i], n);
 #pragma unroll
                     for (h = 0; h < 2; ++h) after[2 + h] = fmaf(l[h], alpha[h], sum[h]);
                     state[mine] = make_float4(after[0], after[1], after[2], after[3]);

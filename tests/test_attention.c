@@ -1,86 +1,7 @@
 /* >>attention: dense, block maps, tails, merging of partial results, all against float64. */
 #include "test.h"
+#include "attention.h"
 
-/* Random blocks of one side: labels, order, offsets. Some blocks are empty, one is big. */
-typedef struct blocks { int count; int32_t *label, *order, *offset; } blocks;
-static blocks blocks_new(int heads, int S, int count, uint64_t seed)
-{
-    blocks b;
-    uint64_t r = seed;
-    b.count = count;
-    b.label = (int32_t *)mem_new((size_t)(heads * S) * 4);
-    b.order = (int32_t *)mem_new((size_t)(heads * S) * 4);
-    b.offset = (int32_t *)mem_new((size_t)(heads * (count + 1)) * 4);
-    for (int h = 0; h < heads; ++h) {
-        int at = 0;
-        for (int t = 0; t < S; ++t) {
-            int c = rnd_int(&r, count);
-            b.label[h * S + t] = c % 7 == 3 && count > 4 ? 1 : c; /* blocks 3, 10, ... are empty */
-        }
-        for (int c = 0; c <= count; ++c) {
-            b.offset[h * (count + 1) + c] = at;
-            for (int t = 0; t < S && c < count; ++t)
-                if (b.label[h * S + t] == c) b.order[h * S + at++] = t;
-        }
-    }
-    return b;
-}
-
-typedef struct shape { int B, H, Hk, Sq, Sk, D; } shape;
-typedef struct att {
-    svg2_attention_desc d;
-    shape s;
-    tensor q, k, v, out;
-    double *q64, *k64, *v64;
-    blocks qb, kb;
-    uint8_t *map;
-    svg2_error err;
-} att;
-
-static att att_new(shape s, const svg2_dtype *types, tensor_order order, double mean, uint64_t seed)
-{
-    att a;
-    memset(&a, 0, sizeof a);
-    a.s = s;
-    a.q = tensor_new(s.B, s.H, s.Sq, s.D, types[0], order);
-    a.k = tensor_new(s.B, s.Hk, s.Sk, s.D, types[1], order);
-    a.v = tensor_new(s.B, s.Hk, s.Sk, s.D, types[2], order);
-    a.out = tensor_new(s.B, s.H, s.Sq, s.D, types[3], order);
-    tensor_fill_normal(&a.q, seed, 1.5, 0);
-    tensor_fill_normal(&a.k, seed + 1000, 1, mean);
-    tensor_fill_normal(&a.v, seed + 2000, 1, 0.3);
-    a.q64 = tensor_f64(&a.q); a.k64 = tensor_f64(&a.k); a.v64 = tensor_f64(&a.v);
-    a.d.batch = s.B; a.d.heads = s.H; a.d.heads_kv = s.Hk; a.d.tokens = s.Sq; a.d.tokens_kv = s.Sk; a.d.head_dim = s.D;
-    a.d.scale = (float)(1 / sqrt(s.D));
-    a.d.q = a.q.data; a.d.k = a.k.data; a.d.v = a.v.data; a.d.out = a.out.data;
-    a.d.lse = (float *)mem_new((size_t)(s.B * s.H * s.Sq) * 4);
-    a.d.q_layout = a.q.layout; a.d.k_layout = a.k.layout; a.d.v_layout = a.v.layout; a.d.out_layout = a.out.layout;
-    return a;
-}
-static void att_blocks(att *a, int Qb, int Kb, double filled, uint64_t seed)
-{
-    uint64_t r = seed;
-    a->qb = blocks_new(a->s.B * a->s.H, a->s.Sq, Qb, seed + 1);
-    a->kb = blocks_new(a->s.B * a->s.Hk, a->s.Sk, Kb, seed + 2);
-    a->map = (uint8_t *)mem_new((size_t)(a->s.B * a->s.H * Qb * Kb));
-    for (int i = 0; i < a->s.B * a->s.H * Qb * Kb; ++i) a->map[i] = rnd_unit(&r) < filled;
-    a->d.query_blocks = Qb; a->d.key_blocks = Kb;
-    a->d.query_order = a->qb.order; a->d.query_offset = a->qb.offset;
-    a->d.key_order = a->kb.order; a->d.key_offset = a->kb.offset;
-    a->d.map = a->map;
-}
-static float *att_key_mean(const att *a)
-{
-    int n = a->s.B * a->s.Hk;
-    float *m = (float *)mem_new((size_t)(n * a->s.D) * 4);
-    for (int h = 0; h < n; ++h)
-        for (int d = 0; d < a->s.D; ++d) {
-            double sum = 0;
-            for (int t = 0; t < a->s.Sk; ++t) sum += a->k64[((int64_t)h * a->s.Sk + t) * a->s.D + d];
-            m[h * a->s.D + d] = (float)(sum / a->s.Sk);
-        }
-    return m;
-}
 static void att_run(att *a, const svg2_backend *backend)
 {
     size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_ATTENTION, &a->d);
@@ -90,41 +11,7 @@ static void att_run(att *a, const svg2_backend *backend)
     assert_true(a->q.hash == mem_hash(a->q.data, a->q.bytes) && a->k.hash == mem_hash(a->k.data, a->k.bytes)
                 && a->v.hash == mem_hash(a->v.data, a->v.bytes));
 }
-/* Compares up to rows rows per head with float64. order: -1 no tail, 0, 1. Returns the relative L2 error. */
 static double att_lse_bound = 1e-5;
-static double att_check(const att *a, int rows, int order)
-{
-    const double *out = tensor_f64(&a->out);
-    double *o = (double *)mem_new(sizeof(double) * (size_t)a->s.D);
-    rel_error e = {0, 0};
-    shape s = a->s;
-    for (int h = 0; h < s.B * s.H; ++h) {
-        int hk = h / s.H * s.Hk + h % s.H / (s.H / s.Hk);
-        const double *qh = a->q64 + (int64_t)h * s.Sq * s.D, *kh = a->k64 + (int64_t)hk * s.Sk * s.D, *vh = a->v64 + (int64_t)hk * s.Sk * s.D;
-        ref_head r;
-        memset(&r, 0, sizeof r);
-        if (a->map) {
-            r.Sq = s.Sq; r.Skv = s.Sk; r.D = s.D; r.Qb = a->qb.count; r.Kb = a->kb.count; r.order = order; r.scale = (double)a->d.scale;
-            r.Cq = order < 0 ? r.Qb : a->d.tail_query_blocks;
-            r.Ck = order < 0 ? r.Kb : a->d.tail_key_blocks;
-            r.plain = a->d.log_mass == 0;
-            r.q = qh; r.k = kh; r.v = vh; r.map = a->map + (int64_t)h * r.Qb * r.Kb;
-            r.query_label = a->qb.label + h * s.Sq; r.key_label = a->kb.label + hk * s.Sk;
-            ref_head_prepare(&r);
-        }
-        for (int n = 0; n < (rows < s.Sq ? rows : s.Sq); ++n) {
-            int i = rows >= s.Sq ? n : (int)((int64_t)n * 7919 % s.Sq);
-            float got = a->d.lse ? a->d.lse[(int64_t)h * s.Sq + i] : 0;
-            double lse = a->map ? ref_head_row(&r, i, o) : ref_row(qh + (int64_t)i * s.D, kh, vh, 0, s.Sk, s.D, (double)a->d.scale, 0, 0, 0, o, 0);
-            rel_add(&e, out + ((int64_t)h * s.Sq + i) * s.D, o, s.D);
-            if (!a->d.lse) continue;
-            if (isinf(lse)) assert_true(isinf(got) && got < 0);
-            else assert_at_most(fabs((double)got - lse), att_lse_bound + 1e-6 * fabs(lse));
-        }
-    }
-    return rel_l2(e);
-}
-static const svg2_dtype f32x4[4] = {SVG2_F32, SVG2_F32, SVG2_F32, SVG2_F32};
 static double bound_of(svg2_dtype out, double f32) { return out == SVG2_BF16 ? 4e-3 : out == SVG2_F16 && f32 < 6e-4 ? 6e-4 : f32; }
 
 static void test_dense_large(void **state)
@@ -140,7 +27,7 @@ static void test_dense_large(void **state)
             att a = att_new(s, f32x4, BHSD, mean, 3);
             a.d.key_mean = att_key_mean(&a);
             att_run(&a, &backend);
-            assert_at_most(att_check(&a, 256, -1), 5e-6);
+            assert_at_most(att_check(&a, 256, -1, att_lse_bound, 1e-6), 5e-6);
             mem_done();
         }
     }
@@ -163,7 +50,7 @@ static void test_dense_shapes(void **state)
                 att a = att_new(s, types, (tensor_order)((i + j) % 3), 0, (uint64_t)(i * 10 + j));
                 if (j % 3 == 0) a.d.lse = 0;
                 att_run(&a, &backend);
-                double e = att_check(&a, TEST_SLOW_BUILD ? 12 : 40, -1);
+                double e = att_check(&a, TEST_SLOW_BUILD ? 12 : 40, -1, att_lse_bound, 1e-6);
                 if (!(e <= bound_of(types[3], 5e-6))) fail_msg("%g at B%d H%d/%d S%d/%d D%d level %d", e, s.B, s.H, s.Hk, s.Sq, s.Sk, s.D, level);
                 mem_done();
             }
@@ -189,7 +76,7 @@ static void test_block_maps(void **state)
                 att_blocks(&a, grid[j][0], grid[j][1], filled[j], (uint64_t)(i + 100 * j));
                 if (j == 3) a.d.key_mean = att_key_mean(&a);
                 att_run(&a, &backend);
-                double e = att_check(&a, TEST_SLOW_BUILD ? 12 : 50, -1);
+                double e = att_check(&a, TEST_SLOW_BUILD ? 12 : 50, -1, att_lse_bound, 1e-6);
                 if (!(e <= bound_of(types[3], 5e-6))) fail_msg("%g at shape %d grid %d level %d", e, i, j, level);
                 mem_done();
             }
@@ -205,31 +92,9 @@ static void test_optional_parts(void **state)
     for (int part = 0; part < 16; ++part) {
         att a = att_new(s, f32x4, BHSD, 0, 8);
         att_blocks(&a, 7, 9, 0.5, 4);
-        if (part & 1) { /* blocks in the order of memory */
-            for (int h = 0; h < 2; ++h)
-                for (int i = 0; i < 130; ++i)
-                    for (int c = 0; c < 7; ++c)
-                        if (i >= a.qb.offset[h * 8 + c] && i < a.qb.offset[h * 8 + c + 1]) a.qb.label[h * 130 + i] = c;
-            a.d.query_order = 0;
-        }
-        if (part & 2) {
-            for (int i = 0; i < 150; ++i)
-                for (int c = 0; c < 9; ++c)
-                    if (i >= a.kb.offset[c] && i < a.kb.offset[c + 1]) a.kb.label[i] = c;
-            a.d.key_order = 0;
-        }
-        if (part & 4) {
-            memset(a.map, 1, 2 * 7 * 9);
-            a.d.map = 0;
-        }
-        if (part & 8) {
-            a.d.query_offset = a.d.key_offset = 0;
-            a.d.query_blocks = a.d.key_blocks = part & 4 ? 0 : 1;
-            memset(a.map, 1, 2 * 7 * 9);
-            a.d.map = 0;
-        }
+        att_without(&a, part);
         att_run(&a, &backend);
-        assert_at_most(att_check(&a, 130, -1), 5e-6);
+        assert_at_most(att_check(&a, 130, -1, att_lse_bound, 1e-6), 5e-6);
         mem_done();
     }
 }
@@ -283,7 +148,7 @@ static void test_extreme_logits(void **state)
             att_run(&a, &backend);
             const double *out = tensor_f64(&a.out);
             for (int n = 0; n < 50 * 64; ++n) assert_true(isfinite(out[n]));
-            if (scales[i] <= 1) assert_at_most(att_check(&a, 50, -1), scales[i] < 1 ? 5e-6 : 5e-5); /* logits to 100: f32 dot products round */
+            if (scales[i] <= 1) assert_at_most(att_check(&a, 50, -1, att_lse_bound, 1e-6), scales[i] < 1 ? 5e-6 : 5e-5); /* logits to 100: f32 dot products round */
             mem_done();
         }
     }
@@ -335,7 +200,7 @@ static void tail_case(shape s, int Cq, int Ck, int text, const svg2_dtype *types
     att_run(&a, backend);
     double bound = has_bf16_tail(backend) ? BF16_TAIL_OUT : 2e-5;
     att_lse_bound = has_bf16_tail(backend) ? BF16_TAIL_LSE : 1e-5;
-    double e = att_check(&a, 40, 0);
+    double e = att_check(&a, 40, 0, att_lse_bound, 1e-6);
     if (!(e <= bound_of(types[3], bound))) fail_msg("order 0: %g at S%d/%d D%d C%d/%d", e, s.Sq, s.Sk, s.D, Cq, Ck);
 
     svg2_tail_desc td = SVG2_ZERO;
@@ -363,7 +228,7 @@ static void tail_case(shape s, int Cq, int Ck, int text, const svg2_dtype *types
         a.d.head_begin = begin; a.d.head_count = count; a.d.tail_matrix = td.matrix;
         att_run(&a, backend);
     }
-    e = att_check(&a, 40, 1);
+    e = att_check(&a, 40, 1, att_lse_bound, 1e-6);
     if (!(e <= bound_of(types[3], bound))) fail_msg("order 1: %g at S%d/%d D%d C%d/%d", e, s.Sq, s.Sk, s.D, Cq, Ck);
     att_lse_bound = 1e-5;
     mem_done();
