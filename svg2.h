@@ -5870,7 +5870,7 @@ static svg2_result svg2__resolve_tiles(svg2_desc *d, svg2_error *err)
         SVG2__CHECK(d->search_steps[i] >= 0 && (i == 0 || d->search_steps[i] > d->search_steps[i - 1]), SVG2_ERR_RANGE,
                     "search_steps", "must ascend, from 0 or more");
     if (d->method == SVG2_METHOD_SVG1) {
-        SVG2__CHECK(d->frames >= 1, SVG2_ERR_SHAPE, "frames", "and frame_tokens are needed for SVG1");
+        SVG2__CHECK(d->frames >= 1, SVG2_ERR_SHAPE, "frames", "is needed for SVG1, and so is frame_tokens");
         SVG2__CHECK(d->tokens == d->tokens_kv, SVG2_ERR_SHAPE, "tokens_kv", "must be tokens for SVG1");
         SVG2__CHECK(d->tail == SVG2_TAIL_NONE, SVG2_ERR_SHAPE, "tail", "must be none for SVG1");
         if (d->band_width == 0)
