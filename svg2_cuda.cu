@@ -31,6 +31,7 @@ TABLE OF CONTENTS   (the tags are those of svg2.h)
    their mean. Softmax, statistics, selection and centroids are f32 (sums of many terms f64). */
 #include "svg2.h"
 
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -260,6 +261,150 @@ SVG2__OP int svg2__fresh(int x)
     asm volatile("" : "+r"(x));
     return x;
 }
+/* ---- Hopper ----
+   For sm_90a alone, not even for sm_90: in code for anything else the kernels that use these are a __trap. The
+   host's pass has to know them, too. */
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
+#  define SVG2__SM90A 1
+#else
+#  define SVG2__SM90A 0
+#endif
+#if SVG2__SM90A
+/* mbarriers, 8 bytes in shared memory; 9.7.13.15. A phase ends when `count` arrivals and all announced bytes
+   are there. */
+SVG2__OP void svg2__mbar_init(uint32_t bar, uint32_t count)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
+}
+SVG2__OP void svg2__mbar_arrive(uint32_t bar)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+/* one arrival, and bytes that copies will bring */
+SVG2__OP void svg2__mbar_arrive_expect(uint32_t bar, uint32_t bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
+/* not 0 once the phase of that parity is over; waits for a while, not for ever */
+SVG2__OP uint32_t svg2__mbar_try_wait(uint32_t bar, uint32_t parity)
+{
+    uint32_t is_over;
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(is_over) : "r"(bar), "r"(parity) : "memory");
+    return is_over;
+}
+/* an arrival, one of those of mbarrier.init, when all cp.async of this thread so far are done; 9.7.13.15.17 */
+SVG2__OP void svg2__cp_async_mbar_arrive(uint32_t bar)
+{
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
+}
+/* mbarrier.init before all others and the copy engine; 9.7.13.4 */
+SVG2__OP void svg2__fence_mbar_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+/* this thread's accesses to shared memory, and those it has seen, before what wgmma and the copy engine do
+   there afterwards; 9.7.13.4 */
+SVG2__OP void svg2__fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+/* barrier `id` (1 to 15; 0 is __syncthreads) of `threads` threads; 9.7.13.1 */
+SVG2__OP void svg2__bar_sync(int id, int threads)
+{
+    asm volatile("barrier.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+/* counted there, without waiting */
+SVG2__OP void svg2__bar_arrive(int id, int threads)
+{
+    asm volatile("barrier.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+/* a box at column x, row y of a 2D tensor map -> shared; rows beyond the tensor are 0, and count; 9.7.9.27 */
+SVG2__OP void svg2__tma_load_2d(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x, int y)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4}], [%2];"
+                 ::"r"(dst), "l"(map), "r"(bar), "r"(x), "r"(y) : "memory");
+}
+SVG2__OP void svg2__prefetch_map(const CUtensorMap *map)
+{
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+/* registers of each thread of the warpgroup, from now on; 9.7.19.5 setmaxnreg */
+template <int N> SVG2__OP void svg2__registers_more()
+{
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N) : "memory");
+}
+template <int N> SVG2__OP void svg2__registers_less()
+{
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N) : "memory");
+}
+
+/* Registers before the first wgmma, and after the last one that was waited for; 9.7.15.7 */
+SVG2__OP void svg2__wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+SVG2__OP void svg2__wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+/* until at most N groups of this warpgroup are under way */
+template <int N> SVG2__OP void svg2__wgmma_wait()
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+/* accumulators that the compiler must not move past here; no instruction */
+template <int COUNT> SVG2__OP void svg2__wgmma_hold(float (&d)[COUNT])
+{
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+/* d (64 x 2*COUNT, f32) = [d +] a b; 9.7.15.5 wgmma.mma_async.m64nNk16.
+   a: 64 x 16, descriptor of rows along k in shared memory (_ss), or the fragment of mma.m16n8k16 for the 16 rows
+   of the warp (_rs). b: descriptor of 16 x 2*COUNT; IS_ROWS 0: it lies along k (K in Q K^T), 1: along n (V in
+   P V). */
+#define SVG2__S10(t) \
+    "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9"
+#define SVG2__D8(d, i) \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),                \
+        "+f"(d[i + 6]), "+f"(d[i + 7])
+#define SVG2__D32(d, i) SVG2__D8(d, i), SVG2__D8(d, i + 8), SVG2__D8(d, i + 16), SVG2__D8(d, i + 24)
+/* lists of COUNT registers: in the text, and as operands */
+#define SVG2__R32 SVG2__S10() ", " SVG2__S10(1) ", " SVG2__S10(2) ", %30, %31"
+#define SVG2__R40 SVG2__S10() ", " SVG2__S10(1) ", " SVG2__S10(2) ", " SVG2__S10(3)
+#define SVG2__R48 SVG2__R40 ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define SVG2__R64 SVG2__R40 ", " SVG2__S10(4) ", " SVG2__S10(5) ", %60, %61, %62, %63"
+#define SVG2__R80 SVG2__R40 ", " SVG2__S10(4) ", " SVG2__S10(5) ", " SVG2__S10(6) ", " SVG2__S10(7)
+#define SVG2__R88 SVG2__R80 ", %80, %81, %82, %83, %84, %85, %86, %87"
+#define SVG2__R128 \
+    SVG2__R80 ", " SVG2__S10(8) ", " SVG2__S10(9) ", " SVG2__S10(10) ", " SVG2__S10(11) \
+        ", %120, %121, %122, %123, %124, %125, %126, %127"
+#define SVG2__O32 SVG2__D32(d, 0)
+#define SVG2__O40 SVG2__D32(d, 0), SVG2__D8(d, 32)
+#define SVG2__O48 SVG2__O40, SVG2__D8(d, 40)
+#define SVG2__O64 SVG2__D32(d, 0), SVG2__D32(d, 32)
+#define SVG2__O88 SVG2__O64, SVG2__D8(d, 64), SVG2__D8(d, 72), SVG2__D8(d, 80)
+#define SVG2__O128 SVG2__O64, SVG2__D32(d, 64), SVG2__D32(d, 96)
+/* I0 to I6: the numbers of the operands behind d */
+#define SVG2__WGMMA(COUNT, WIDTH, TYPE, NAME, I0, I1, I2, I3, I4, I5, I6)                                    \
+    template <int IS_ROWS>                                                                                   \
+    SVG2__OP void svg2__wgmma_ss(float (&d)[COUNT], uint64_t a, uint64_t b, int is_added, TYPE)              \
+    {                                                                                                        \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #I2 ", 0; wgmma.mma_async.sync.aligned.m64n" #WIDTH  \
+                     "k16.f32." NAME "." NAME " {" SVG2__R##COUNT "}, %" #I0 ", %" #I1                       \
+                     ", p, 1, 1, 0, %" #I3 "; }"                                                             \
+                     : SVG2__O##COUNT : "l"(a), "l"(b), "r"(is_added), "n"(IS_ROWS) : "memory");             \
+    }                                                                                                        \
+    template <int IS_ROWS>                                                                                   \
+    SVG2__OP void svg2__wgmma_rs(float (&d)[COUNT], const uint32_t (&a)[4], uint64_t b, int is_added, TYPE)  \
+    {                                                                                                        \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #I5 ", 0; wgmma.mma_async.sync.aligned.m64n" #WIDTH  \
+                     "k16.f32." NAME "." NAME " {" SVG2__R##COUNT "}, {%" #I0 ", %" #I1 ", %" #I2 ", %" #I3  \
+                     "}, %" #I4 ", p, 1, 1, %" #I6 "; }"                                                     \
+                     : SVG2__O##COUNT                                                                        \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(is_added), "n"(IS_ROWS)       \
+                     : "memory");                                                                            \
+    }
+#define SVG2__WGMMA_TYPES(COUNT, WIDTH, I0, I1, I2, I3, I4, I5, I6)                       \
+    SVG2__WGMMA(COUNT, WIDTH, __nv_bfloat16, "bf16", I0, I1, I2, I3, I4, I5, I6)          \
+    SVG2__WGMMA(COUNT, WIDTH, __half, "f16", I0, I1, I2, I3, I4, I5, I6)
+SVG2__WGMMA_TYPES(32, 64, 32, 33, 34, 35, 36, 37, 38)
+SVG2__WGMMA_TYPES(40, 80, 40, 41, 42, 43, 44, 45, 46)
+SVG2__WGMMA_TYPES(48, 96, 48, 49, 50, 51, 52, 53, 54)
+SVG2__WGMMA_TYPES(64, 128, 64, 65, 66, 67, 68, 69, 70)
+SVG2__WGMMA_TYPES(88, 176, 88, 89, 90, 91, 92, 93, 94)
+SVG2__WGMMA_TYPES(128, 256, 128, 129, 130, 131, 132, 133, 134)
+#endif /* SVG2__SM90A */
 #endif /* SVG2_DEVICE_OPS_PROVIDED */
 
 /* ==== >>common =========================================================================== */

@@ -29,7 +29,7 @@ check() { # name, command
 # order, and an operand in another's place shows.
 sed -n '/^\/\* ==== >>ptx =/,/^\/\* ==== >>common =/p' svg2_cuda.cu | sed '$d' >$dir/ptx.h
 ptx_of_operations() {
-    "$NVCC" -std=c++17 -O3 -arch=compute_80 -I$dir -ptx tests/ptx_probe.cu -o $dir/probe.ptx || return 1
+    "$NVCC" -std=c++17 -O3 -arch=compute_90a -I$dir -ptx tests/ptx_probe.cu -o $dir/probe.ptx || return 1
     awk '
         function flush_kernel(   i, n, line, text, reg) {
             if (kernel == "") return
@@ -66,7 +66,7 @@ ptx_of_operations() {
         END { flush_kernel() }' $dir/probe.ptx
 }
 if [ "${1:-}" = golden ]; then ptx_of_operations; exit; fi
-check "the device operations compile" sh -c "'$NVCC' -std=c++17 -arch=compute_80 -I$dir -ptx tests/ptx_probe.cu -o $dir/probe.ptx"
+check "the device operations compile" sh -c "'$NVCC' -std=c++17 -arch=compute_90a -I$dir -ptx tests/ptx_probe.cu -o $dir/probe.ptx"
 ptx_of_operations >$dir/ptx.txt 2>/dev/null
 check "the PTX of the device operations is that of tests/ptx_golden.txt" diff tests/ptx_golden.txt $dir/ptx.txt
 check "every operand of it is known" sh -c "test -s $dir/ptx.txt && ! grep -n '?' $dir/ptx.txt"

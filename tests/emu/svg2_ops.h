@@ -23,5 +23,40 @@ OP void svg2__mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, u
     cuemu::mma_m16n8k16(d, a, b, d, cuemu::Ty::f16, line);
 }
 OP int svg2__fresh(int x) { return x; }
+/* Hopper */
+#define SVG2__SM90A 1
+OP void svg2__mbar_init(uint32_t bar, uint32_t count, LINE) { cuemu::mbar_init(bar, count, line); }
+OP void svg2__mbar_arrive(uint32_t bar, LINE) { cuemu::mbar_arrive(bar, 1, 0, line); }
+OP void svg2__mbar_arrive_expect(uint32_t bar, uint32_t bytes, LINE) { cuemu::mbar_arrive(bar, 1, bytes, line); }
+OP uint32_t svg2__mbar_try_wait(uint32_t bar, uint32_t parity, LINE) { return cuemu::mbar_try_wait(bar, parity, line); }
+OP void svg2__cp_async_mbar_arrive(uint32_t bar, LINE) { cuemu::cp_async_mbar_arrive(bar, true, line); }
+OP void svg2__fence_mbar_init() { cuemu::fence_mbar_init(); }
+OP void svg2__fence_async() { cuemu::fence_proxy_async(); }
+OP void svg2__bar_sync(int id, int threads, LINE) { cuemu::bar_sync(id, threads, line); }
+OP void svg2__bar_arrive(int id, int threads, LINE) { cuemu::bar_arrive(id, threads, line); }
+OP void svg2__tma_load_2d(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x, int y, LINE)
+{
+    const int at[2] = {x, y};
+    cuemu::tma_load(dst, map, bar, at, 2, line);
+}
+OP void svg2__prefetch_map(const CUtensorMap *) {}
+template <int N> OP void svg2__registers_more(LINE) { cuemu::setmaxnreg(N, true, line); }
+template <int N> OP void svg2__registers_less(LINE) { cuemu::setmaxnreg(N, false, line); }
+OP void svg2__wgmma_fence(LINE) { cuemu::wgmma_fence(line); }
+OP void svg2__wgmma_commit(LINE) { cuemu::wgmma_commit(line); }
+template <int N> OP void svg2__wgmma_wait(LINE) { cuemu::wgmma_wait(N, line); }
+template <int COUNT> OP void svg2__wgmma_hold(float (&)[COUNT]) {}
+static inline cuemu::Ty svg2__type_of(__nv_bfloat16) { return cuemu::Ty::bf16; }
+static inline cuemu::Ty svg2__type_of(__half) { return cuemu::Ty::f16; }
+template <int IS_ROWS, int COUNT, class T>
+OP void svg2__wgmma_ss(float (&d)[COUNT], uint64_t a, uint64_t b, int is_added, T, LINE)
+{
+    cuemu::wgmma_m64k16(2 * COUNT, d, nullptr, a, b, is_added, false, IS_ROWS, svg2__type_of(T()), line);
+}
+template <int IS_ROWS, int COUNT, class T>
+OP void svg2__wgmma_rs(float (&d)[COUNT], const uint32_t (&a)[4], uint64_t b, int is_added, T, LINE)
+{
+    cuemu::wgmma_m64k16(2 * COUNT, d, a, 0, b, is_added, false, IS_ROWS, svg2__type_of(T()), line);
+}
 #undef OP
 #undef LINE
