@@ -294,6 +294,7 @@ struct svg2_backend {
     size_t        align;      /* of workspaces and state memory, bytes                       */
     svg2_parallel parallel;   /* CPU                                                         */
     svg2_simd     simd;       /* CPU: never SVG2_SIMD_BEST                                   */
+    int32_t       arch;       /* CUDA: 0, 80 or 90, see svg2_cuda_backend_arch               */
     int32_t       tail_heads; /* heads whose order-1 tail or block mass is prepared at once  */
     void         *user;       /* free for the backend                                        */
     size_t (*workspace_bytes)(const svg2_backend *, svg2_stage, const void *stage_desc);
@@ -327,6 +328,11 @@ SVG2_API svg2_backend svg2_cpu_backend_simd(const svg2_parallel *parallel, svg2_
    are aligned to 256 bytes, as cudaMalloc's is. Two streams may work at once with two workspaces. */
 #ifndef SVG2_STATIC
 SVG2_API svg2_backend svg2_cuda_backend(void *stream);
+
+/* The same, kept to the kernels of one generation, for tests and for equal bits across devices. arch 80: mma.sync, on any
+   device; 90: wgmma, on compute capability 9.0 in a build with code for sm_90a, elsewhere SVG2_ERR_BACKEND, "arch". 0, as
+   above: 90 where that is possible, else 80. */
+SVG2_API svg2_backend svg2_cuda_backend_arch(void *stream, int32_t arch);
 
 /* svg2_merge on the device, on that stream: all pointers are device memory, the rest as there. */
 SVG2_API svg2_result svg2_cuda_merge(void *stream, const float *out_a, const float *lse_a, const float *out_b,

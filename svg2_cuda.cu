@@ -405,12 +405,41 @@ SVG2__WGMMA_TYPES(64, 128, 64, 65, 66, 67, 68, 69, 70)
 SVG2__WGMMA_TYPES(88, 176, 88, 89, 90, 91, 92, 93, 94)
 SVG2__WGMMA_TYPES(128, 256, 128, 129, 130, 131, 132, 133, 134)
 #endif /* SVG2__SM90A */
+
+/* Whether the code that this device runs is that for sm_90a: sm_90 and sm_90a are one to the host, but not the
+   largest block of threads that this kernel may have. */
+static __global__ void __launch_bounds__(SVG2__SM90A ? 64 : 32) svg2__sm90a_mark() {}
+static inline cudaError_t svg2__has_sm90a(bool *is_there)
+{
+    cudaFuncAttributes of = {};
+    const cudaError_t e = cudaFuncGetAttributes(&of, (const void *)svg2__sm90a_mark);
+    *is_there = e == cudaSuccess && of.maxThreadsPerBlock == 64;
+    return e;
+}
 #endif /* SVG2_DEVICE_OPS_PROVIDED */
 
 /* ==== >>common =========================================================================== */
 namespace svg2__cuda {
 
 #define SVG2__DEVICE static __device__ __forceinline__
+
+/* Whether a call takes the kernels for wgmma. */
+static svg2_result takes_wgmma(const svg2_backend *backend, bool *is_wgmma, svg2_error *err)
+{
+    int device = 0, major = 0, minor = 0;
+    *is_wgmma = false;
+    if (backend->arch != 0 && backend->arch != 80 && backend->arch != 90)
+        return set_error(err, SVG2_ERR_BACKEND, "arch", "must be 0, 80 or 90", cudaSuccess);
+    if (backend->arch == 80) return SVG2_OK;
+    SVG2__CUDA(cudaGetDevice(&device), "device");
+    SVG2__CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
+    SVG2__CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "device");
+    if (major == 9 && minor == 0) SVG2__CUDA(svg2__has_sm90a(is_wgmma), "device");
+    if (backend->arch == 90 && !*is_wgmma)
+        return set_error(err, SVG2_ERR_BACKEND, "arch",
+                         "90 needs a device of compute capability 9.0 and code for sm_90a", cudaSuccess);
+    return SVG2_OK;
+}
 
 /* the item of this block in a grid of grid_items */
 SVG2__DEVICE int64_t item_index() { return (int64_t)blockIdx.y * gridDim.x + blockIdx.x; }
@@ -7398,11 +7427,12 @@ static svg2_result copy_in(const svg2_backend *backend, void *memory, const void
 
 } /* namespace svg2__cuda */
 
-extern "C" svg2_backend svg2_cuda_backend(void *stream)
+extern "C" svg2_backend svg2_cuda_backend_arch(void *stream, int32_t arch)
 {
     svg2_backend b;
     memset(&b, 0, sizeof b);
     b.name = "cuda";
+    b.arch = arch;
     b.version = SVG2_VERSION;
     b.desc_bytes = (uint32_t)sizeof(svg2_desc);
     b.align = svg2__cuda::ALIGN;
@@ -7426,6 +7456,8 @@ extern "C" svg2_backend svg2_cuda_backend(void *stream)
     b.copy_in = svg2__cuda::copy_in;
     return b;
 }
+
+extern "C" svg2_backend svg2_cuda_backend(void *stream) { return svg2_cuda_backend_arch(stream, 0); }
 
 extern "C" svg2_result svg2_cuda_check(svg2_error *err)
 {

@@ -58,5 +58,11 @@ OP void svg2__wgmma_rs(float (&d)[COUNT], const uint32_t (&a)[4], uint64_t b, in
 {
     cuemu::wgmma_m64k16(2 * COUNT, d, a, 0, b, is_added, false, IS_ROWS, svg2__type_of(T()), line);
 }
+/* host */
+OP cudaError_t svg2__has_sm90a(bool *is_there)
+{
+    *is_there = true;
+    return cudaSuccess;
+}
 #undef OP
 #undef LINE
