@@ -582,12 +582,12 @@ struct Corner {
     int at[5];
 };
 
-/* one thread loads a box; all look at it; one stores it to the other tensor */
-static void tensor_kernel(CUtensorMap from, CUtensorMap to, int rank, Corner load, Corner store, uint32_t bytes,
-                          unsigned char *seen)
+/* one thread loads a box, `start` bytes into shared memory; all look at it; one stores it to the other tensor */
+static void tensor_kernel(CUtensorMap from, CUtensorMap to, int rank, Corner load, Corner store, uint32_t start,
+                          uint32_t bytes, unsigned char *seen)
 {
     SMEM(smem, 1024);
-    const uint32_t box = cuemu::smem_addr(smem), bar = box + (bytes + 1023) / 1024 * 1024;
+    const uint32_t box = cuemu::smem_addr(smem) + start, bar = box + (bytes + 1023) / 1024 * 1024;
     if (threadIdx.x == 0) {
         cuemu::mbar_init(bar, 1, __LINE__);
         cuemu::fence_mbar_init();
@@ -598,7 +598,7 @@ static void tensor_kernel(CUtensorMap from, CUtensorMap to, int rank, Corner loa
         cuemu::tma_load(box, &from, bar, load.at, rank, __LINE__);
     }
     while (!cuemu::mbar_try_wait(bar, 0, __LINE__)) {}
-    for (uint32_t i = threadIdx.x; i < bytes; i += blockDim.x) seen[i] = smem[i];
+    for (uint32_t i = threadIdx.x; i < bytes; i += blockDim.x) seen[i] = smem[start + i];
     if (threadIdx.x == 0) {
         cuemu::tma_store(&to, box, store.at, rank, __LINE__);
         cuemu::tma_store_commit();
@@ -654,8 +654,9 @@ static void tensor_maps()
         CUtensorMap map_from, map_to;
         if (!CHECK(t.encode(&map_from, from.device) == CUDA_SUCCESS && t.encode(&map_to, to.device) == CUDA_SUCCESS))
             continue;
-        launch(1, 64, (t.box_bytes() + 1023) / 1024 * 1024 + 8, tensor_kernel, map_from, map_to, t.rank, load, store,
-               (uint32_t)t.box_bytes(), seen.device);
+        const uint32_t start = 128 * (uint32_t)random_int(0, 7); /* anywhere in a pattern */
+        launch(1, 64, start + (t.box_bytes() + 1023) / 1024 * 1024 + 8, tensor_kernel, map_from, map_to, t.rank, load,
+               store, start, (uint32_t)t.box_bytes(), seen.device);
         seen.download();
         to.download();
         std::vector<unsigned char> want(data.size(), 0x11);
@@ -663,7 +664,7 @@ static void tensor_maps()
             const int64_t at = offset_in(t, load.at, e), target = offset_in(t, store.at, e);
             const size_t line = e / t.box[0], byte = e % t.box[0] * (size_t)t.element,
                          line_bytes = t.box[0] * (size_t)t.element;
-            const size_t chunk = (size_t)permuted(t.swizzle, (int)(line % 8), (int)(byte / 16)),
+            const size_t chunk = (size_t)permuted(t.swizzle, (int)((line + start / line_bytes) % 8), (int)(byte / 16)),
                          place = line * line_bytes + chunk * 16 + byte % 16;
             for (size_t b = 0; b < (size_t)t.element; ++b) {
                 const unsigned char value = at < 0 ? 0 : data[(size_t)at + b];
