@@ -699,6 +699,93 @@ static void test_dumps(void **state)
     cJSON_Delete(m.header);
 }
 
+#if TEST_SLOW_BUILD
+static void test_search_with_old_lse(void **state)
+{
+    (void)state;
+    printf("skipped: search with an old LSE: denoising 2,048 tokens takes too long under sanitizers\n");
+}
+#else
+/* Blocks of the smaller of two sets that the larger lacks: two levels of sparsity differ in how many blocks they keep,
+   not in their order. */
+static int blocks_lacking(const uint8_t *x, const uint8_t *y, size_t n, int *smaller, int *levels)
+{
+    int only_x = 0, only_y = 0, both = 0;
+    for (size_t i = 0; i < n; ++i) only_x += x[i] && !y[i], only_y += y[i] && !x[i], both += x[i] && y[i];
+    *smaller += both + (only_x < only_y ? only_x : only_y);
+    *levels += only_x != only_y;
+    return only_x < only_y ? only_x : only_y;
+}
+
+/* AdaSpa searches again with the LSE of its first search. On consecutive steps of a clip that finds the blocks that a
+   search with the step's own LSE finds, nearly; and more of them than the first search had found. */
+static void test_search_with_old_lse(void **state)
+{
+    (void)state;
+    static const float sparsities[] = {0.65f, 0.75f, 0.85f};
+    const svg2_backend cpu = svg2_cpu_backend(0);
+    tensors m = load_model();
+    const int heads = metadata_number(&m, "num_heads");
+    const int dim = member(member(m.header, "patch_embedding.weight"), "shape")->child->valueint / heads;
+    const int tokens = 8 * 16 * 16, shape[] = {heads, tokens, dim, 0};
+    const size_t blocks = (size_t)(tokens / 64) * (size_t)(tokens / 64);
+    const size_t rows = (size_t)(heads * tokens), bytes = rows * (size_t)dim * sizeof(float);
+    int all_old = 0, all_first = 0, all = 0, levels = 0;
+    double worst = 0;
+    svg2_desc d = desc_small(heads, tokens, dim);
+    job j[2]; /* 0: searches at step 7, and at 8 with that LSE; 1: at 8 alone */
+    d.method = SVG2_METHOD_ADASPA;
+    d.search_count = 2, d.search_steps[0] = 7, d.search_steps[1] = 8;
+    uint8_t *map[3]; /* of the search at 7, of that at 8 with its LSE, of that at 8 with its own */
+    for (int i = 0; i < 2; ++i) job_alloc(&j[i], d, &cpu, BHSD);
+    for (int i = 0; i < 3; ++i) map[i] = (uint8_t *)mem_new((size_t)heads * blocks);
+    assert_runs("dense --frames 8 --height 64 --width 64 --steps 12 --guidance 1 --threads 2 --out none --dump-qkv d "
+                "--dump-steps 7,8 " PROMPT);
+    for (int layer = 0; layer < 6; ++layer) {
+        tensors at[2];
+        for (int step = 0; step < 2; ++step) {
+            char name[64];
+            snprintf(name, sizeof name, "d/step%02d-layer%02d.safetensors", 7 + step, layer);
+            at[step] = load_tensors(name);
+        }
+        for (int n = 0; n < COUNT(sparsities); ++n) {
+            int old = 0, first = 0, kept = 0;
+            double moved = 0, share;
+            for (int call = 0; call < 3; ++call) {
+                job *x = &j[call == 2];
+                const tensors *t = &at[call != 0];
+                x->d.sparsity = sparsities[n];
+                if (call != 1) svg2_state_reset(&x->state);
+                memcpy(x->q.data, tensor_data(t, "q", "F32", shape), bytes);
+                memcpy(x->k.data, tensor_data(t, "k", "F32", shape), bytes);
+                memcpy(x->v.data, tensor_data(t, "v", "F32", shape), bytes);
+                job_run(x, call ? 8 : 7);
+                memcpy(map[call], svg2_plan_view(&cpu, &x->d, call ? 8 : 7, x->work).map, (size_t)heads * blocks);
+            }
+            for (int h = 0; h < heads; ++h) {
+                const size_t begin = (size_t)h * blocks;
+                int unused[2] = {0, 0};
+                old += blocks_lacking(map[1] + begin, map[2] + begin, blocks, &kept, &levels);
+                first += blocks_lacking(map[0] + begin, map[2] + begin, blocks, &unused[0], &unused[1]);
+            }
+            for (size_t i = 0; i < rows; ++i) /* the LSE is the first array of the state */
+                moved += fabs((double)((float *)j[0].state_memory)[i] - (double)((float *)j[1].state_memory)[i]);
+            share = (double)old / kept;
+            if (share > worst) worst = share;
+            if (share > 0.02) fail_msg("layer %d, sparsity %g: %d of %d", layer, (double)sparsities[n], old, kept);
+            assert_true(moved / (double)rows > 0.01); /* or the two searches are the same */
+            all_old += old, all_first += first, all += kept;
+        }
+        for (int step = 0; step < 2; ++step) cJSON_Delete(at[step].header);
+    }
+    print_message("of %d blocks %d are not found with the old LSE (at worst %.2f %%), %d were not a step before\n", all,
+                  all_old, 100 * worst, all_first);
+    print_message("%d of %d heads are at another level of sparsity\n", levels, 6 * heads * COUNT(sparsities));
+    assert_true(all_old < all_first && levels * 10 <= 6 * heads * COUNT(sparsities));
+    cJSON_Delete(m.header);
+}
+#endif
+
 /* Wan 2.2: two networks. With the same weights in both, who computes which step does not matter, unless clusters are
    carried across the boundary. */
 static void test_two_models(void **state)
@@ -1213,6 +1300,7 @@ int main(int argc, char **argv)
         TOOL_TEST(test_noise_and_shift),
         TOOL_TEST(test_text),
         TOOL_TEST(test_dumps),
+        TOOL_TEST(test_search_with_old_lse),
         TOOL_TEST(test_two_models),
         TOOL_TEST(test_latents_of_a_vae),
         TOOL_TEST(test_bad_options),
