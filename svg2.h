@@ -462,6 +462,9 @@ typedef struct svg2_desc {
     float skip_threshold;      /* SKIP_CONSTANT: 0.1; in (0, 1]                                    */
     float energy_lambda;       /* SKIP_ENERGY: ln(1.464 * 64 / keys), the published constant; < 0  */
     float recall;              /* SKIP_RECALL: 0.95; in (0, 1]                                     */
+    int32_t seed_lse;          /* 0; 1 = lse comes in as the call before left it (-INFINITY = unknown), and SKIP_ENERGY
+                                  and SKIP_RECALL take it for an estimate: they skip from the first tiles on. Recall is
+                                  then proven only for rows whose LSE (with a tail: with that) fell by no more than 0.25 since */
 
     /* schedule: dense at first, where the picture's layout is decided */
     int32_t layer;             /* 0; index of this layer                                           */
@@ -554,7 +557,8 @@ SVG2_API size_t svg2_workspace_bytes(const svg2_backend *backend, const svg2_des
 
    q [B, H, Sq, D], k, v [B, Hkv, Skv, D]   read, dtypes and strides as in desc
    out [B, H, Sq, D]                        written; must not overlap the inputs
-   lse [B, H, Sq] f32, contiguous           written unless NULL; with a tail it includes the tail
+   lse [B, H, Sq] f32, contiguous           written unless NULL; with a tail it includes the tail. Read, too, with
+                                            desc's seed_lse
    stats [B, H]                             written unless NULL
    state                                    read and advanced; may be NULL for DENSE and SVG1, else it must fit desc
    step                                     index of the denoising step, >= 0: decides dense or sparse with
@@ -792,8 +796,8 @@ SVG2_API svg2_result svg2_tail(const svg2_backend *backend, const svg2_tail_desc
    (NULL = order 0) is svg2_tail's output for the same heads.
    Skip: tiles of the listed keys may be left out (virtual keys never are); out and lse are those of the keys that
    stayed. lse_seed [B, H, Sq], read unless NULL: an estimate of every row's LSE, the last step's, say, so that
-   SKIP_ENERGY and SKIP_RECALL need not see the heavy keys first; SKIP_RECALL then keeps its promise if no estimate is
-   more than 0.25 above the truth. stats [B, H]: pairs_pv and density_pv are written with a skip rule (density_pv from
+   SKIP_ENERGY and SKIP_RECALL need not see the heavy keys first (it may be lse itself); SKIP_RECALL then keeps its
+   promise if no estimate is more than 0.25 above the truth. stats [B, H]: pairs_pv and density_pv are written with a skip rule (density_pv from
    pairs_total, which svg2_select writes). */
 struct svg2_attention_desc {
     int32_t batch, heads, heads_kv, tokens, tokens_kv, head_dim;
@@ -5976,6 +5980,7 @@ SVG2_API svg2_result svg2_resolve(svg2_desc *desc, svg2_error *err)
     }
     if (d.recall == 0.0f) d.recall = 0.95f;
     SVG2__TRY(svg2__check_skip(d.skip, d.skip_threshold, d.energy_lambda, d.recall, err));
+    SVG2__CHECK(d.seed_lse == 0 || d.seed_lse == 1, SVG2_ERR_RANGE, "seed_lse", "must be 0 or 1");
 
     SVG2__CHECK(d.layer >= 0, SVG2_ERR_RANGE, "layer", "must not be negative");
     SVG2__CHECK(d.dense_layers >= 0, SVG2_ERR_RANGE, "dense_layers", "must not be negative");
@@ -6423,6 +6428,7 @@ static svg2_attention_desc svg2__call_attention(const svg2__call *c, const svg2_
         a.skip_threshold = d->skip_threshold;
         a.energy_lambda = d->energy_lambda;
         a.recall = d->recall;
+        a.lse_seed = d->skip && d->seed_lse ? lse : 0;
         a.stats = stats;
     }
     if (d->tail != SVG2_TAIL_NONE) {
@@ -6599,6 +6605,7 @@ static svg2_mass_desc svg2__call_mass(const svg2__call *c, const svg2__work *w, 
     m.attention.map = 0;
     m.attention.tail_query_blocks = m.attention.tail_key_blocks = 0;
     m.attention.skip = SVG2_SKIP_NONE;
+    m.attention.lse_seed = 0;
     m.attention.head_count = svg2__call_tail_heads(c);
     m.valid_key_blocks = c->blocks[1] - (c->padding_count > 0);
     m.mass = w->mass;
@@ -6898,6 +6905,7 @@ SVG2_API svg2_result svg2_attend(const svg2_backend *backend, const svg2_desc *d
     SVG2__CHECK(out != q && out != k && out != v, SVG2_ERR_SHAPE, "out", "must not overlap an input");
     SVG2__CHECK((uintptr_t)lse % sizeof(float) == 0, SVG2_ERR_ALIGN, "lse",
                 "must be aligned to the size of its elements");
+    SVG2__CHECK(lse || !d.seed_lse, SVG2_ERR_NULL, "lse", "must not be NULL with seed_lse");
     SVG2__CHECK((uintptr_t)stats % sizeof(int64_t) == 0, SVG2_ERR_ALIGN, "stats", "must be aligned to 8 bytes");
     if (d.method == SVG2_METHOD_SVG2 || d.method == SVG2_METHOD_ADASPA) SVG2__TRY(svg2__check_state(state, &d, err));
     SVG2__TRY(svg2__check_memory(workspace, workspace_bytes, svg2_workspace_bytes(backend, &d), backend->align,

@@ -686,8 +686,9 @@ static const char *skip_text(const svg2_desc *desc, char text[80])
 {
     const char *order = desc->visit == SVG2_VISIT_NATURAL ? "natural" : "diagonal";
     if (desc->skip == SVG2_SKIP_CONSTANT) snprintf(text, 80, "threshold %.4g, order %s", (double)desc->skip_threshold, order);
-    else if (desc->skip == SVG2_SKIP_ENERGY) snprintf(text, 80, "energy lambda %.4g, order %s", (double)desc->energy_lambda, order);
-    else snprintf(text, 80, "recall %.4g, order %s", (double)desc->recall, order);
+    else snprintf(text, 80, "%s %.4g, order %s%s", desc->skip == SVG2_SKIP_ENERGY ? "energy lambda" : "recall",
+                  (double)(desc->skip == SVG2_SKIP_ENERGY ? desc->energy_lambda : desc->recall), order,
+                  desc->seed_lse ? ", from the last LSE" : "");
     return text;
 }
 
@@ -830,6 +831,7 @@ static void report_methods(cJSON *object, const svg2_desc *d)
     report_number(object, "threshold", (double)d->skip_threshold, d->skip == SVG2_SKIP_CONSTANT);
     report_number(object, "energy_lambda", (double)d->energy_lambda, d->skip == SVG2_SKIP_ENERGY);
     report_number(object, "recall", (double)d->recall, d->skip == SVG2_SKIP_RECALL);
+    cJSON_AddBoolToObject(object, "seed_lse", d->seed_lse);
 }
 
 static void attend_write_report(FILE *file, const attend_result *r, const attend_arguments *a)
@@ -1029,7 +1031,7 @@ static attend_memory attend_to_device(const attend_result *r, const attend_tenso
     m.k = attend_twin(k->data, k->input.tensor->bytes);
     m.v = attend_twin(v->data, v->input.tensor->bytes);
     m.out = attend_twin(NULL, attend_out_bytes(r));
-    m.lse = (float *)attend_twin(NULL, heads * (size_t)r->desc.tokens * sizeof(float));
+    m.lse = (float *)attend_twin(r->lse, heads * (size_t)r->desc.tokens * sizeof(float));
     m.stats = (svg2_head_stats *)attend_twin(NULL, heads * sizeof *r->stats);
     m.workspace = attend_twin(NULL, r->workspace_bytes);
     m.state = r->state_bytes ? attend_twin(NULL, r->state_bytes) : NULL;
@@ -1179,6 +1181,7 @@ static int command_attend(int argc, char **argv, int is_help)
     state_memory = r.state_bytes && !a.is_cuda ? tool_allocate(r.state_bytes, 1) : NULL;
     r.out = tool_allocate(rows * (size_t)r.desc.head_dim, dtype_bytes(r.desc.out.dtype));
     r.lse = (float *)tool_allocate(rows, sizeof(float));
+    for (size_t row = 0; row < rows; ++row) r.lse[row] = -INFINITY; /* unknown, for seed_lse */
     r.stats = (svg2_head_stats *)tool_allocate((size_t)r.desc.batch * (size_t)r.desc.heads, sizeof *r.stats);
     r.step_seconds = (double *)tool_allocate((size_t)a.repeat, sizeof(double));
     attend_run(&r, &a, &q, &k, &v, workspace, state_memory);

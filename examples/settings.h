@@ -21,7 +21,7 @@ typedef struct attention_settings {
     const char *prefix;                   /* of the options in messages: "--" or "" */
     int tail, route, budget, skip, order; /* indices of choices */
     int32_t query_clusters, key_clusters, init_iterations, step_iterations, keep_empty;
-    int32_t block, sample_rows, first_frame, dense_steps;
+    int32_t block, sample_rows, first_frame, seed_lse, dense_steps;
     double top_p, min_keep, density, target_error, dense_above;
     double keep, sparsity, mass_target, threshold, energy_lambda, recall;
     const char *search_steps;
@@ -36,7 +36,7 @@ static void settings_init(attention_settings *s, const char *prefix)
     s->method = SETTINGS_SVG2;
     s->tail = s->route = s->budget = s->skip = s->order = -1;
     s->query_clusters = s->key_clusters = s->init_iterations = s->step_iterations = s->keep_empty = -1;
-    s->block = s->sample_rows = s->first_frame = s->dense_steps = -1;
+    s->block = s->sample_rows = s->first_frame = s->seed_lse = s->dense_steps = -1;
     s->top_p = s->min_keep = s->density = s->target_error = s->dense_above = -1;
     s->keep = s->sparsity = s->mass_target = s->threshold = s->recall = -1;
     s->energy_lambda = 1; /* those that are given are negative */
@@ -81,6 +81,7 @@ static size_t settings_options(attention_settings *s, tool_option *options)
          "energy: weights below exp(X) times their sum (ln(94 / keys))"},
         {TOOL_REAL, "recall", "R", &s->recall, 0, 1, 0, "recall: every row keeps this part of its mass (0.95)"},
         {TOOL_CHOICE, "order", "natural|diagonal", &s->order, 0, 0, 0, "in which tiles are visited (dense: diagonal; else natural)"},
+        {TOOL_INT, "seed-lse", "0|1", &s->seed_lse, 0, 1, 0, "energy, recall: begin with the LSE of the step before (0)"},
     };
     /* clang-format on */
     memcpy(options, table, sizeof table);
@@ -133,6 +134,7 @@ static const char *settings_option_of(const char *field)
         {"skip_threshold", "threshold"},
         {"energy_lambda", "energy-lambda"},
         {"recall", "recall"},
+        {"seed_lse", "seed-lse"},
         {"dense_steps", "dense-steps"},
         {"dense_layers", "dense-layers"},
     };
@@ -225,6 +227,12 @@ static int settings_skip(const attention_settings *s, svg2_desc *d, char message
     if (s->threshold >= 0) d->skip_threshold = settings_positive(s->threshold);
     if (s->energy_lambda < 0) d->energy_lambda = (float)s->energy_lambda;
     if (s->recall >= 0) d->recall = settings_positive(s->recall);
+    if (s->seed_lse > 0 && d->skip != SVG2_SKIP_ENERGY && d->skip != SVG2_SKIP_RECALL) {
+        snprintf(message, SETTINGS_MESSAGE, "%sseed-lse needs a rule that looks at sums: %senergy-lambda or %srecall",
+                 s->prefix, s->prefix, s->prefix);
+        return 0;
+    }
+    d->seed_lse = s->seed_lse > 0;
     return 1;
 }
 

@@ -195,6 +195,40 @@ static void seeds(void **state)
     }
 }
 
+/* svg2_attend with seed_lse: the rule with the LSE that the call before left; where that is unknown, without. */
+static void seeded_calls(void **state)
+{
+    (void)state;
+    for (int n = 0; n < 3; ++n) {
+        svg2_backend b = svg2_cpu_backend(0);
+        svg2_desc d = desc_small(2, 500, 32);
+        job j, plain;
+        float *last = (float *)mem_new(1000 * sizeof(float));
+        int64_t pairs[2];
+        d.method = n < 2 ? SVG2_METHOD_DENSE : SVG2_METHOD_ADASPA; /* which searches at step 0 */
+        d.sparsity = 0.3f;
+        d = rule(d, n % 2 ? SVG2_SKIP_RECALL : SVG2_SKIP_ENERGY, SVG2_VISIT_NATURAL, n % 2 ? 0.9 : -4);
+        job_make(&plain, d, &b, BHSD, 31);
+        d.seed_lse = 1;
+        job_make(&j, d, &b, BHSD, 31);
+        for (int i = 0; i < 1000; ++i) j.lse[i] = -INFINITY;
+        for (int step = 0; step < 2; ++step) {
+            memcpy(last, j.lse, 1000 * sizeof(float));
+            job_run(&plain, step);
+            job_run(&j, step);
+            if (n < 2) check_job(&j, last);
+            pairs[step] = j.stats[0].pairs_pv + j.stats[1].pairs_pv;
+            if (step == 0) assert_true(job_hash(&j) == job_hash(&plain) && pairs[0] == plain.stats[0].pairs_pv + plain.stats[1].pairs_pv);
+            else assert_true(pairs[1] < plain.stats[0].pairs_pv + plain.stats[1].pairs_pv);
+        }
+        assert_int_equal(svg2_attend(&b, &j.d, &j.state, 2, j.q.data, j.k.data, j.v.data, j.out.data, 0, j.stats, j.work, j.work_bytes, &j.err), SVG2_ERR_NULL);
+        assert_string_equal(j.err.field, "lse");
+        d.seed_lse = 2;
+        assert_true(error_names(&j.err, svg2_resolve(&d, &j.err), SVG2_ERR_RANGE, "seed_lse"));
+        mem_done();
+    }
+}
+
 static void same_bits(void **state)
 {
     (void)state;
@@ -281,7 +315,7 @@ static void errors(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {TEST(rules_as_written), TEST(inside_a_map), TEST(beside_a_tail), TEST(limits_are_dense), TEST(recall_is_kept), TEST(seeds),
+    const struct CMUnitTest tests[] = {TEST(rules_as_written), TEST(inside_a_map), TEST(beside_a_tail), TEST(limits_are_dense), TEST(recall_is_kept), TEST(seeds), TEST(seeded_calls),
                                        TEST(same_bits), TEST(warm_up_is_dense), TEST(nan_stays), TEST(errors)};
     return cmocka_run_group_tests_name("skip", tests, 0, 0);
 }

@@ -35,9 +35,14 @@ static size_t wan_tensor_bytes(const wan_run *run)
     return (size_t)run->desc.tokens * (size_t)run->desc.heads * (size_t)run->desc.head_dim * sizeof(float);
 }
 
+static size_t wan_rows(const wan_run *run)
+{
+    return (size_t)run->desc.heads * (size_t)run->desc.tokens;
+}
+
 static size_t wan_lse_bytes(const wan_run *run)
 {
-    return (size_t)run->desc.heads * (size_t)run->desc.tokens * sizeof(float);
+    return wan_rows(run) * sizeof(float);
 }
 
 static void wan_twins_open(wan_run *run)
@@ -66,6 +71,7 @@ static wan_arrays wan_to_device(const wan_run *run, const wan_arrays *host)
     wan_expect_device(device_put(run->twins[0], host->q, bytes));
     wan_expect_device(device_put(run->twins[1], host->k, bytes));
     wan_expect_device(device_put(run->twins[2], host->v, bytes));
+    if (run->desc.seed_lse) wan_expect_device(device_put(run->twin_lse, host->lse, wan_lse_bytes(run)));
     device.q = run->twins[0], device.k = run->twins[1], device.v = run->twins[2], device.out = run->twins[3];
     device.lse = host->lse ? run->twin_lse : NULL, device.stats = run->twin_stats;
     return device;

@@ -211,7 +211,10 @@ static void wan_write_settings(FILE *f, const svg2_desc *d)
     if (d->skip == SVG2_SKIP_CONSTANT) fprintf(f, " \"threshold\": %g,", (double)d->skip_threshold);
     if (d->skip == SVG2_SKIP_ENERGY) fprintf(f, " \"energy_lambda\": %g,", (double)d->energy_lambda);
     if (d->skip == SVG2_SKIP_RECALL) fprintf(f, " \"row_recall\": %g,", (double)d->recall);
-    if (d->skip) fprintf(f, " \"order\": \"%s\",", d->visit == SVG2_VISIT_NATURAL ? "natural" : "diagonal");
+    if (d->skip) {
+        fprintf(f, " \"order\": \"%s\", \"seed_lse\": %s,", d->visit == SVG2_VISIT_NATURAL ? "natural" : "diagonal",
+                d->seed_lse ? "true" : "false");
+    }
     fputs("\n", f);
 }
 

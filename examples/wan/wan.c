@@ -673,7 +673,7 @@ typedef struct wan_run {
     float *twin_lse;               /* and lse */
     svg2_head_stats *twin_stats;   /* and stats */
     svg2_head_stats *stats;        /* [heads] */
-    float *lse;                    /* [heads, tokens] */
+    float *lse;                    /* [heads, tokens]; with seed_lse of every state */
     svg2_permute_desc permuted[2]; /* the last two: for the oracle */
     const float *q, *k, *v;        /* of the current call */
     const wan_grid *grid;
@@ -774,7 +774,12 @@ static void wan_run_open(wan_run *run, const wan_model *m, const wan_grid *g, in
     wan_run_prepare(run, m, g, threads);
     run->work = wan_allocate(run, run->work_bytes, 1);
     run->stats = (svg2_head_stats *)tool_allocate((size_t)m->heads, sizeof *run->stats);
-    run->lse = floats((size_t)m->heads, (size_t)g->tokens);
+    run->lse = floats((size_t)(run->desc.seed_lse ? WAN_BRANCHES * m->layers : 1), wan_rows(run));
+    for (i = 0; run->desc.seed_lse && i < WAN_BRANCHES * m->layers; ++i) {
+        float *lse = run->lse + (size_t)i * wan_rows(run);
+        size_t row;
+        for (row = 0; row < wan_rows(run); ++row) lse[row] = -INFINITY;
+    }
     run->state = (svg2_state *)tool_allocate((size_t)(WAN_BRANCHES * m->layers), sizeof *run->state);
     run->state_memory =
         (char *)wan_allocate(run, (size_t)(WAN_BRANCHES * m->layers), run->state_bytes ? run->state_bytes : 1);
@@ -799,7 +804,10 @@ static void self_attention(wan_run *run, int32_t layer, int32_t layers, int bran
 {
     svg2_state *state = &run->state[branch * layers + layer];
     svg2_desc desc = run->desc;
-    const wan_arrays host = {q, k, v, out, is_check && desc.skip ? run->lse : NULL, run->stats};
+    float *lse = desc.seed_lse              ? run->lse + (size_t)(branch * layers + layer) * wan_rows(run)
+                 : is_check && desc.skip ? run->lse
+                                         : NULL;
+    const wan_arrays host = {q, k, v, out, lse, run->stats};
     const wan_arrays at = run->is_cuda ? wan_to_device(run, &host) : host;
     svg2_error err;
     double start = now();
@@ -1470,7 +1478,7 @@ int main(int argc, char **argv)
             "           svg1: keep sample-rows first-frame=0|1 block   adaspa: sparsity mass-target block "
             "search-steps=4+12\n"
             "           tiles left out in any method: skip=none|constant|energy|recall threshold energy-lambda recall\n"
-            "           order=natural|diagonal\n"
+            "           order=natural|diagonal seed-lse=0|1\n"
             "Without any: dense svg2.\n",
             WAN_METHODS);
         tool_print_options(options, count);
