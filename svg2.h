@@ -322,16 +322,16 @@ SVG2_API svg2_backend svg2_cpu_backend(const svg2_parallel *parallel);
    lacks falls back to the next smaller one (look at .simd). */
 SVG2_API svg2_backend svg2_cpu_backend_simd(const svg2_parallel *parallel, svg2_simd simd);
 
-/* CUDA backend, implemented by svg2_cuda.cu; call it only where that file is linked. stream is a cudaStream_t (NULL = the
-   default stream): all work is launched on it, on the device that is current at the call, and nothing waits for it.
-   Every pointer of a call (tensors, state and workspace memory, lse, stats) is device memory; workspaces and state memory
-   are aligned to 256 bytes, as cudaMalloc's is. Two streams may work at once with two workspaces. */
+/* CUDA backend, implemented by svg2_cuda.cu; call it only where that file is linked. stream is a cudaStream_t (NULL =
+   the default stream): all work is launched on it, on the device that is current at the call, and nothing waits for
+   it. Every pointer of a call (tensors, state and workspace memory, lse, stats) is device memory; workspaces and state
+   memory are aligned to 256 bytes, as cudaMalloc's is. Two streams may work at once with two workspaces. */
 #ifndef SVG2_STATIC
 SVG2_API svg2_backend svg2_cuda_backend(void *stream);
 
-/* The same, kept to the kernels of one generation, for tests and for equal bits across devices. arch 80: mma.sync, on any
-   device; 90: wgmma, on compute capability 9.0 in a build with code for sm_90a, elsewhere SVG2_ERR_BACKEND, "arch". 0, as
-   above: 90 where that is possible, else 80. */
+/* The same, kept to the kernels of one generation, for tests and for equal bits across devices. arch 80: mma.sync, on
+   any device; 90: wgmma, on compute capability 9.0 in a build with code for sm_90a, elsewhere SVG2_ERR_BACKEND, "arch".
+   0, as above: 90 where that is possible, else 80. */
 SVG2_API svg2_backend svg2_cuda_backend_arch(void *stream, int32_t arch);
 
 /* svg2_merge on the device, on that stream: all pointers are device memory, the rest as there. */
@@ -462,9 +462,10 @@ typedef struct svg2_desc {
     float skip_threshold;      /* SKIP_CONSTANT: 0.1; in (0, 1]                                    */
     float energy_lambda;       /* SKIP_ENERGY: ln(1.464 * 64 / keys), the published constant; < 0  */
     float recall;              /* SKIP_RECALL: 0.95; in (0, 1]                                     */
-    int32_t seed_lse;          /* 0; 1 = lse comes in as the call before left it (-INFINITY = unknown), and SKIP_ENERGY
-                                  and SKIP_RECALL take it for an estimate: they skip from the first tiles on. Recall is
-                                  then proven only for rows whose LSE (with a tail: with that) fell by no more than 0.25 since */
+    int32_t seed_lse;          /* 0; 1 = lse comes in as the call before left it (-INFINITY = unknown), and
+                                  SKIP_ENERGY and SKIP_RECALL take it for an estimate: they skip from the
+                                  first tiles on. Recall is then proven only for rows whose LSE (with a
+                                  tail: with that) fell by no more than 0.25 since                 */
 
     /* schedule: dense at first, where the picture's layout is decided */
     int32_t layer;             /* 0; index of this layer                                           */
@@ -797,8 +798,8 @@ SVG2_API svg2_result svg2_tail(const svg2_backend *backend, const svg2_tail_desc
    Skip: tiles of the listed keys may be left out (virtual keys never are); out and lse are those of the keys that
    stayed. lse_seed [B, H, Sq], read unless NULL: an estimate of every row's LSE, the last step's, say, so that
    SKIP_ENERGY and SKIP_RECALL need not see the heavy keys first (it may be lse itself); SKIP_RECALL then keeps its
-   promise if no estimate is more than 0.25 above the truth. stats [B, H]: pairs_pv and density_pv are written with a skip rule (density_pv from
-   pairs_total, which svg2_select writes). */
+   promise if no estimate is more than 0.25 above the truth. stats [B, H]: pairs_pv and density_pv are written with a
+   skip rule (density_pv from pairs_total, which svg2_select writes). */
 struct svg2_attention_desc {
     int32_t batch, heads, heads_kv, tokens, tokens_kv, head_dim;
     int32_t head_begin, head_count;
