@@ -227,6 +227,13 @@ static void fuzz_attend(source *s, const svg2_backend *backend)
         if (wild || !(r.scale < 4 && r.scale > -4)) continue;
         check_output(out, &r.out, r.batch, r.heads, r.tokens, r.head_dim, "output not finite");
         for (size_t n = 0; n < rows; ++n) check(lse[n] < 1e30f, "lse"); /* -INFINITY for padding, never NaN */
+        if (r.skip == SVG2_SKIP_RECALL && (r.method == SVG2_METHOD_DENSE || r.method == SVG2_METHOD_SVG1)) { /* no state, no tail */
+            float *whole = (float *)block(rows * 4);
+            svg2_desc plain = d;
+            plain.skip = SVG2_SKIP_NONE;
+            check(svg2_attend(backend, &plain, &state, first + i, q, k, v, out, whole, 0, work, work_bytes, &err) == SVG2_OK, "no rule");
+            for (size_t n = 0; n < rows; ++n) check(lse[n] >= whole[n] + logf(r.recall) - 1e-3f, "a row lost more than it may");
+        }
         if (i == 0) {
             size_t n = svg2_state_save_bytes(&state);
             void *saved = block(n);
@@ -575,6 +582,217 @@ static void fuzz_select(source *s, const svg2_backend *backend)
     }
 }
 
+/* A grid of video tokens, mostly small. */
+static int32_t small_grid(source *s, int32_t *frames, int32_t *frame_tokens, int32_t *tile, int32_t *first_frame)
+{
+    *frames = number(s, 1, 6);
+    *frame_tokens = number(s, 1, 16);
+    *tile = number(s, 1, 20);
+    *first_frame = number(s, 0, 1);
+    return *frames > 0 && *frames < 100 && *frame_tokens > 0 && *frame_tokens < 100 && *frames * *frame_tokens < 500;
+}
+
+static void fuzz_place(source *s, const svg2_backend *backend)
+{
+    svg2_place_desc d = SVG2_ZERO;
+    svg2_error err;
+    const int is_small = small_grid(s, &d.frames, &d.frame_tokens, &d.block, &d.first_frame);
+    int32_t blocks;
+    d.batch = number(s, 1, 2); d.heads = number(s, 1, 4); d.pattern_heads = number(s, 0, 4);
+    d.video_begin = number(s, 0, 9);
+    d.video_count = is_small && take8(s) % 8 ? d.frames * d.frame_tokens : number(s, 0, 90);
+    d.tokens = is_small && d.video_begin >= 0 && d.video_begin < 100 ? d.frames * d.frame_tokens + d.video_begin + number(s, 0, 4) % 8
+                                                                     : number(s, 1, 90);
+    blocks = svg2_place_blocks(&d);
+    check(blocks >= 0, "number of blocks");
+    if (!is_small || d.batch < 1 || d.batch > 4 || d.heads < 1 || d.heads > 8 || d.tokens < 1 || d.tokens > 900) {
+        check(svg2_place(backend, &d, 0, 0, &err) != SVG2_OK, "no pointers at all");
+        return;
+    }
+    size_t heads = (size_t)d.batch * (size_t)d.heads, n = heads * (size_t)d.tokens;
+    int32_t *label = d.label = (int32_t *)block(n * 4), *pattern = (int32_t *)block(heads * 4);
+    for (size_t i = 0; i < heads; ++i) pattern[i] = number(s, 0, 1);
+    if (take8(s) % 4) d.pattern = pattern;
+    if (svg2_place(backend, &d, 0, 0, &err) != SVG2_OK) {
+        check(untouched(label, n * 4), "place wrote on error");
+        return;
+    }
+    for (size_t h = 0; h < heads; ++h) {
+        int32_t count[1000] = {0};
+        for (int32_t t = 0; t < d.tokens; ++t) {
+            const int32_t *at = label + h * (size_t)d.tokens + (size_t)t;
+            if (t < d.video_begin || t >= d.video_begin + d.video_count) check(untouched(at, 4), "a label beside the video");
+            else {
+                check(*at >= 0 && *at < blocks, "label of a block");
+                check(++count[*at] <= d.block, "more tokens than a block has");
+            }
+        }
+        for (int32_t i = 0; i < blocks; ++i) check(count[i] > 0, "a block without tokens");
+    }
+}
+
+static void fuzz_band(source *s, const svg2_backend *backend)
+{
+    svg2_band_desc d = SVG2_ZERO;
+    svg2_error err;
+    const int is_small = small_grid(s, &d.frames, &d.frame_tokens, &d.block, &d.first_frame);
+    const float keep = fraction(s);
+    svg2_place_desc place = SVG2_ZERO;
+    d.batch = number(s, 1, 2); d.heads = number(s, 1, 4); d.heads_kv = number(s, 0, 2) ? d.heads : 1;
+    d.width = number(s, 1, 60);
+    d.has_text = number(s, 0, 1); d.has_padding = number(s, 0, 1);
+    if (is_small && take8(s) & 1) {
+        d.width = svg2_band_width(d.frames, d.frame_tokens, d.block, d.first_frame, number(s, 0, 30), keep);
+        check(d.width >= 0 && d.width <= d.frames * d.frame_tokens, "band width");
+    }
+    if (!is_small || d.batch < 1 || d.batch > 4 || d.heads < 1 || d.heads > 8 || d.heads_kv < 1 || d.heads_kv > 8
+        || d.has_text < 0 || d.has_text > 1 || d.has_padding < 0 || d.has_padding > 1) {
+        check(svg2_band(backend, &d, 0, 0, &err) != SVG2_OK, "no pointers at all");
+        return;
+    }
+    place.frames = d.frames; place.frame_tokens = d.frame_tokens; place.block = d.block; place.first_frame = d.first_frame;
+    const size_t H = (size_t)d.batch * (size_t)d.heads, K = (size_t)d.batch * (size_t)d.heads_kv;
+    const size_t video = (size_t)svg2_place_blocks(&place), seen = video + (size_t)d.has_text, n = seen + (size_t)d.has_padding;
+    uint8_t *map = d.map = (uint8_t *)block(H * n * n);
+    int32_t *pattern = (int32_t *)block(K * 4), *order, *offset;
+    float *error = (float *)block(H * 8);
+    svg2_head_stats *stats = (svg2_head_stats *)block(H * sizeof *stats);
+    for (size_t i = 0; i < K; ++i) pattern[i] = number(s, 0, 1);
+    fill(error, SVG2_F32, H * 8, s, 0);
+    d.pattern = pattern;
+    if (take8(s) & 1) d.error = error;
+    if (n) {
+        make_blocks(s, H, 90, (int32_t)n, &order, &offset); d.query_offset = offset;
+        make_blocks(s, K, 90, (int32_t)n, &order, &offset); d.key_offset = offset;
+    }
+    if (take8(s) % 4) d.stats = stats;
+    if (svg2_band(backend, &d, 0, 0, &err) != SVG2_OK) {
+        check(untouched(map, H * n * n) && untouched(stats, H * sizeof *stats), "band wrote on error");
+        return;
+    }
+    for (size_t h = 0; h < H; ++h)
+        for (size_t i = 0; i < n; ++i)
+            for (size_t j = 0; j < n; ++j) {
+                const uint8_t x = map[(h * n + i) * n + j];
+                check(x <= 1, "map");
+                if (i == j && i < seen) check(x == 1, "a block does not see itself");
+                if (i >= seen || j >= seen) check(x == 0, "padding");
+                else if (i >= video || j >= video) check(x == 1, "text");
+            }
+    for (size_t h = 0; h < H && d.stats; ++h)
+        check(stats[h].density >= 0 && stats[h].density <= 1 && stats[h].pairs == stats[h].pairs_pv
+                  && (stats[h].pattern == 0 || stats[h].pattern == 1), "stats");
+}
+
+static void fuzz_pick(source *s, const svg2_backend *backend)
+{
+    svg2_pick_desc d = SVG2_ZERO;
+    svg2_error err;
+    const int wild = take8(s) % 4 == 0;
+    d.batch = number(s, 1, 2); d.heads = number(s, 1, 4); d.heads_kv = number(s, 0, 2) ? d.heads : 1;
+    d.has_text = number(s, 0, 1); d.has_padding = number(s, 0, 1);
+    d.query_blocks = number(s, 1, 20); d.key_blocks = number(s, 1, 70);
+    d.sparsity = fraction(s);
+    if (take8(s) % 3 == 0) d.mass_target = fraction(s);
+    const int32_t group = number(s, 1, 4), all = d.batch > 0 && d.batch < 9 && d.heads > 0 && d.heads < 9 ? d.batch * d.heads : 0;
+    d.head_count = group;
+    if (!all || d.heads_kv < 1 || d.heads_kv > 8 || d.query_blocks < 1 || d.query_blocks > 90 || d.key_blocks < 1
+        || d.key_blocks > 200 || group < 1 || d.has_text < 0 || d.has_text > 1 || d.has_padding < 0 || d.has_padding > 1) {
+        check(svg2_pick(backend, &d, 0, 0, &err) != SVG2_OK, "no pointers at all");
+        (void)svg2_stage_workspace_bytes(backend, SVG2_STAGE_PICK, &d);
+        return;
+    }
+    const size_t H = (size_t)all, K = (size_t)d.batch * (size_t)d.heads_kv, Qb = (size_t)d.query_blocks, Kb = (size_t)d.key_blocks;
+    const size_t words = (Kb + 31) / 32;
+    uint8_t *map = d.map = (uint8_t *)block(H * Qb * Kb), *again = (uint8_t *)block(H * Qb * Kb);
+    uint32_t *bits = (uint32_t *)block(H * Qb * words * 4);
+    float *mass = (float *)block(H * Qb * Kb * 4), *recall = d.recall = (float *)block(H * 12);
+    svg2_head_stats *stats = (svg2_head_stats *)block(H * sizeof *stats), *stats_again = (svg2_head_stats *)block(H * sizeof *stats);
+    int32_t *order, *offset;
+    fill(mass, SVG2_F32, H * Qb * Kb * 4, s, wild);
+    for (size_t i = 0; i < H * Qb * Kb; ++i) mass[i] = fabsf(mass[i]);
+    make_blocks(s, H, 90, d.query_blocks, &order, &offset); d.query_offset = offset;
+    make_blocks(s, K, 90, d.key_blocks, &order, &offset); d.key_offset = offset;
+    if (take8(s) % 4) d.stats = stats;
+    if (take8(s) % 4) d.bits = bits;
+    for (; d.head_begin < all; d.head_begin += group) {
+        if (take8(s) % 32) d.head_count = group < all - d.head_begin ? group : all - d.head_begin;
+        d.mass = mass + (size_t)d.head_begin * Qb * Kb;
+        size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_PICK, &d);
+        if (bytes == SIZE_MAX || bytes > 64 * BIG) bytes = 4096;
+        if (svg2_pick(backend, &d, block(bytes), bytes, &err) != SVG2_OK) {
+            check(d.head_begin || (untouched(map, H * Qb * Kb) && untouched(recall, H * 12)), "pick wrote on error");
+            check(untouched(stats, H * sizeof *stats), "pick wrote stats on error");
+            return;
+        }
+    }
+    const size_t rows = Qb - (size_t)(d.has_text + d.has_padding), keys = Kb - (size_t)(d.has_text + d.has_padding);
+    for (size_t row = 0; row < H * Qb; ++row) {
+        const uint8_t *m = map + row * Kb;
+        size_t kept = 0;
+        for (size_t j = 0; j < Kb; ++j) {
+            check(m[j] <= 1 && (!d.bits || (bits[row * words + j / 32] >> j % 32 & 1) == m[j]), "map and bits");
+            kept += m[j];
+        }
+        if (d.has_padding) check(m[Kb - 1] == 0, "padding is seen");
+        if (row % Qb < rows) check(kept > 0 || d.mass_target > 0, "a row without a block");
+        if (row % Qb < rows && d.has_text) check(m[keys] == 1, "text is not seen");
+        if (row % Qb >= rows) check(kept == (row % Qb == rows && d.has_text ? keys + 1 : 0), "row of text or padding");
+    }
+    for (size_t i = 0; i < 3 * H; ++i) check(recall[i] >= 0 && recall[i] <= 1.0001f, "recall");
+    if (!d.bits) return;
+    d.mass = 0; d.head_begin = 0; d.head_count = all; d.map = again; /* the same from what was kept */
+    d.stats = d.stats ? stats_again : 0;
+    size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_PICK, &d);
+    check(svg2_pick(backend, &d, block(bytes), bytes, &err) == SVG2_OK && memcmp(map, again, H * Qb * Kb) == 0, "map from bits");
+    for (size_t h = 0; h < H && d.stats; ++h)
+        check(stats[h].pairs == stats_again[h].pairs && stats[h].recall == stats_again[h].recall, "stats from bits");
+}
+
+static void fuzz_profile(source *s, const svg2_backend *backend)
+{
+    svg2_profile_desc d = SVG2_ZERO;
+    svg2_error err;
+    const int wild = take8(s) % 4 == 0, is_small = small_grid(s, &d.frames, &d.frame_tokens, &d.block, &d.first_frame);
+    d.batch = number(s, 1, 2); d.heads = number(s, 1, 4); d.heads_kv = number(s, 0, 2) ? d.heads : 1;
+    d.head_dim = dimension(s);
+    d.video_begin = number(s, 0, 9);
+    d.tokens = is_small && d.video_begin >= 0 && d.video_begin < 100 ? d.frames * d.frame_tokens + d.video_begin + number(s, 0, 9) % 99
+                                                                     : number(s, 1, 90);
+    d.text_begin = take8(s) & 1 ? 0 : number(s, 0, 90); d.text_count = number(s, 0, 9);
+    d.width = number(s, 1, 60); d.sample_rows = number(s, 1, 90);
+    d.seed = take8(s); d.scale = fraction(s);
+    d.q_layout = layout(s, d.heads, d.tokens, d.head_dim);
+    d.k_layout = layout(s, d.heads_kv, d.tokens, d.head_dim);
+    d.v_layout = layout(s, d.heads_kv, d.tokens, d.head_dim);
+    size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_PROFILE, &d);
+    const size_t qn = span(&d.q_layout, d.batch, d.heads, d.tokens, d.head_dim), kn = span(&d.k_layout, d.batch, d.heads_kv, d.tokens, d.head_dim);
+    const size_t vn = span(&d.v_layout, d.batch, d.heads_kv, d.tokens, d.head_dim);
+    if (!is_small || d.batch < 1 || d.batch > 4 || d.heads < 1 || d.heads > 8 || d.heads_kv < 1 || d.heads_kv > 8
+        || d.tokens < 1 || d.tokens > 900 || d.head_dim < 1 || d.head_dim > 256 || d.sample_rows > 300 || qn >= BIG || kn >= BIG || vn >= BIG) {
+        check(svg2_profile(backend, &d, 0, 0, &err) != SVG2_OK, "no pointers at all");
+        return;
+    }
+    const size_t H = (size_t)d.batch * (size_t)d.heads, K = (size_t)d.batch * (size_t)d.heads_kv;
+    void *q = block(qn), *k = block(kn), *v = block(vn);
+    float *mean = (float *)block(K * (size_t)d.head_dim * 4), *error = (float *)block(H * 8);
+    int32_t *pattern = d.pattern = (int32_t *)block(K * 4);
+    fill(q, d.q_layout.dtype, qn, s, wild);
+    fill(k, d.k_layout.dtype, kn, s, wild);
+    fill(v, d.v_layout.dtype, vn, s, wild);
+    fill(mean, SVG2_F32, K * (size_t)d.head_dim * 4, s, wild);
+    d.q = q; d.k = k; d.v = v;
+    if (take8(s) & 1) d.key_mean = mean;
+    if (take8(s) % 4) d.error = error;
+    if (bytes == SIZE_MAX || bytes > 64 * BIG) bytes = 4096;
+    if (svg2_profile(backend, &d, block(bytes), bytes, &err) != SVG2_OK) {
+        check(untouched(pattern, K * 4) && untouched(error, H * 8), "profile wrote on error");
+        return;
+    }
+    for (size_t i = 0; i < K; ++i) check(pattern[i] == 0 || pattern[i] == 1, "pattern");
+    for (size_t i = 0; i < 2 * H && d.error && !wild && d.scale < 4 && d.scale > -4; ++i) check(error[i] >= 0 && error[i] < 1e30f, "error");
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
 {
     source s;
@@ -585,13 +803,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
     s.mix = (uint32_t)count * 2654435761u;
     simd = (svg2_simd)(bytes[1] % 5);
     svg2_backend backend = svg2_cpu_backend_simd(0, simd);
-    switch (bytes[0] % 9) {
+    switch (bytes[0] % 13) {
     case 0: case 1: case 2: fuzz_attend(&s, &backend); break;
     case 3: fuzz_kmeans(&s, &backend); break;
     case 4: fuzz_blocks(&s, &backend); break;
     case 5: fuzz_permute(&s, &backend); break;
     case 6: fuzz_select(&s, &backend); break;
     case 8: fuzz_score(&s, &backend); break;
+    case 9: fuzz_place(&s, &backend); break;
+    case 10: fuzz_band(&s, &backend); break;
+    case 11: fuzz_pick(&s, &backend); break;
+    case 12: fuzz_profile(&s, &backend); break;
     default: fuzz_state(&s, &backend);
     }
     release();
@@ -602,8 +824,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
 size_t fuzz_seed(int index, uint8_t *bytes, size_t capacity)
 {
     uint32_t x = (uint32_t)index * 747796405u + 1u;
-    if (index >= 40) return 0;
-    if (index == 39) {
+    if (index >= 52) return 0;
+    if (index == 51) {
         svg2_backend backend = svg2_cpu_backend(0);
         svg2_desc d = SVG2_ZERO;
         svg2_state state;
@@ -622,6 +844,6 @@ size_t fuzz_seed(int index, uint8_t *bytes, size_t capacity)
         x = x * 1664525u + 1013904223u;
         bytes[i] = (uint8_t)((x >> 24) % 240);
     }
-    bytes[0] = (uint8_t)(index % 9);
+    bytes[0] = (uint8_t)(index % 13);
     return 96;
 }
