@@ -19,6 +19,18 @@ static twin twin_new(svg2_desc d, tensor_order order)
     job_alloc(&t.j, d, &cuda, order);
     return t;
 }
+static void twin_step(twin *t, int32_t step)
+{
+    job *j = &t->j;
+    const size_t heads = (size_t)(j->d.batch * j->d.heads), rows = heads * (size_t)j->d.tokens;
+    svg2_result r = svg2_attend(&j->backend, &j->d, &j->state, step, t->q, t->k, t->v, t->out, (float *)t->lse, (svg2_head_stats *)t->stats, t->work, j->work_bytes, &j->err);
+    if (r != SVG2_OK) fail_msg("svg2_attend: %s (%s: %s)", svg2_result_string(r), j->err.field, j->err.text);
+    device_read(j->out.data, t->out, j->out.bytes);
+    device_read(j->lse, t->lse, rows * 4);
+    device_read(j->stats, t->stats, heads * sizeof(svg2_head_stats));
+    TEST_UNPOISON(j->work, j->work_bytes);
+    device_read(j->work, t->work, j->work_bytes);
+}
 static void twin_run(twin *t)
 {
     job *j = &t->j;
@@ -28,22 +40,16 @@ static void twin_run(twin *t)
     t->out = device_copy(j->out.data, j->out.bytes);
     t->lse = device_new(rows * 4); t->stats = device_new(heads * sizeof(svg2_head_stats)); t->work = device_new(j->work_bytes);
     assert_ok(svg2_state_init(&j->state, &j->d, j->state_bytes ? state : 0, j->state_bytes, &j->err));
-    svg2_result r = svg2_attend(&j->backend, &j->d, &j->state, 0, t->q, t->k, t->v, t->out, (float *)t->lse, (svg2_head_stats *)t->stats, t->work, j->work_bytes, &j->err);
-    if (r != SVG2_OK) fail_msg("svg2_attend: %s (%s: %s)", svg2_result_string(r), j->err.field, j->err.text);
-    device_read(j->out.data, t->out, j->out.bytes);
-    device_read(j->lse, t->lse, rows * 4);
-    device_read(j->stats, t->stats, heads * sizeof(svg2_head_stats));
-    TEST_UNPOISON(j->work, j->work_bytes);
-    device_read(j->work, t->work, j->work_bytes);
+    twin_step(t, 0);
 }
 static void twin_done(void) { device_reset(); mem_done(); }
 
 /* Beside play(): nearly the same tiles (a rule is a comparison of rounded numbers), and so nearly the same output. */
-static double check_twin(twin *t, const float *seed)
+static double check_twin(twin *t, int32_t step, const float *seed)
 {
     job *j = &t->j;
     const svg2_desc *d = &j->d;
-    const svg2_plan p = svg2_plan_view(&j->backend, d, 0, j->work);
+    const svg2_plan p = svg2_plan_view(&j->backend, d, step, j->work);
     const double *q = tensor_f64(&j->q), *k = tensor_f64(&j->k), *v = tensor_f64(&j->v), *out = tensor_f64(&j->out);
     double *lse = (double *)mem_new(sizeof(double) * (size_t)d->tokens), kept = 0, all = 0;
     for (int bh = 0; bh < d->batch * d->heads; ++bh) {
@@ -95,7 +101,7 @@ static void rules_as_written(void **state)
                         for (int e = 0; e < t.j.k.D; ++e)
                             tensor_put(&t.j.k, tensor_at(&t.j.k, 0, h, s, e), tensor_get(&t.j.k, tensor_at(&t.j.k, 0, h, s, e)) * (s % 320 < 130 ? 1 : 0.02));
                 twin_run(&t);
-                least = fmin(least, check_twin(&t, 0));
+                least = fmin(least, check_twin(&t, 0, 0));
                 twin_done();
             }
     assert_true(least < 0.8);
@@ -116,9 +122,68 @@ static void inside_a_map(void **state)
         twin t = twin_new(rule(d, rules[n].skip, n % 3 ? SVG2_VISIT_DIAGONAL : SVG2_VISIT_NATURAL, rules[n].x), BHSD);
         fill_video(&t.j.q, &t.j.k, &t.j.v, (uint64_t)n, 1.5, 0.5);
         twin_run(&t);
-        (void)check_twin(&t, 0);
+        (void)check_twin(&t, 0, 0);
         twin_done();
     }
+}
+
+/* The maps of the other methods. AdaSpa's search is dense and knows no rule; the next step searches with its LSE, the last
+   one reuses what that has found. Beside the same call without a rule, which has the same map, and beside the CPU's. */
+static void other_methods(void **state)
+{
+    (void)state;
+    double least[2] = {1, 1};
+    for (int n = 0; n < 2 * COUNT(rules); ++n) {
+        const int is_adaspa = n % 2, frame = TEST_SLOW_BUILD ? 24 : 48;
+        const double x = rules[n / 2].x;
+        const svg2_backend cpu = svg2_cpu_backend(0);
+        svg2_desc d = desc_small(2, 5 * frame, 64), with;
+        job host;
+        if (TEST_SLOW_BUILD && n % 5 != 1) continue;
+        d.method = is_adaspa ? SVG2_METHOD_ADASPA : SVG2_METHOD_SVG1;
+        d.q.dtype = d.k.dtype = d.v.dtype = SVG2_BF16;
+        d.frames = 5; d.frame_tokens = frame; d.block = 16; d.keep = 0.7f; d.sparsity = 0.3f;
+        d.search_count = 2; d.search_steps[1] = 1;
+        if (n % 3 == 1) d.text_tokens = 30, d.tokens += 30, d.text_valid = 17, d.text_place = n % 4 == 1 ? SVG2_TEXT_FIRST : SVG2_TEXT_LAST;
+        if (n % 3 == 2) d.heads_kv = 1;
+        with = rule(d, rules[n / 2].skip, n / 2 % 2 ? SVG2_VISIT_DIAGONAL : SVG2_VISIT_NATURAL, x);
+        twin plain = twin_new(d, BHSD), t = twin_new(with, BHSD);
+        job_alloc(&host, with, &cpu, BHSD);
+        fill_video(&plain.j.q, &plain.j.k, &plain.j.v, (uint64_t)n, 1.5, 0.5);
+        fill_video(&t.j.q, &t.j.k, &t.j.v, (uint64_t)n, 1.5, 0.5);
+        fill_video(&host.q, &host.k, &host.v, (uint64_t)n, 1.5, 0.5);
+        twin_run(&plain);
+        twin_run(&t);
+        job_run(&host, 0);
+        for (int step = 0; step < (is_adaspa ? 3 : 1); ++step) {
+            if (step) twin_step(&plain, step), twin_step(&t, step), job_run(&host, step);
+            const svg2_plan a = svg2_plan_view(&t.j.backend, &t.j.d, step, t.j.work), b = svg2_plan_view(&plain.j.backend, &plain.j.d, step, plain.j.work);
+            if (is_adaspa && step == 0) {
+                assert_true(job_hash(&t.j) == job_hash(&plain.j) && t.j.stats[1].density_pv == 1);
+                continue;
+            }
+            assert_memory_equal(a.map, b.map, (size_t)(2 * a.query_blocks * a.key_blocks));
+            least[is_adaspa] = fmin(least[is_adaspa], check_twin(&t, step, 0));
+            for (int i = 0; i < 2 * d.tokens; ++i) {
+                const double kept = exp((double)t.j.lse[i] - (double)plain.j.lse[i]);
+                if (isinf(plain.j.lse[i])) assert_true(isinf(t.j.lse[i])); /* padding */
+                else assert_true(kept < 1 + 1e-4 && (with.skip != SVG2_SKIP_RECALL || kept > x * (1 - 1e-3)));
+            }
+            const double *exact = job_dense(&host), gpu = job_error(&t.j, exact), error = job_error(&host, exact);
+            int64_t pairs[2][2] = {{0, 0}, {0, 0}}; /* GPU and CPU: Q K and P V */
+            for (int h = 0; h < 2; ++h) {
+                assert_int_equal(t.j.stats[h].pattern, host.stats[h].pattern);
+                pairs[0][0] += t.j.stats[h].pairs; pairs[0][1] += t.j.stats[h].pairs_pv;
+                pairs[1][0] += host.stats[h].pairs; pairs[1][1] += host.stats[h].pairs_pv;
+            }
+            print_message("%s, rule %d of %g, step %d: error %.4f, on the CPU %.4f; of Q K %.3f, %.3f\n", is_adaspa ? "adaspa" : "svg1", (int)with.skip, x, step,
+                          gpu, error, (double)pairs[0][1] / (double)pairs[0][0], (double)pairs[1][1] / (double)pairs[1][0]);
+            for (int k = 0; k < 2; ++k) assert_at_most(fabs((double)(pairs[0][k] - pairs[1][k])), 0.02 * (double)pairs[1][0]);
+            assert_at_most(gpu, 1.05 * error + cuda_bound(&d));
+        }
+        twin_done();
+    }
+    assert_true(least[0] < 0.95 && least[1] < 0.95);
 }
 
 /* Virtual keys are never left out; a rule that leaves out nothing changes next to nothing. */
@@ -207,7 +272,7 @@ static void seeds(void **state)
         device_read(j->out.data, t.out, j->out.bytes);
         device_read(j->lse, t.lse, 2 * (size_t)S * 4);
         device_read(j->stats, t.stats, 2 * sizeof(svg2_head_stats));
-        if (n < 2) (void)check_twin(&t, estimate); /* the mean, rounded, moves logits a little */
+        if (n < 2) (void)check_twin(&t, 0, estimate); /* the mean, rounded, moves logits a little */
         assert_true(j->stats[0].pairs_pv + j->stats[1].pairs_pv <= without);
         for (int i = 0; i < 2 * S && n % 2 == 0; ++i) assert_true(exp((double)j->lse[i] - lse[i]) >= 0.8 * (1 - (n ? 2e-2 : 1e-3)));
         twin_done();
@@ -257,6 +322,6 @@ static void nan_stays(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {TEST(rules_as_written), TEST(inside_a_map), TEST(beside_a_tail), TEST(recall_is_kept), TEST(seeds), TEST(same_bits), TEST(nan_stays)};
+    const struct CMUnitTest tests[] = {TEST(rules_as_written), TEST(inside_a_map), TEST(other_methods), TEST(beside_a_tail), TEST(recall_is_kept), TEST(seeds), TEST(same_bits), TEST(nan_stays)};
     return cmocka_run_group_tests_name("cuda_skip", tests, 0, 0);
 }
