@@ -445,7 +445,8 @@ typedef struct svg2_desc {
     /* which blocks are exact */
     svg2_route  route;         /* mass                                                             */
     svg2_budget budget;        /* head if there is a tail, else row                                */
-    svg2_tail_kind tail;       /* order 1 with SVG2, else none; SVG1 has no other                  */
+    svg2_tail_kind tail;       /* order 1 with SVG2, else none; SVG1 has no other. ADASPA: order 1
+                                  or none; order 0 may err more than none                          */
     float top_p;               /* 0.9; with budget row and route mass SVG2's rule; else its area is the budget.
                                   Given with a tail, it also switches off the default target error */
     float min_keep;            /* fraction of key clusters that every query cluster keeps, by mass:
@@ -615,6 +616,7 @@ typedef struct svg2_preset {
     int32_t text_first; /* 1 = text stands before the video */
     int32_t query_clusters, key_clusters;
     float   top_p, min_keep;
+    float   keep;              /* SVG1: part of all pairs in a band                                */
     int32_t init_iterations, step_iterations;
     int32_t steps, dense_steps, dense_layers, init_on_dense;
     const char *note; /* "published", or "nearest" published, or "default" where there is none */
@@ -623,7 +625,8 @@ SVG2_API int32_t svg2_preset_count(void);
 SVG2_API const svg2_preset *svg2_preset_at(int32_t index);     /* NULL outside [0, count)          */
 SVG2_API const svg2_preset *svg2_preset_find(const char *name); /* NULL if unknown                 */
 /* Zero *desc, then fill in shape, clusters, schedule and SVG2's published selection (row budget, mass, top-p, no
-   tail). */
+   tail). Set method = SVG1 after it for that method's published settings: its schedule is the same. Those of ADASPA are
+   the same for all models: the defaults, with method = ADASPA and dense_steps = 10 (of 50). */
 SVG2_API svg2_result svg2_preset_apply(const svg2_preset *preset, svg2_desc *desc, svg2_error *err);
 
 /* ---- stages: for engines that compose their own (>>kmeans .. >>mass) ---------------------- */
@@ -5732,22 +5735,24 @@ SVG2_API svg2_action svg2_schedule(const svg2_desc *desc, int32_t step)
 
 /* The authors' scripts (Sparse-VideoGen 5ce7b01, scripts/ *_sap.sh): dense steps and layers are their ratios of the
    schedule, rounded down as their code does. Not every model has published SVG2 settings: "nearest" takes those of
-   the nearest row that has, "default" the library's (0). Text: tokens, and whether they come first. */
+   the nearest row that has, "default" the library's (0). Text: tokens, and whether they come first. SVG1's keep is what
+   scripts/ *_svg.sh call sparsity, and they have the same dense steps and layers and, all, 64 sampled rows. ADASPA, by its
+   paper (arXiv 2502.21079): sparsity 0.8, blocks of 64, searched at steps 10 and 30 of 50, dense before. */
 /* clang-format off */
 static const svg2_preset svg2__presets[] = {
     /* name, then heads, head_dim, layers, frames, frame_tokens, text_tokens, text_first, query and key clusters, top_p,
-       min_keep, init and step iterations, steps, dense steps, dense layers, init_on_dense, note */
-    {"wan2.1-t2v-14b-720p",      40, 128, 40, 21, 3600,   0, 0, 300, 1000, 0.9f, 0.1f, 50, 2, 50, 10, 1, 0, "published"},
-    {"wan2.1-i2v-14b-720p",      40, 128, 40, 21, 3600,   0, 0, 300, 1000, 0.9f, 0.1f, 50, 2, 40, 14, 1, 0, "published"},
-    {"wan2.1-i2v-14b-480p",      40, 128, 40, 21, 1560,   0, 0, 200, 1000, 0.9f, 0.1f, 50, 2, 40,  8, 1, 1, "published"},
-    {"wan2.1-t2v-14b-480p",      40, 128, 40, 21, 1560,   0, 0, 200, 1000, 0.9f, 0.1f, 50, 2, 50, 10, 1, 1, "nearest"},
-    {"wan2.2-t2v-a14b-720p",     40, 128, 40, 21, 3600,   0, 0, 300, 1000, 0.9f, 0.1f, 50, 2, 40,  8, 1, 0, "nearest"},
-    {"wan2.2-i2v-a14b-720p",     40, 128, 40, 21, 3600,   0, 0, 300, 1000, 0.9f, 0.1f, 50, 2, 40, 14, 1, 0, "nearest"},
-    {"wan2.2-t2v-a14b-480p",     40, 128, 40, 21, 1560,   0, 0, 200, 1000, 0.9f, 0.1f, 50, 2, 40,  8, 1, 1, "nearest"},
-    {"hunyuanvideo-720p",        24, 128, 60, 33, 3600, 256, 0, 400, 1000, 0.9f, 0.1f, 50, 2, 50,  5, 1, 1, "published"},
-    {"hunyuanvideo-480p",        24, 128, 60, 33, 1350, 256, 0, 200, 1000, 0.9f, 0.1f, 50, 2, 50,  2, 0, 1, "published"},
-    {"cosmos-predict2-14b-720p", 40, 128, 36, 16, 3520,   0, 0, 400, 1000, 0.9f, 0.1f, 50, 2, 35, 10, 1, 0, "published"},
-    {"cogvideox1.5-5b-768p",     48,  64, 42, 11, 4080, 226, 1,   0,    0, 0.9f, 0.1f,  0, 0, 50, 10, 1, 0, "default"},
+       min_keep, keep, init and step iterations, steps, dense steps, dense layers, init_on_dense, note */
+    {"wan2.1-t2v-14b-720p",      40, 128, 40, 21, 3600,   0, 0, 300, 1000, 0.9f, 0.1f,  0.3f, 50, 2, 50, 10, 1, 0, "published"},
+    {"wan2.1-i2v-14b-720p",      40, 128, 40, 21, 3600,   0, 0, 300, 1000, 0.9f, 0.1f,  0.3f, 50, 2, 40, 14, 1, 0, "published"},
+    {"wan2.1-i2v-14b-480p",      40, 128, 40, 21, 1560,   0, 0, 200, 1000, 0.9f, 0.1f,  0.3f, 50, 2, 40,  8, 1, 1, "published"},
+    {"wan2.1-t2v-14b-480p",      40, 128, 40, 21, 1560,   0, 0, 200, 1000, 0.9f, 0.1f,  0.3f, 50, 2, 50, 10, 1, 1, "nearest"},
+    {"wan2.2-t2v-a14b-720p",     40, 128, 40, 21, 3600,   0, 0, 300, 1000, 0.9f, 0.1f,  0.3f, 50, 2, 40,  8, 1, 0, "nearest"},
+    {"wan2.2-i2v-a14b-720p",     40, 128, 40, 21, 3600,   0, 0, 300, 1000, 0.9f, 0.1f,  0.3f, 50, 2, 40, 14, 1, 0, "nearest"},
+    {"wan2.2-t2v-a14b-480p",     40, 128, 40, 21, 1560,   0, 0, 200, 1000, 0.9f, 0.1f,  0.3f, 50, 2, 40,  8, 1, 1, "nearest"},
+    {"hunyuanvideo-720p",        24, 128, 60, 33, 3600, 256, 0, 400, 1000, 0.9f, 0.1f, 0.25f, 50, 2, 50,  5, 1, 1, "published"},
+    {"hunyuanvideo-480p",        24, 128, 60, 33, 1350, 256, 0, 200, 1000, 0.9f, 0.1f,  0.2f, 50, 2, 50,  2, 0, 1, "published"},
+    {"cosmos-predict2-14b-720p", 40, 128, 36, 16, 3520,   0, 0, 400, 1000, 0.9f, 0.1f, 0.25f, 50, 2, 35, 10, 1, 0, "published"},
+    {"cogvideox1.5-5b-768p",     48,  64, 42, 11, 4080, 226, 1,   0,    0, 0.9f, 0.1f,     0,  0, 0, 50, 10, 1, 0, "default"},
 };
 /* clang-format on */
 enum { SVG2__PRESETS = sizeof svg2__presets / sizeof svg2__presets[0] };
@@ -5785,6 +5790,7 @@ SVG2_API svg2_result svg2_preset_apply(const svg2_preset *preset, svg2_desc *des
     desc->key_clusters = preset->key_clusters;
     desc->top_p = preset->top_p;
     desc->min_keep = preset->min_keep;
+    desc->keep = preset->keep;
     desc->init_iterations = preset->init_iterations;
     desc->step_iterations = preset->step_iterations;
     desc->dense_steps = preset->dense_steps;

@@ -234,6 +234,7 @@ static void attend_fill_desc(svg2_desc *desc, const attend_arguments *a, const a
         desc->step_iterations = published.step_iterations;
         desc->top_p = published.top_p;
         desc->min_keep = published.min_keep;
+        desc->keep = published.keep;
         desc->route = published.route;
         desc->budget = published.budget;
         desc->tail = published.tail;

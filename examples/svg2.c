@@ -565,8 +565,8 @@ static int command_presets(int argc, char **argv, int is_help)
         return 0;
     }
     tool_parse(argc, argv, NULL, 0, NULL, 0);
-    printf("%-28s %5s %4s %6s %13s %5s %10s %6s %8s %10s %6s %14s\n", "name", "heads", "dim", "layers",
-           "video tokens", "text", "clusters", "top_p", "min_keep", "iterations", "steps", "dense st./lay.");
+    printf("%-28s %5s %4s %6s %13s %5s %10s %6s %8s %10s %6s %14s %9s\n", "name", "heads", "dim", "layers",
+           "video tokens", "text", "clusters", "top_p", "min_keep", "iterations", "steps", "dense st./lay.", "svg1 keep");
     for (i = 0; i < svg2_preset_count(); ++i) {
         const svg2_preset *preset = svg2_preset_at(i);
         char               tokens[32], clusters[32], iterations[32], dense[32];
@@ -574,9 +574,9 @@ static int command_presets(int argc, char **argv, int is_help)
         snprintf(clusters, sizeof clusters, "%d/%d", preset->query_clusters, preset->key_clusters);
         snprintf(iterations, sizeof iterations, "%d/%d", preset->init_iterations, preset->step_iterations);
         snprintf(dense, sizeof dense, "%d/%d", preset->dense_steps, preset->dense_layers);
-        printf("%-28s %5d %4d %6d %13s %5d %10s %6.2g %8.2g %10s %6d %14s\n", preset->name, preset->heads,
+        printf("%-28s %5d %4d %6d %13s %5d %10s %6.2g %8.2g %10s %6d %14s %9.2g\n", preset->name, preset->heads,
                preset->head_dim, preset->layers, tokens, preset->text_tokens, clusters, (double)preset->top_p,
-               (double)preset->min_keep, iterations, preset->steps, dense);
+               (double)preset->min_keep, iterations, preset->steps, dense, (double)preset->keep);
         if (preset->note && strcmp(preset->note, "published") != 0) printf("%28s %s\n", "", preset->note);
     }
     return 0;

@@ -28,18 +28,19 @@ static void test_actions(void **state)
 typedef struct published {
     const char *name;
     int heads, head_dim, layers, frames, frame_tokens, text, cq, ck, init, step, steps, dense_steps, dense_layers, init_on_dense;
+    float keep;
 } published;
 
 static void test_presets(void **state)
 {
     (void)state;
     static const published table[] = {
-        {"wan2.1-t2v-14b-720p", 40, 128, 40, 21, 3600, 0, 300, 1000, 50, 2, 50, 10, 1, 0},
-        {"wan2.1-i2v-14b-720p", 40, 128, 40, 21, 3600, 0, 300, 1000, 50, 2, 40, 14, 1, 0},
-        {"wan2.1-i2v-14b-480p", 40, 128, 40, 21, 1560, 0, 200, 1000, 50, 2, 40, 8, 1, 1},
-        {"hunyuanvideo-720p", 24, 128, 60, 33, 3600, 256, 400, 1000, 50, 2, 50, 5, 1, 1},
-        {"hunyuanvideo-480p", 24, 128, 60, 33, 1350, 256, 200, 1000, 50, 2, 50, 2, 0, 1},
-        {"cosmos-predict2-14b-720p", 40, 128, 36, 16, 3520, 0, 400, 1000, 50, 2, 35, 10, 1, 0},
+        {"wan2.1-t2v-14b-720p", 40, 128, 40, 21, 3600, 0, 300, 1000, 50, 2, 50, 10, 1, 0, 0.3f},
+        {"wan2.1-i2v-14b-720p", 40, 128, 40, 21, 3600, 0, 300, 1000, 50, 2, 40, 14, 1, 0, 0.3f},
+        {"wan2.1-i2v-14b-480p", 40, 128, 40, 21, 1560, 0, 200, 1000, 50, 2, 40, 8, 1, 1, 0.3f},
+        {"hunyuanvideo-720p", 24, 128, 60, 33, 3600, 256, 400, 1000, 50, 2, 50, 5, 1, 1, 0.25f},
+        {"hunyuanvideo-480p", 24, 128, 60, 33, 1350, 256, 200, 1000, 50, 2, 50, 2, 0, 1, 0.2f},
+        {"cosmos-predict2-14b-720p", 40, 128, 36, 16, 3520, 0, 400, 1000, 50, 2, 35, 10, 1, 0, 0.25f},
     };
     for (int i = 0; i < COUNT(table); ++i) {
         const svg2_preset *p = svg2_preset_find(table[i].name);
@@ -59,6 +60,7 @@ static void test_presets(void **state)
         assert_int_equal(p->dense_steps, table[i].dense_steps);
         assert_int_equal(p->dense_layers, table[i].dense_layers);
         assert_int_equal(p->init_on_dense, table[i].init_on_dense);
+        assert_true(p->keep == table[i].keep);
     }
 }
 
@@ -87,7 +89,7 @@ static void test_preset_functions(void **state)
         assert_int_equal(d.route, SVG2_ROUTE_MASS);
         assert_int_equal(d.budget, SVG2_BUDGET_ROW);
         assert_int_equal(d.tail, SVG2_TAIL_NONE);
-        assert_true(d.top_p == p->top_p && d.min_keep == p->min_keep);
+        assert_true(d.top_p == p->top_p && d.min_keep == p->min_keep && d.keep == p->keep);
         assert_ok(svg2_resolve(&d, &err));
         again = d;
         assert_ok(svg2_resolve(&again, &err));
@@ -98,6 +100,26 @@ static void test_preset_functions(void **state)
         size_t centroids = ((size_t)d.batch * (size_t)d.heads * (size_t)d.query_clusters
                             + (size_t)d.batch * (size_t)d.heads_kv * (size_t)d.key_clusters) * (size_t)d.head_dim;
         assert_true(svg2_state_bytes(&d) >= centroids * 4 && svg2_state_bytes(&d) < centroids * 4 + 4096);
+        assert_ok(svg2_preset_apply(p, &d, &err)); /* the same model with SVG1, as its authors run it */
+        d.method = SVG2_METHOD_SVG1;
+        assert_ok(svg2_resolve(&d, &err));
+        assert_true(d.keep == (p->keep > 0 ? p->keep : 0.3f) && d.sample_rows == 64 && d.first_frame == (p->text_tokens ? -1 : 1));
+        assert_true(d.band_width > p->frame_tokens && d.band_width < d.tokens / 4); /* a few frames */
+        assert_true(svg2_schedule(&d, p->dense_steps) == (p->dense_layers ? SVG2_ACTION_DENSE : SVG2_ACTION_SPARSE));
+        d.layer = p->dense_layers;
+        assert_int_equal(svg2_schedule(&d, p->dense_steps), SVG2_ACTION_SPARSE);
+        assert_int_equal(svg2_schedule(&d, p->dense_steps - 1), SVG2_ACTION_DENSE);
+        assert_ok(svg2_preset_apply(p, &d, &err)); /* and with AdaSpa */
+        d.method = SVG2_METHOD_ADASPA;
+        d.dense_steps = 10;
+        d.dense_layers = 0;
+        assert_ok(svg2_resolve(&d, &err));
+        assert_true(d.sparsity == 0.8f && d.block == 64 && d.search_count == 2 && d.tail == SVG2_TAIL_NONE);
+        assert_int_equal(svg2_schedule(&d, 9), SVG2_ACTION_DENSE);
+        assert_int_equal(svg2_schedule(&d, 10), SVG2_ACTION_SEARCH);
+        assert_int_equal(svg2_schedule(&d, 29), SVG2_ACTION_SPARSE);
+        assert_int_equal(svg2_schedule(&d, 30), SVG2_ACTION_SEARCH_CACHED);
+        assert_true(svg2_workspace_bytes(&cpu, &d) < SIZE_MAX);
     }
     svg2_error err;
     svg2_desc d;
