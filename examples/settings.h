@@ -81,7 +81,7 @@ static size_t settings_options(attention_settings *s, tool_option *options)
          "energy: weights below exp(X) times their sum (ln(94 / keys))"},
         {TOOL_REAL, "recall", "R", &s->recall, 0, 1, 0, "recall: every row keeps this part of its mass (0.95)"},
         {TOOL_CHOICE, "order", "natural|diagonal", &s->order, 0, 0, 0, "in which tiles are visited (dense: diagonal; else natural)"},
-        {TOOL_INT, "seed-lse", "0|1", &s->seed_lse, 0, 1, 0, "energy, recall: begin with the LSE of the step before (0)"},
+        {TOOL_INT, "seed-lse", "0|1", &s->seed_lse, 0, 1, 0, "energy: begin with the LSE of the step before (0)"},
     };
     /* clang-format on */
     memcpy(options, table, sizeof table);
@@ -227,9 +227,8 @@ static int settings_skip(const attention_settings *s, svg2_desc *d, char message
     if (s->threshold >= 0) d->skip_threshold = settings_positive(s->threshold);
     if (s->energy_lambda < 0) d->energy_lambda = (float)s->energy_lambda;
     if (s->recall >= 0) d->recall = settings_positive(s->recall);
-    if (s->seed_lse > 0 && d->skip != SVG2_SKIP_ENERGY && d->skip != SVG2_SKIP_RECALL) {
-        snprintf(message, SETTINGS_MESSAGE, "%sseed-lse needs a rule that looks at sums: %senergy-lambda or %srecall",
-                 s->prefix, s->prefix, s->prefix);
+    if (s->seed_lse > 0 && d->skip != SVG2_SKIP_ENERGY) {
+        snprintf(message, SETTINGS_MESSAGE, "%sseed-lse goes with %sskip energy alone", s->prefix, s->prefix);
         return 0;
     }
     d->seed_lse = s->seed_lse > 0;

@@ -519,6 +519,10 @@ static void test_methods_report(void **state)
     double energy = number(text, "density_pv");
     load_report(text, sizeof text, TOKENS "--method dense --energy-lambda -2"); /* the same in other words */
     assert_true(number(text, "density_pv") == energy);
+    load_report(text, sizeof text, TOKENS "--method energy --energy-lambda -2 --order natural");
+    energy = number(text, "density_pv");
+    load_report(text, sizeof text, TOKENS "--method energy --energy-lambda -2 --order natural --seed-lse 1 --repeat 2");
+    assert_true(number(text, "density_pv") < energy && strstr(text, "\"seed_lse\":\ttrue"));
 
     /* with a tail nobody can tell what a rule has left of a row */
     load_report(text, sizeof text, TOKENS "--density 0.3 --recall 0.8");
@@ -604,7 +608,7 @@ static void test_bad_methods(void **state)
         {"--method blasst --threshold 0", "--threshold"}, {"--method blasst --threshold 1.5", "--threshold"}, {"--threshold nan", "--threshold"},
         {"--method energy --energy-lambda 0", "--energy-lambda"}, {"--method energy --energy-lambda 1", "--energy-lambda"},
         {"--recall 0", "--recall"}, {"--recall 1.01", "--recall"}, {"--recall 0.9 --threshold 0.1", "exclude each other"},
-        {"--energy-lambda -3 --threshold 0.1", "exclude each other"}, {"--skip none --recall 0.9", "--skip none"}, {"--skip constant --energy-lambda -3", "--skip constant"},
+        {"--recall 0.9 --seed-lse 1", "--seed-lse goes with --skip energy"}, {"--energy-lambda -3 --threshold 0.1", "exclude each other"}, {"--skip none --recall 0.9", "--skip none"}, {"--skip constant --energy-lambda -3", "--skip constant"},
         {"--method blasst --energy-lambda -3", "--method blasst"}, {"--method energy --skip none", "--method energy"}, {"--skip never", "--skip"},
         {"--order natural", "--order"}, {"--skip none --order natural", "--order"}, {"--skip energy --order up", "--order"}, {"--block 64", "--block"},
         {"--method blasst --picture p.png", "--picture"}, {"--method blasst --top-p 0.5", "--top-p"}, {"--method sparse", "blasst"},
