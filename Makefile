@@ -99,13 +99,17 @@ $B/tests/svg2_cuda $B/tests/wan_cuda: $B/tests/%_cuda: $B/emu/tool_%.o $B/emu/to
 	$(CC) $(FLAGS_$(config)) $(OPENMP) $^ $$(CC="$(CC)" tests/deps.sh wan-flags | grep -o -e '-l[a-z]*') $(LDFLAGS) -lstdc++ -lpthread -lm -o $@
 
 # The same tests on a GPU, and the benchmark: make gpu arch=sm_90. bench/gpu.sh does it and runs them. small_test_*: sizes for
-# compute-sanitizer.
+# compute-sanitizer. For 9.0 it has to be code for sm_90a; nvcc -arch=sm_90a would compile all of it once more, for compute_90.
 NVCC ?= $(or $(wildcard $(CUDA)/bin/nvcc),nvcc)
 arch ?= native
+DEVICE_CC = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sed -n '1s/ *\([0-9]*\)\.\([0-9]*\).*/\1\2/p')
+GPU_ARCH = $(eval GPU_ARCH := $(if $(filter 90 90a sm_90 sm_90a,$(if $(filter native,$(arch)),$(DEVICE_CC),$(arch))), \
+	-gencode arch=compute_90a$(comma)code=sm_90a,-arch=$(arch)))$(GPU_ARCH)
+comma := ,
 G := build/gpu
 GPU_TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_cuda_*.c))
 GPU_SPLIT = $(shell $(NVCC) --help 2>/dev/null | grep -q -e --split-compile && echo --split-compile=0)
-GPU_NVCC = $(NVCC) -std=c++17 -O3 -lineinfo -arch=$(arch) -I. -Ibuild/ops -Xcompiler -Wall,-fPIC
+GPU_NVCC = $(NVCC) -std=c++17 -O3 -lineinfo $(GPU_ARCH) -I. -Ibuild/ops -Xcompiler -Wall,-fPIC
 # tests/gpu/lite in place of cmocka: every test can have a process of its own
 GPU_C = $(CC) -std=c99 -ffp-contract=off -O2 -fPIC -Wall -Itests/gpu/lite -pthread
 COMMIT ?= $(or $(shell git rev-parse --short HEAD 2>/dev/null),unknown)
@@ -120,7 +124,7 @@ $G/svg2_cuda.o: svg2_cuda.cu svg2.h | $G
 $G/device.o: tests/device.cc tests/device.h | $G
 	$(GPU_NVCC) -x cu -c $< -o $@
 $(GPU_TESTS:%=$G/%) $(GPU_TESTS:%=$G/small_%): $G/%: $G/%.o $G/impl.o $G/svg2_cuda.o $G/device.o
-	$(NVCC) -arch=$(arch) $^ -lpthread -lm -o $@
+	$(NVCC) $(GPU_ARCH) $^ -lpthread -lm -o $@
 $G/test_cuda_ops: tests/gpu/ops.cu build/ops/ops.inc | $G
 	$(GPU_NVCC) $< -o $@
 $G/probe: tests/gpu/probe.cu | $G
@@ -131,7 +135,7 @@ $G/bench: bench/bench_cuda.cu bench/synth.h $G/svg2_cuda.o $G/impl.o
 $G/shim_cuda.o: bench/compare/shim_cuda.c svg2.h | $G
 	$(GPU_C) -c $< -o $@
 $G/libsvg2.so: $G/shim_cuda.o $G/svg2_cuda.o $G/impl.o
-	$(NVCC) -arch=$(arch) -shared -Xlinker -Bsymbolic $^ -lm -o $@
+	$(NVCC) $(GPU_ARCH) -shared -Xlinker -Bsymbolic $^ -lm -o $@
 # the tools with the CUDA backend: make cuda arch=sm_90
 $G/tool_svg2.o $G/tool_wan.o: $G/tool_%.o: build/.deps | $G
 	$(CC) $(FLAGS) $(OPENMP) -DSVG2_TOOL_CUDA -I. -c $(TOOL_OF_$*) $$(CC="$(CC)" tests/deps.sh wan-flags | grep -o -e '-D[A-Z0-9_]*') -o $@
@@ -140,7 +144,7 @@ $G/tool_wan.o: examples/wan/wan.c
 $G/tool_device.o: examples/device.cu examples/device.h | $G
 	$(GPU_NVCC) -c $< -o $@
 $G/svg2 $G/wan: $G/%: $G/tool_%.o $G/tool_device.o $G/svg2_cuda.o
-	$(NVCC) -arch=$(arch) -Xcompiler -fopenmp $^ $$(CC="$(CC)" tests/deps.sh wan-flags | grep -o -e '-l[a-z]*') -lpthread -lm -o $@
+	$(NVCC) $(GPU_ARCH) -Xcompiler -fopenmp $^ $$(CC="$(CC)" tests/deps.sh wan-flags | grep -o -e '-l[a-z]*') -lpthread -lm -o $@
 cuda: $G/svg2 $G/wan
 gpu: $G/test_cuda_ops $(GPU_TESTS:%=$G/%) $(GPU_TESTS:%=$G/small_%) $G/bench $G/libsvg2.so
 # a test with a planted fault: make fault=12 build/tests/fault12_kmeans
@@ -174,7 +178,7 @@ help:
 	@echo "make test       all tests: the programs of tests/, sanitizers, header hygiene, a short fuzz run"
 	@echo "make bench      speed beside the machine's own FMA peak        args='--quick'"
 	@echo "make compare    speed beside PyTorch and scikit-learn, if there"
-	@echo "make cuda       build/gpu/svg2, build/gpu/wan: the tools with --backend cuda, by nvcc   arch=sm_90"
+	@echo "make cuda       build/gpu/svg2, build/gpu/wan: the tools with --backend cuda, by nvcc   arch=sm_90, else this GPU"
 	@echo "make gpu        tests and benchmark of svg2_cuda.cu, by nvcc   arch=sm_90; bench/gpu.sh builds and runs them"
 	@echo "make fuzz       libFuzzer (clang) over descriptors and files   seconds=300"
 	@echo "make clean      removes build/ and out/"

@@ -3,13 +3,15 @@
    Add it to a build that has svg2.h implemented somewhere, link, and pass svg2_cuda_backend(stream) where
    svg2_cpu_backend() was; every pointer of a call is then device memory:
 
-       nvcc -std=c++17 -O3 -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
-           -c svg2_cuda.cu
+       nvcc -std=c++17 -O3 -gencode arch=compute_80,code=sm_80 -gencode arch=compute_80,code=compute_80 \
+           -gencode arch=compute_90a,code=sm_90a -c svg2_cuda.cu
 
-   CUDA Toolkit 11.8 or newer. Nothing here allocates, synchronises, or reads device data on the host: a call
-   is a fixed sequence of launches, so it can be captured in a CUDA graph and replayed on new contents of the
-   same buffers. Results have the same bits from run to run on one device: sums of floats go in a fixed order,
-   atomics work on integers only.
+   That is for devices of 8.x, of 9.0, and by PTX for newer ones; for 9.0 alone the last -gencode will do.
+   There the kernels for wgmma are in code for sm_90a only, not in that for sm_90. CUDA Toolkit 12.0 or newer.
+   Nothing here allocates, synchronises, or reads device data on the host: a call is a fixed sequence of
+   launches, so it can be captured in a CUDA graph and replayed on new contents of the same buffers. Results
+   have the same bits from run to run on one device: sums of floats go in a fixed order, atomics work on
+   integers only.
 
 TABLE OF CONTENTS   (the tags are those of svg2.h)
   >>base        launching, errors, carving workspaces

@@ -1,13 +1,15 @@
 #!/bin/sh
 # What nvcc says of svg2_cuda.cu, where there is an nvcc (no GPU is needed): no warning, no spills, nothing exported but
-# svg2_cuda_*, a bearable compile time, and the PTX of every device operation as it is written down in tests/ptx_golden.txt.
-# And that what bench/gpu.sh builds beside it compiles.
+# svg2_cuda_*, a bearable compile time, and the PTX of every device operation as it is written down in tests/ptx_golden.txt;
+# wgmma in the kernels that are for it. And that what bench/gpu.sh builds beside it compiles.
 #   tests/nvcc.sh          all checks
 #   tests/nvcc.sh golden   writes the PTX of the device operations as it is now, for tests/ptx_golden.txt
 cd "$(dirname "$0")/.." || exit 1
 NVCC=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
-ARCHS=${ARCHS:-80 90}
-SECONDS_MAX=100 # of user time of one architecture: a minute on two cores by nvcc --split-compile=0
+# Code for sm_90 has what sm_80 has: it differs from sm_90a only in what SVG2__SM90A leaves out.
+ARCHS=${ARCHS:-80 90a}
+# user time of one architecture; on two cores nvcc --split-compile=0 needs two thirds of it
+seconds_max() { case $1 in 90a) echo 160 ;; *) echo 100 ;; esac; }
 if ! "$NVCC" --version >/dev/null 2>&1; then
     echo "skipped: nvcc not found, so svg2_cuda.cu is not compiled for a GPU"
     echo "0 passed, 0 failed, 1 skipped"
@@ -83,15 +85,42 @@ check "operations on memory are volatile and clobber it" sh -c "
     grep -E 'cp\.async|matrix|barrier|bar\.|fence|wgmma|setmaxnreg' $dir/asm >$dir/asm_memory
     test -s $dir/asm_memory && ! grep -v 'asm volatile.*memory' $dir/asm_memory"
 
+# Code depends on the architecture by SVG2__SM90A alone: sm_80 and sm_90a stand for all others.
+check "one condition on the architecture" sh -c "
+    ! grep -n '__CUDA_ARCH' svg2_cuda.cu | grep -v 'defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)'"
+
 # ---- the file ----
+# Of every kernel of a cubin how many instructions are mma.sync, wgmma, a trap. An instruction has 16 bytes, its operation is in
+# the lowest 12 bits.
+tensor_code() {
+    readelf -SW "$1" 2>/dev/null | sed -n 's/^ *\[ *[0-9]*\] *\.text\.//p' | awk '{printf "%16s %16s %s\n", $4, $5, $1}' | sort >$dir/sections
+    test -s $dir/sections || return 1
+    od -An -v -tx2 -w16 "$1" | awk '
+        function number(hex,   n, i) {
+            for (i = 1; i <= length(hex); ++i) n = 16 * n + index("0123456789abcdef", substr(hex, i, 1)) - 1
+            return n
+        }
+        function show() { print name[at], mma + 0, wgmma + 0, trap + 0; mma = wgmma = trap = 0; ++at }
+        FILENAME != "-" { begin[++n] = number($1); end[n] = begin[n] + number($2); name[n] = $3; next }
+        { place = (line++) * 16; if (at == 0) at = 1; if (at <= n && place >= end[at]) show() }
+        at <= n && place >= begin[at] {
+            op = substr($1, 2)
+            if (op == "23c") ++mma
+            else if (op == "9f0" || op == "df0") ++wgmma
+            else if (op == "95c") ++trap
+        }
+        END { while (at <= n) show() }' $dir/sections - | sort
+}
 # of all children when $dir/times was written
 user_seconds() { sed -n '2s/^\([0-9]*\)m\([0-9]*\)[.,].*/\1 \2/p' $dir/times | awk '{print $1 * 60 + $2}'; }
 for arch in $ARCHS; do
     log=$dir/sm_$arch.log
+    mkdir -p $dir/keep
+    rm -f $dir/keep/*
     times >$dir/times # not in a pipe: that would be a shell with other children
     before=$(user_seconds)
     "$NVCC" -std=c++17 -O3 -I. -gencode arch=compute_"$arch",code=sm_"$arch" -Xcompiler -Wall,-Wextra -Werror all-warnings \
-        -Xptxas -v -c svg2_cuda.cu -o $dir/sm_"$arch".o >$log 2>&1
+        -Xptxas -v --keep --keep-dir $dir/keep -c svg2_cuda.cu -o $dir/sm_"$arch".o >$log 2>&1
     code=$?
     times >$dir/times
     spent=$(($(user_seconds) - before))
@@ -114,15 +143,30 @@ for arch in $ARCHS; do
         sed 's/svg2__cuda:://g; s/(.*//; s/void //' | sort -k3 >$dir/kernels_"$arch"
     awk '{r = $1; m = $2; $1 = $2 = ""; sub(/^ +/, ""); printf "  %-58s %4d %6d\n", $0, r, m}' $dir/kernels_"$arch"
     check "sm_$arch: kernels are there" test -s $dir/kernels_"$arch"
-    check "sm_$arch: compiles in $SECONDS_MAX s ($spent s)" test "$spent" -le $SECONDS_MAX
+    check "sm_$arch: compiles in $(seconds_max "$arch") s ($spent s)" test "$spent" -le "$(seconds_max "$arch")"
+    tensor_code $dir/keep/*.cubin >$dir/tensor_"$arch"
+    check "sm_$arch: kernels in the machine code" awk '{mma += $2; n += $2 + $3 > 0} END {exit mma == 0 || n == NR}' $dir/tensor_"$arch"
+    rm -rf $dir/keep
     check "sm_$arch: only svg2_cuda_* is exported" sh -c "
         nm -g --defined-only $dir/sm_$arch.o | awk '\$2 != \"V\" {print \$3}' | sort >$dir/exported
         test -s $dir/exported && ! grep -v '^svg2_cuda_[a-z]' $dir/exported"
 done
+# Kernels for wgmma are a trap in code for anything but sm_90a, where they have it; no other kernel has.
+if [ -s $dir/tensor_80 ] && [ -s $dir/tensor_90a ]; then
+    awk '{print $1, $4 > 0}' $dir/tensor_80 >$dir/want
+    awk '{print $1, $3 > 0}' $dir/tensor_90a >$dir/got
+    check "wgmma in sm_90a where sm_80 traps, and nowhere else" diff $dir/want $dir/got
+    sed '/==== >>ptx =/,/==== >>common =/d' svg2_cuda.cu | grep -c 'svg2__wgmma_[rs]s<' >$dir/uses
+    check "kernels for wgmma, if the source has them" sh -c "
+        [ \$(cat $dir/uses) = 0 ] && ! grep -q ' 1\$' $dir/got || [ \$(cat $dir/uses) -gt 0 ] && grep -q ' 1\$' $dir/got"
+    awk '$3 {print $3, $1}' $dir/tensor_90a | c++filt | sed 's/svg2__cuda:://g; s/(.*//; s/void //' | sort -k2 |
+        awk '{n = $1; $1 = ""; printf "  %-58s %4d wgmma\n", substr($0, 2), n}'
+fi
 # ---- what bench/gpu.sh builds beside it ----
 cp $dir/ptx.h $dir/ops.inc
 for source in bench/bench_cuda.cu tests/gpu/ops.cu tests/gpu/probe.cu tests/device.cc; do
-    check "$source compiles" "$NVCC" -std=c++17 -arch=sm_80 -I. -I$dir -Xcompiler -Wall,-Wno-unused-function \
+    check "$source compiles" "$NVCC" -std=c++17 -gencode arch=compute_80,code=sm_80 \
+        -gencode arch=compute_90a,code=sm_90a -I. -I$dir -Xcompiler -Wall,-Wno-unused-function \
         -Werror all-warnings -x cu -c "$source" -o $dir/program.o
 done
 for source in tests/test_cuda_*.c bench/compare/shim_cuda.c; do

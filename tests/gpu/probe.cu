@@ -1,4 +1,4 @@
-/* probe.cu - "sm_90 NVIDIA H100 80GB HBM3", or why there is no GPU to run on (exit code 2). For bench/gpu.sh. */
+/* probe.cu - "sm_90a NVIDIA H100 80GB HBM3", or why there is no GPU to run on (exit code 2). For bench/gpu.sh. */
 #include <cuda_runtime.h>
 #include <stdio.h>
 
@@ -16,6 +16,6 @@ int main()
         printf("%s has compute capability %d.%d, below 8.0\n", p.name, p.major, p.minor);
         return 2;
     }
-    printf("sm_%d%d %s\n", p.major, p.minor, p.name);
+    printf("sm_%d%d%s %s\n", p.major, p.minor, p.major == 9 && p.minor == 0 ? "a" : "", p.name);
     return 0;
 }
