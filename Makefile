@@ -19,7 +19,7 @@ endif
 FLAGS := -std=c99 -ffp-contract=off $(WARNINGS) $(FLAGS_$(config)) -MMD -MP $(CFLAGS)
 OPENMP := $(if $(filter tsan,$(config)),,-fopenmp)
 
-TESTS := base dtype dispatch kmeans permute score select attention skip tiles mass schedule parallel pipeline stats
+TESTS := base dtype dispatch kmeans permute score select attention skip tiles front mass schedule parallel pipeline stats
 PROGRAMS := $(TESTS:%=$B/tests/test_%)
 
 all: $B/svg2 $B/wan $B/minimal

@@ -41,6 +41,7 @@ TABLE OF CONTENTS   (jump: search for the tag, e.g. ">>api")
   >>mass        exact attention mass of every block: the oracle
   >>tiles       blocks of neighbouring tokens: where they lie, bands of them, choosing them by exact mass
   >>profile     spatial or temporal: sampled rows under both bands
+  >>front       RMSNorm of queries and keys and rotary positions, in one pass
   >>schedule    dense or sparse, presets, cost
   >>pipeline    resolve, state, svg2_attend
   >>stats       error metrics
@@ -138,7 +139,8 @@ TABLE OF CONTENTS   (jump: search for the tag, e.g. ">>api")
    tiles      svg2_place           svg2__grid_label         label
               svg2_band            svg2__grid_near          map
               svg2_pick            -                        map, bits
-              svg2_profile         svg2__mk_scalar          pattern [B,Hkv], error [B,H,2] */
+              svg2_profile         svg2__mk_scalar          pattern [B,Hkv], error [B,H,2]
+   before all svg2_front           svg2__turn_scalar        q, k (svg2_attend does not call it) */
 
 /* ==== >>api ============================================================================== */
 #ifndef SVG2_H_INCLUDED
@@ -267,6 +269,7 @@ typedef struct svg2_place_desc     svg2_place_desc;
 typedef struct svg2_band_desc      svg2_band_desc;
 typedef struct svg2_pick_desc      svg2_pick_desc;
 typedef struct svg2_profile_desc   svg2_profile_desc;
+typedef struct svg2_front_desc     svg2_front_desc;
 
 typedef enum svg2_stage {
     SVG2_STAGE_KMEANS = 0,
@@ -281,6 +284,7 @@ typedef enum svg2_stage {
     SVG2_STAGE_BAND,
     SVG2_STAGE_PICK,
     SVG2_STAGE_PROFILE,
+    SVG2_STAGE_FRONT,
     SVG2_STAGE_COUNT
 } svg2_stage;
 
@@ -310,6 +314,7 @@ struct svg2_backend {
     svg2_result (*band)(const svg2_backend *, const svg2_band_desc *, void *workspace, svg2_error *);
     svg2_result (*pick)(const svg2_backend *, const svg2_pick_desc *, void *workspace, svg2_error *);
     svg2_result (*profile)(const svg2_backend *, const svg2_profile_desc *, void *workspace, svg2_error *);
+    svg2_result (*front)(const svg2_backend *, const svg2_front_desc *, void *workspace, svg2_error *);
     svg2_result (*copy)(const svg2_backend *, void *to, const void *from, size_t bytes, svg2_error *); /* inside */
     svg2_result (*copy_out)(const svg2_backend *, void *host, const void *memory, size_t bytes, svg2_error *);
     svg2_result (*copy_in)(const svg2_backend *, void *memory, const void *host, size_t bytes, svg2_error *);
@@ -944,6 +949,82 @@ struct svg2_profile_desc {
 SVG2_API svg2_result svg2_profile(const svg2_backend *backend, const svg2_profile_desc *desc, void *workspace,
                                   size_t workspace_bytes, svg2_error *err);
 
+/* svg2_front - what stands between the projections and attention: RMSNorm of queries and keys, rotary
+   positions (RoPE) and a change of layout or dtype, in one pass over memory.
+
+   q [B, H, S, D], k [B, Hkv, S, D]   read; either may be NULL: then only the other is done
+   q_out, k_out             written; each may be its input itself (same pointer, same strides, elements of
+                            the same size), else they must not overlap
+   q_weight, k_weight       f32 [D] with norm HEAD, [H, D] and [Hkv, D] with norm TOKEN; NULL = 1
+   cosine, sine             f32 [rope_tokens, rope_heads, D/2], token after token in steps of rope_stride;
+                            row n is that of video token n, for all batch entries. Both NULL = no turning
+   key_mean [B, Hkv, D]     f32, written unless NULL: mean of the video tokens of k_out, before it is rounded;
+                            0 for a head where it is not finite. svg2_attention, svg2_block_mass and
+                            svg2_profile take it; svg2_attend has its own, from svg2_kmeans
+
+       y = x / sqrt(mean(x^2) + epsilon) * weight       mean over D (HEAD), or all heads of the token (TOKEN)
+       (a, b) = (a cos - b sin, a sin + b cos)          every pair of y, video tokens; text is only normalised
+
+   In f32 throughout, rounded once at the end; sums in a fixed order. (An engine in bf16 rounds after the norm
+   as well.) A NaN or Inf reaches what its mean reaches: the head or the token.
+
+                     norm, epsilon  pairing      axes of svg2_rope_table; theta
+     Wan 2.1, 2.2    TOKEN  1e-6    interleaved  44, 42, 42 (0 = this); 10000
+     HunyuanVideo    HEAD   1e-6    interleaved  16, 56, 56; 256. Blocks of two streams have other weights for
+                                                 text: a call for either part of the tokens (strides)
+     LTX-Video       TOKEN  1e-5    interleaved  tables of its own, with rope_heads = heads
+     Mochi           HEAD   1e-5    interleaved  tables of its own, with rope_heads = heads
+     Cosmos          HEAD           half         tables of its own that hold everything twice: rope_stride = D
+   Tables and not angles are the input: engines have them, each by another rule (learned frequencies, frame
+   rates, interpolation). Beside q and k they are small: 4 D bytes a token, against 4 D (H + Hkv) of q and k
+   in bf16, in and out. Not offered: pairs inside each axis (Step-Video), LayerNorm (CogVideoX).
+   Threads: splits over tokens; the result does not depend on it. Workspace: none without key_mean. */
+typedef enum svg2_norm {
+    SVG2_NORM_NONE = 0,
+    SVG2_NORM_HEAD = 1,
+    SVG2_NORM_TOKEN = 2,
+    SVG2_NORM_FORCE_I32 = 0x7fffffff
+} svg2_norm;
+
+typedef enum svg2_pairing {
+    SVG2_PAIRING_INTERLEAVED = 0, /* pair i of a head: elements 2i, 2i + 1 */
+    SVG2_PAIRING_HALF = 1,        /* i, i + D/2                            */
+    SVG2_PAIRING_FORCE_I32 = 0x7fffffff
+} svg2_pairing;
+
+struct svg2_front_desc {
+    int32_t batch, heads, heads_kv, tokens, head_dim; /* heads_kv: 0 = heads; any number                    */
+    int32_t video_begin, video_count;                 /* 0, 0 = all tokens                                  */
+    svg2_norm norm;                                   /* none                                               */
+    float   epsilon;                                  /* 1e-6                                               */
+    svg2_pairing pairing;                             /* interleaved                                        */
+    int32_t rope_tokens;                              /* rows of the tables; video_count, or more           */
+    int32_t rope_heads;                               /* 1: for all heads; else heads (= heads_kv)          */
+    int64_t rope_stride;                              /* floats from token to token; rope_heads * D/2       */
+    const float *cosine, *sine;
+    const void *q, *k;
+    void *q_out, *k_out;
+    svg2_layout q_layout, k_layout, q_out_layout, k_out_layout;
+    const float *q_weight, *k_weight;
+    float *key_mean;
+};
+SVG2_API svg2_result svg2_front(const svg2_backend *backend, const svg2_front_desc *desc, void *workspace,
+                                size_t workspace_bytes, svg2_error *err);
+
+/* svg2_rope_table - the tables of svg2_front for a grid of frames x height x width tokens, in that order.
+
+   cosine, sine [frames*height*width, head_dim/2]   f32, host memory, written; count floats fit into each
+
+   Of the pairs of a head axes[0]/2 turn with the frame, the next axes[1]/2 with the row, the last axes[2]/2
+   with the column: pair i of n by the angle position * theta^(-i/n), in f64. */
+typedef struct svg2_rope_desc {
+    int32_t frames, height, width, head_dim;
+    int32_t axes[3]; /* even, sum = head_dim; all 0: row and column 2 (head_dim/6) each, frame the rest */
+    float   theta;   /* 10000 */
+} svg2_rope_desc;
+SVG2_API svg2_result svg2_rope_table(const svg2_rope_desc *desc, float *cosine, float *sine, size_t count,
+                                     svg2_error *err);
+
 /* svg2_merge - join two attentions over disjoint key sets. out and lse may be the arrays of either side. Rows
    are contiguous f32: o [rows, dim], lse [rows]. A side with lse = -INFINITY contributes nothing; both so: out =
    0, lse = -INFINITY. */
@@ -1438,6 +1519,21 @@ typedef void svg2__pairs_fn(uint32_t *xb, const float *x, int32_t dim, int nv, f
                             float *residual);
 /* bit l of the result: not (score[l] < threshold[l]), l < 64 */
 typedef uint64_t svg2__reach_fn(const float *score, int nv, const float *threshold);
+/* sum of the squares of src */
+typedef float svg2__square_fn(const void *src, svg2_dtype dtype, int32_t dim);
+/* dst = src * inverse * weight, its pairs turned; sum += the same before it is rounded. dst may be src. */
+typedef struct svg2__turn {
+    void *dst;
+    const void *src;
+    svg2_dtype dst_dtype, src_dtype;
+    float *sum;                  /* [dim], NULL = not                               */
+    const float *weight;         /* [dim], NULL = 1                                 */
+    const float *cosine, *sine;  /* [dim/2], NULL = not turned                      */
+    float inverse;
+    int32_t dim;                 /* a multiple of 8                                 */
+    int is_half;                 /* pair i is elements i, i + dim/2, not 2i, 2i + 1 */
+} svg2__turn;
+typedef void svg2__turn_fn(const svg2__turn *t);
 
 typedef struct svg2__loops {
     svg2__mk_fn      *mk;
@@ -1449,6 +1545,8 @@ typedef struct svg2__loops {
     svg2__mass_fn    *mass;
     svg2__moments_fn *moments;
     svg2__dot_fn     *dot;
+    svg2__square_fn  *square;
+    svg2__turn_fn    *turn;
     svg2__mk16_fn    *mk16; /* these three may be NULL */
     svg2__pairs_fn   *pairs;
     svg2__reach_fn   *reach;
@@ -1564,9 +1662,49 @@ static float svg2__dot_scalar(const float *a, const float *b, int32_t dim)
     return sum;
 }
 
+static float svg2__square_scalar(const void *src, svg2_dtype dtype, int32_t dim)
+{
+    float sum = 0.0f;
+    int32_t d;
+    for (d = 0; d < dim; ++d) {
+        const float x = svg2__load1(src, dtype, (size_t)d);
+        sum += x * x;
+    }
+    return sum;
+}
+
+/* pairs from first on */
+static void svg2__turn_pairs(const svg2__turn *t, int32_t first)
+{
+    int32_t i, n;
+    for (i = first; i < t->dim / 2; ++i) {
+        const size_t at[2] = {(size_t)(t->is_half ? i : 2 * i),
+                              (size_t)(t->is_half ? i + t->dim / 2 : 2 * i + 1)};
+        float x[2];
+        for (n = 0; n < 2; ++n)
+            x[n] = svg2__load1(t->src, t->src_dtype, at[n]) * t->inverse
+                   * (t->weight ? t->weight[at[n]] : 1.0f);
+        if (t->cosine) {
+            const float a = x[0], b = x[1];
+            x[0] = a * t->cosine[i] - b * t->sine[i];
+            x[1] = a * t->sine[i] + b * t->cosine[i];
+        }
+        for (n = 0; n < 2; ++n) {
+            svg2__store1(t->dst, t->dst_dtype, at[n], x[n]);
+            if (t->sum) t->sum[at[n]] += x[n];
+        }
+    }
+}
+
+static void svg2__turn_scalar(const svg2__turn *t)
+{
+    svg2__turn_pairs(t, 0);
+}
+
 static const svg2__loops svg2__loops_scalar = {
     svg2__mk_scalar,     svg2__load_scalar, svg2__pack4_scalar,   svg2__softmax_scalar, svg2__rescale_scalar,
-    svg2__argmax_scalar, svg2__mass_scalar, svg2__moments_scalar, svg2__dot_scalar,    0, 0, 0,
+    svg2__argmax_scalar, svg2__mass_scalar, svg2__moments_scalar, svg2__dot_scalar,     svg2__square_scalar,
+    svg2__turn_scalar,   0,                 0,                    0,
 };
 
 /* ---- x86 ----
@@ -1794,9 +1932,102 @@ SVG2__AVX2 static float svg2__dot_avx2(const float *a, const float *b, int32_t d
     return svg2__sum_avx2(sum);
 }
 
+/* 8 elements of any dtype in and out; rounding as svg2__f32_to_bf16 */
+SVG2__AVX2 SVG2__INLINE __m256 svg2__get_avx2(const void *src, svg2_dtype dtype, int32_t d)
+{
+    __m128i h;
+    if (dtype == SVG2_F32) return _mm256_loadu_ps((const float *)src + d);
+    h = _mm_loadu_si128((const __m128i *)(const void *)((const uint16_t *)src + d));
+    if (dtype == SVG2_F16) return _mm256_cvtph_ps(h);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+
+SVG2__AVX2 SVG2__INLINE void svg2__put_avx2(void *dst, svg2_dtype dtype, int32_t d, __m256 x)
+{
+    __m128i h;
+    if (dtype == SVG2_F32) {
+        _mm256_storeu_ps((float *)dst + d, x);
+        return;
+    }
+    if (dtype == SVG2_F16) {
+        h = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+    } else {
+        const __m256i u = _mm256_castps_si256(x), high = _mm256_srli_epi32(u, 16);
+        const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+        const __m256i up = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
+        const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+        const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+        const __m256i r = _mm256_blendv_epi8(_mm256_srli_epi32(up, 16), quiet, nan);
+        h = _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+    }
+    _mm_storeu_si128((__m128i *)(void *)((uint16_t *)dst + d), h);
+}
+
+SVG2__AVX2 static float svg2__square_avx2(const void *src, svg2_dtype dtype, int32_t dim)
+{
+    __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}; /* two chains: an FMA takes four cycles */
+    int32_t d;
+    for (d = 0; d < dim; d += 8) {
+        const __m256 x = svg2__get_avx2(src, dtype, d);
+        const __m256 next = _mm256_fmadd_ps(x, x, sum[0]);
+        sum[0] = sum[1];
+        sum[1] = next;
+    }
+    return svg2__sum_avx2(_mm256_add_ps(sum[0], sum[1]));
+}
+
+SVG2__AVX2 SVG2__INLINE __m256 svg2__scaled_avx2(const svg2__turn *t, int32_t d)
+{
+    const __m256 x = _mm256_mul_ps(svg2__get_avx2(t->src, t->src_dtype, d), _mm256_set1_ps(t->inverse));
+    return t->weight ? _mm256_mul_ps(x, _mm256_loadu_ps(t->weight + d)) : x;
+}
+
+SVG2__AVX2 SVG2__INLINE void svg2__turned_avx2(const svg2__turn *t, int32_t d, __m256 x)
+{
+    svg2__put_avx2(t->dst, t->dst_dtype, d, x);
+    if (t->sum) _mm256_storeu_ps(t->sum + d, _mm256_add_ps(_mm256_loadu_ps(t->sum + d), x));
+}
+
+/* pairs from first on; dim/2 need not be a multiple of 8 */
+SVG2__AVX2 static void svg2__turn_half_avx2(const svg2__turn *job, int32_t first)
+{
+    const svg2__turn copy = *job, *t = &copy; /* whose address nobody has: its fields stay in registers */
+    const int32_t half = t->dim / 2;
+    for (; first + 8 <= half; first += 8) {
+        const __m256 c = _mm256_loadu_ps(t->cosine + first), s = _mm256_loadu_ps(t->sine + first);
+        const __m256 a = svg2__scaled_avx2(t, first), b = svg2__scaled_avx2(t, half + first);
+        svg2__turned_avx2(t, first, _mm256_fmsub_ps(a, c, _mm256_mul_ps(b, s)));
+        svg2__turned_avx2(t, half + first, _mm256_fmadd_ps(b, c, _mm256_mul_ps(a, s)));
+    }
+    svg2__turn_pairs(job, first);
+}
+
+SVG2__AVX2 static void svg2__turn_avx2(const svg2__turn *job)
+{
+    const svg2__turn copy = *job, *t = &copy;
+    const __m256i twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+    int32_t d;
+    if (t->cosine && t->is_half) {
+        svg2__turn_half_avx2(job, 0);
+        return;
+    }
+    for (d = 0; d < t->dim; d += 8) {
+        __m256 x = svg2__scaled_avx2(t, d);
+        if (t->cosine) {
+            const __m256 c = _mm256_castps128_ps256(_mm_loadu_ps(t->cosine + d / 2));
+            const __m256 s = _mm256_castps128_ps256(_mm_loadu_ps(t->sine + d / 2));
+            const __m256 other = _mm256_permute_ps(x, 0xb1);
+            x = _mm256_fmaddsub_ps(x, _mm256_permutevar8x32_ps(c, twice),
+                                   _mm256_mul_ps(other, _mm256_permutevar8x32_ps(s, twice)));
+        }
+        svg2__turned_avx2(t, d, x);
+    }
+}
+
 static const svg2__loops svg2__loops_avx2 = {
     svg2__mk_avx2,     svg2__load_avx2, svg2__pack4_sse,    svg2__softmax_avx2, svg2__rescale_avx2,
-    svg2__argmax_avx2, svg2__mass_avx2, svg2__moments_avx2, svg2__dot_avx2,  0, 0, 0,
+    svg2__argmax_avx2, svg2__mass_avx2, svg2__moments_avx2, svg2__dot_avx2,     svg2__square_avx2,
+    svg2__turn_avx2,   0,               0,                  0,
 };
 
 /* ---- AVX-512 F: 16 lanes are one register ---- */
@@ -2002,9 +2233,102 @@ SVG2__AVX512 static float svg2__dot_avx512(const float *a, const float *b, int32
     return _mm512_reduce_add_ps(sum);
 }
 
+/* 16 elements (8 where mask is 0xff) of any dtype in and out */
+SVG2__AVX512 SVG2__INLINE __m512 svg2__get_avx512(const void *src, svg2_dtype dtype, int32_t d,
+                                                  __mmask16 mask)
+{
+    const uint16_t *from = (const uint16_t *)src + d;
+    __m256i h;
+    if (dtype == SVG2_F32) return _mm512_maskz_loadu_ps(mask, (const float *)src + d);
+    if (mask == 0xffff) h = _mm256_loadu_si256((const __m256i *)(const void *)from);
+    else h = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)from));
+    if (dtype == SVG2_F16) return _mm512_cvtph_ps(h);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+
+SVG2__AVX512 SVG2__INLINE void svg2__put_avx512(void *dst, svg2_dtype dtype, int32_t d, __mmask16 mask,
+                                                __m512 x)
+{
+    uint16_t *to = (uint16_t *)dst + d;
+    __m256i h;
+    if (dtype == SVG2_F32) {
+        _mm512_mask_storeu_ps((float *)dst + d, mask, x);
+        return;
+    }
+    if (dtype == SVG2_F16) {
+        h = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+    } else {
+        const __m512i u = _mm512_castps_si512(x), high = _mm512_srli_epi32(u, 16);
+        const __m512i odd = _mm512_and_epi32(high, _mm512_set1_epi32(1));
+        const __m512i up = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+        const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+        const __m512i r = _mm512_srli_epi32(up, 16);
+        h = _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(r, nan, high, _mm512_set1_epi32(0x40)));
+    }
+    if (mask == 0xffff) _mm256_storeu_si256((__m256i *)(void *)to, h);
+    else _mm_storeu_si128((__m128i *)(void *)to, _mm256_castsi256_si128(h));
+}
+
+SVG2__AVX512 static float svg2__square_avx512(const void *src, svg2_dtype dtype, int32_t dim)
+{
+    __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    int32_t d;
+    for (d = 0; d < dim; d += 16) {
+        const __m512 x = _mm512_maskz_mov_ps(svg2__mask16(dim - d),
+                                             svg2__get_avx512(src, dtype, d, svg2__mask16(dim - d)));
+        const __m512 next = _mm512_fmadd_ps(x, x, sum[0]);
+        sum[0] = sum[1];
+        sum[1] = next;
+    }
+    return _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1]));
+}
+
+SVG2__AVX512 SVG2__INLINE __m512 svg2__scaled_avx512(const svg2__turn *t, int32_t d, __mmask16 mask)
+{
+    const __m512 inverse = _mm512_set1_ps(t->inverse);
+    const __m512 x = _mm512_mul_ps(svg2__get_avx512(t->src, t->src_dtype, d, mask), inverse);
+    return t->weight ? _mm512_mul_ps(x, _mm512_maskz_loadu_ps(mask, t->weight + d)) : x;
+}
+
+SVG2__AVX512 SVG2__INLINE void svg2__turned_avx512(const svg2__turn *t, int32_t d, __mmask16 mask, __m512 x)
+{
+    svg2__put_avx512(t->dst, t->dst_dtype, d, mask, x);
+    if (t->sum)
+        _mm512_mask_storeu_ps(t->sum + d, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, t->sum + d), x));
+}
+
+SVG2__AVX512 static void svg2__turn_avx512(const svg2__turn *job)
+{
+    const svg2__turn copy = *job, *t = &copy; /* whose address nobody has: its fields stay in registers */
+    const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    const int32_t half = t->dim / 2;
+    int32_t d;
+    if (t->cosine && t->is_half) {
+        for (d = 0; d + 16 <= half; d += 16) {
+            const __m512 c = _mm512_loadu_ps(t->cosine + d), s = _mm512_loadu_ps(t->sine + d);
+            const __m512 a = svg2__scaled_avx512(t, d, 0xffff), b = svg2__scaled_avx512(t, half + d, 0xffff);
+            svg2__turned_avx512(t, d, 0xffff, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
+            svg2__turned_avx512(t, half + d, 0xffff, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+        }
+        if (d < half) svg2__turn_half_avx2(job, d);
+        return;
+    }
+    for (d = 0; d < t->dim; d += 16) {
+        const __mmask16 mask = svg2__mask16(t->dim - d), pairs = (__mmask16)(mask == 0xffff ? 0xff : 0xf);
+        __m512 x = svg2__scaled_avx512(t, d, mask);
+        if (t->cosine) {
+            const __m512 c = _mm512_permutexvar_ps(twice, _mm512_maskz_loadu_ps(pairs, t->cosine + d / 2));
+            const __m512 s = _mm512_permutexvar_ps(twice, _mm512_maskz_loadu_ps(pairs, t->sine + d / 2));
+            x = _mm512_fmaddsub_ps(x, c, _mm512_mul_ps(_mm512_permute_ps(x, 0xb1), s));
+        }
+        svg2__turned_avx512(t, d, mask, x);
+    }
+}
+
 static const svg2__loops svg2__loops_avx512 = {
     svg2__mk_avx512,     svg2__load_avx512, svg2__pack4_sse,      svg2__softmax_avx512, svg2__rescale_avx512,
-    svg2__argmax_avx512, svg2__mass_avx512, svg2__moments_avx512, svg2__dot_avx512,    0, 0, 0,
+    svg2__argmax_avx512, svg2__mass_avx512, svg2__moments_avx512, svg2__dot_avx512,     svg2__square_avx512,
+    svg2__turn_avx512,   0,                 0,                    0,
 };
 
 /* ---- AVX-512 BF16: two products for one ---- */
@@ -2109,8 +2433,8 @@ SVG2__AVX512 static uint64_t svg2__reach_avx512(const float *score, int nv, cons
 
 static const svg2__loops svg2__loops_avx512bf16 = {
     svg2__mk_avx512,     svg2__load_avx512, svg2__pack4_sse,      svg2__softmax_avx512, svg2__rescale_avx512,
-    svg2__argmax_avx512, svg2__mass_avx512, svg2__moments_avx512, svg2__dot_avx512,
-    svg2__mk16_avx512,   svg2__pairs_avx512, svg2__reach_avx512,
+    svg2__argmax_avx512, svg2__mass_avx512, svg2__moments_avx512, svg2__dot_avx512,     svg2__square_avx512,
+    svg2__turn_avx512,   svg2__mk16_avx512, svg2__pairs_avx512,   svg2__reach_avx512,
 };
 #  if !defined(__clang__)
 #    pragma GCC diagnostic pop
@@ -2208,6 +2532,13 @@ static int svg2__extents_valid(svg2_stage stage, const void *stage_desc)
         const svg2_profile_desc *d = (const svg2_profile_desc *)stage_desc;
         return svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, 0) == SVG2_OK && d->sample_rows > 0
             && d->sample_rows <= 65536;
+    }
+    case SVG2_STAGE_FRONT: {
+        const svg2_front_desc *d = (const svg2_front_desc *)stage_desc;
+        return svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, 0) == SVG2_OK
+               && d->heads_kv >= 0
+               && svg2__check_extents(d->batch, d->heads_kv ? d->heads_kv : 1, d->tokens, d->head_dim, 0)
+                      == SVG2_OK;
     }
     case SVG2_STAGE_COUNT: break;
     }
@@ -5709,6 +6040,309 @@ SVG2_API svg2_result svg2_profile(const svg2_backend *backend, const svg2_profil
     return backend->profile(backend, d, workspace, err);
 }
 
+/* ==== >>front ============================================================================
+   Item = a few tokens of a batch entry, all heads: the norm over a token needs them all. With a norm rows are
+   loaded twice, the second time from the cache. Limiter: memory. */
+enum { SVG2__FRONT_TOKENS = 16 /* of an item; with key_mean SVG2__CHUNK, the rows that are summed in f32 */ };
+
+typedef struct svg2__front_side {
+    const char *in;
+    char *out;
+    const float *weight;
+    svg2_layout in_layout, out_layout;
+    int32_t heads;
+} svg2__front_side;
+
+typedef struct svg2__front_task {
+    const svg2__loops *loops;
+    const svg2_front_desc *d;
+    svg2__front_side side[2]; /* q, k; heads = 0: left out */
+    float *partial;           /* [BHkv, pieces, D]: sums of keys; NULL = not wanted */
+    int64_t rope_stride;
+    int32_t pieces, piece, video_begin, video_end;
+    float epsilon;
+} svg2__front_task;
+
+static int32_t svg2__front_heads_kv(const svg2_front_desc *d) { return d->heads_kv ? d->heads_kv : d->heads; }
+
+static size_t svg2__front_layout(const svg2_front_desc *d, void *base, svg2__front_task *t)
+{
+    svg2__arena a = SVG2_ZERO;
+    const int32_t piece = d->key_mean ? (int32_t)SVG2__CHUNK : (int32_t)SVG2__FRONT_TOKENS,
+                  pieces = (d->tokens + piece - 1) / piece;
+    float *partial = 0;
+    a.base = (char *)base;
+    if (d->key_mean)
+        partial = svg2__take_f32(&a, svg2__count(d->batch, svg2__front_heads_kv(d), pieces, d->head_dim));
+    if (t) {
+        t->partial = partial;
+        t->piece = piece;
+        t->pieces = pieces;
+    }
+    return a.used;
+}
+
+static float svg2__front_inverse(const svg2__front_task *t, float square, int64_t count)
+{
+    return 1.0f / sqrtf(square / (float)count + t->epsilon);
+}
+
+/* sum [heads, pieces, D] or NULL */
+static void svg2__front_token(const svg2__front_task *t, const svg2__front_side *s, int64_t b, int32_t token,
+                              float *sum)
+{
+    const svg2_front_desc *d = t->d;
+    const int32_t dim = d->head_dim;
+    const int is_video = token >= t->video_begin && token < t->video_end;
+    const size_t at = is_video ? (size_t)(token - t->video_begin) * (size_t)t->rope_stride : 0;
+    float square = 0.0f;
+    svg2__turn turn;
+    int32_t h;
+    memset(&turn, 0, sizeof turn);
+    turn.src_dtype = s->in_layout.dtype;
+    turn.dst_dtype = s->out_layout.dtype;
+    turn.dim = dim;
+    turn.is_half = d->pairing == SVG2_PAIRING_HALF;
+    turn.inverse = 1.0f;
+    if (d->norm == SVG2_NORM_TOKEN) {
+        for (h = 0; h < s->heads; ++h)
+            square += t->loops->square(svg2__row(s->in, &s->in_layout, b, h, token), turn.src_dtype, dim);
+        turn.inverse = svg2__front_inverse(t, square, (int64_t)s->heads * dim);
+    }
+    for (h = 0; h < s->heads; ++h) {
+        const size_t angles = at + (d->rope_heads > 1 ? (size_t)h * (size_t)(dim / 2) : 0);
+        turn.src = svg2__row(s->in, &s->in_layout, b, h, token);
+        turn.dst = s->out + svg2__row_at(&s->out_layout, b, h, token);
+        if (d->norm == SVG2_NORM_HEAD)
+            turn.inverse = svg2__front_inverse(t, t->loops->square(turn.src, turn.src_dtype, dim), dim);
+        if (s->weight) turn.weight = s->weight + (d->norm == SVG2_NORM_TOKEN ? (size_t)h * (size_t)dim : 0);
+        if (is_video && d->cosine) turn.cosine = d->cosine + angles, turn.sine = d->sine + angles;
+        if (is_video && sum) turn.sum = sum + (size_t)h * (size_t)t->pieces * (size_t)dim;
+        t->loops->turn(&turn);
+    }
+}
+
+static void svg2__front_items(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__front_task *t = (const svg2__front_task *)task;
+    const size_t dim = (size_t)t->d->head_dim, head = (size_t)t->pieces * dim; /* floats of a head's sums */
+    (void)worker;
+    for (; begin < end; ++begin) {
+        const int64_t b = begin / t->pieces, first = begin % t->pieces * t->piece;
+        const int32_t last = (int32_t)svg2__min64(first + t->piece, t->d->tokens);
+        float *sum = t->partial ? t->partial + (size_t)(b * t->side[1].heads) * head
+                                      + (size_t)(begin % t->pieces) * dim
+                                : 0;
+        int32_t token, h;
+        for (h = 0; sum && h < t->side[1].heads; ++h) memset(sum + (size_t)h * head, 0, dim * sizeof(float));
+        for (token = (int32_t)first; token < last; ++token) {
+            svg2__front_token(t, &t->side[0], b, token, 0);
+            svg2__front_token(t, &t->side[1], b, token, sum);
+        }
+    }
+}
+
+/* item = key head */
+static void svg2__front_mean(void *task, int64_t begin, int64_t end, int32_t worker)
+{
+    const svg2__front_task *t = (const svg2__front_task *)task;
+    const size_t dim = (size_t)t->d->head_dim;
+    (void)worker;
+    for (; begin < end; ++begin) {
+        const float *partial = t->partial + (size_t)begin * (size_t)t->pieces * dim;
+        float *mean = t->d->key_mean + (size_t)begin * dim;
+        int finite = 1;
+        size_t i, piece;
+        for (i = 0; i < dim; ++i) {
+            double sum = 0.0;
+            for (piece = 0; piece < (size_t)t->pieces; ++piece) sum += (double)partial[piece * dim + i];
+            mean[i] = (float)(sum / (double)(t->video_end - t->video_begin));
+            if (!(fabsf(mean[i]) <= 3.0e38f)) finite = 0;
+        }
+        if (!finite) memset(mean, 0, dim * sizeof(float));
+    }
+}
+
+static svg2_result svg2__cpu_front(const svg2_backend *backend, const svg2_front_desc *d, void *workspace,
+                                   svg2_error *err)
+{
+    const int32_t heads_kv = svg2__front_heads_kv(d);
+    svg2__front_task t;
+    memset(&t, 0, sizeof t);
+    t.loops = svg2__loops_of(backend);
+    t.d = d;
+    t.side[0].in = (const char *)d->q;
+    t.side[0].out = (char *)d->q_out;
+    t.side[0].weight = d->q_weight;
+    t.side[0].in_layout = svg2__layout(d->q_layout, d->heads, d->tokens, d->head_dim);
+    t.side[0].out_layout = svg2__layout(d->q_out_layout, d->heads, d->tokens, d->head_dim);
+    t.side[0].heads = d->q ? d->heads : 0;
+    t.side[1].in = (const char *)d->k;
+    t.side[1].out = (char *)d->k_out;
+    t.side[1].weight = d->k_weight;
+    t.side[1].in_layout = svg2__layout(d->k_layout, heads_kv, d->tokens, d->head_dim);
+    t.side[1].out_layout = svg2__layout(d->k_out_layout, heads_kv, d->tokens, d->head_dim);
+    t.side[1].heads = d->k ? heads_kv : 0;
+    t.video_begin = d->video_begin;
+    t.video_end = d->video_begin + (d->video_count ? d->video_count : d->tokens);
+    t.rope_stride =
+        d->rope_stride ? d->rope_stride : (int64_t)svg2__max32(d->rope_heads, 1) * (d->head_dim / 2);
+    t.epsilon = d->epsilon > 0.0f ? d->epsilon : 1e-6f;
+    (void)svg2__front_layout(d, workspace, &t);
+    svg2__run(backend, svg2__front_items, &t, (int64_t)d->batch * t.pieces, 1);
+    if (d->key_mean) svg2__run(backend, svg2__front_mean, &t, (int64_t)d->batch * heads_kv, 1);
+    return svg2__ok(err);
+}
+
+/* An output is its input, or they have no byte in common: the ranges from their first to their last byte. */
+static svg2_result svg2__check_apart(const void *in, svg2_layout in_layout, const void *out,
+                                     svg2_layout out_layout, int32_t batch, int32_t heads, int32_t tokens,
+                                     int32_t dim, const char *field, svg2_error *err)
+{
+    const svg2_layout i = svg2__layout(in_layout, heads, tokens, dim),
+                      o = svg2__layout(out_layout, heads, tokens, dim);
+    const uintptr_t in_begin = (uintptr_t)in, out_begin = (uintptr_t)out;
+    const size_t last_in =
+        svg2__row_at(&i, batch - 1, heads - 1, tokens - 1) + (size_t)dim * svg2__dtype_bytes(i.dtype);
+    const size_t last_out =
+        svg2__row_at(&o, batch - 1, heads - 1, tokens - 1) + (size_t)dim * svg2__dtype_bytes(o.dtype);
+    if (in == out && svg2__dtype_bytes(i.dtype) == svg2__dtype_bytes(o.dtype)
+        && i.stride_batch == o.stride_batch && i.stride_head == o.stride_head
+        && i.stride_token == o.stride_token)
+        return SVG2_OK;
+    SVG2__CHECK(in_begin < out_begin ? out_begin - in_begin >= last_in : in_begin - out_begin >= last_out,
+                SVG2_ERR_STRIDE, field, "overlaps its input without being the same");
+    return SVG2_OK;
+}
+
+SVG2_API svg2_result svg2_front(const svg2_backend *backend, const svg2_front_desc *desc, void *workspace,
+                                size_t workspace_bytes, svg2_error *err)
+{
+    const svg2_front_desc *d = desc;
+    int32_t heads_kv, video;
+    int64_t row;
+    SVG2__TRY(svg2__check_backend(backend, err));
+    SVG2__NOT_NULL(d, "desc");
+    SVG2__TRY(svg2__check_extents(d->batch, d->heads, d->tokens, d->head_dim, err));
+    SVG2__CHECK(d->heads_kv >= 0, SVG2_ERR_RANGE, "heads_kv", "must not be negative");
+    heads_kv = svg2__front_heads_kv(d);
+    SVG2__CHECK((int64_t)d->batch * heads_kv <= INT32_MAX, SVG2_ERR_OVERFLOW, "heads_kv",
+                "batch*heads_kv overflows");
+    SVG2__CHECK(d->video_begin >= 0 && d->video_count >= 0
+                    && (d->video_count ? d->video_begin <= d->tokens - d->video_count : d->video_begin == 0),
+                SVG2_ERR_RANGE, "video_count", "video_begin and video_count must lie inside tokens");
+    video = d->video_count ? d->video_count : d->tokens;
+    SVG2__CHECK(d->norm == SVG2_NORM_NONE || d->norm == SVG2_NORM_HEAD || d->norm == SVG2_NORM_TOKEN,
+                SVG2_ERR_RANGE, "norm", "is not an svg2_norm");
+    SVG2__CHECK(d->epsilon >= 0.0f && d->epsilon <= 3.0e38f, SVG2_ERR_RANGE, "epsilon",
+                "must not be negative or infinite");
+    SVG2__CHECK(d->pairing == SVG2_PAIRING_INTERLEAVED || d->pairing == SVG2_PAIRING_HALF, SVG2_ERR_RANGE,
+                "pairing", "is not an svg2_pairing");
+    SVG2__CHECK(d->norm != SVG2_NORM_NONE || !d->q_weight, SVG2_ERR_RANGE, "q_weight", "needs a norm");
+    SVG2__CHECK(d->norm != SVG2_NORM_NONE || !d->k_weight, SVG2_ERR_RANGE, "k_weight", "needs a norm");
+    if (d->cosine || d->sine) {
+        SVG2__NOT_NULL(d->cosine, "cosine");
+        SVG2__NOT_NULL(d->sine, "sine");
+        SVG2__CHECK(d->rope_tokens == 0 || d->rope_tokens >= video, SVG2_ERR_SHAPE, "rope_tokens",
+                    "the tables have fewer rows than there are video tokens");
+        SVG2__CHECK(d->rope_heads == 0 || d->rope_heads == 1
+                        || ((!d->q || d->rope_heads == d->heads) && (!d->k || d->rope_heads == heads_kv)),
+                    SVG2_ERR_SHAPE, "rope_heads", "must be 1 or the heads of q and of k");
+        row = (int64_t)svg2__max32(d->rope_heads, 1) * (d->head_dim / 2);
+        SVG2__CHECK(d->rope_stride == 0 || d->rope_stride >= row, SVG2_ERR_STRIDE, "rope_stride",
+                    "must be at least rope_heads * head_dim/2");
+        SVG2__CHECK((d->rope_stride ? d->rope_stride : row) <= INT64_MAX / 16 / video, SVG2_ERR_OVERFLOW,
+                    "rope_stride", "tokens times stride overflow");
+    }
+    SVG2__CHECK(d->q || d->k, SVG2_ERR_NULL, "q", "q or k must be given");
+    SVG2__CHECK(d->k || !d->key_mean, SVG2_ERR_NULL, "k", "key_mean needs it");
+    if (d->q) {
+        SVG2__TRY(svg2__check_layout(d->q_layout, d->batch, d->heads, d->tokens, d->head_dim, 0, "q", err));
+        SVG2__TRY(
+            svg2__check_layout(d->q_out_layout, d->batch, d->heads, d->tokens, d->head_dim, 1, "q_out", err));
+        SVG2__TRY(svg2__check_tensor(d->q, d->q_layout, "q", err));
+        SVG2__TRY(svg2__check_tensor(d->q_out, d->q_out_layout, "q_out", err));
+        SVG2__TRY(svg2__check_apart(d->q, d->q_layout, d->q_out, d->q_out_layout, d->batch, d->heads,
+                                    d->tokens, d->head_dim, "q_out", err));
+    }
+    if (d->k) {
+        SVG2__TRY(svg2__check_layout(d->k_layout, d->batch, heads_kv, d->tokens, d->head_dim, 0, "k", err));
+        SVG2__TRY(
+            svg2__check_layout(d->k_out_layout, d->batch, heads_kv, d->tokens, d->head_dim, 1, "k_out", err));
+        SVG2__TRY(svg2__check_tensor(d->k, d->k_layout, "k", err));
+        SVG2__TRY(svg2__check_tensor(d->k_out, d->k_out_layout, "k_out", err));
+        SVG2__TRY(svg2__check_apart(d->k, d->k_layout, d->k_out, d->k_out_layout, d->batch, heads_kv,
+                                    d->tokens, d->head_dim, "k_out", err));
+    }
+    SVG2__TRY(svg2__check_workspace(backend, SVG2_STAGE_FRONT, d, workspace, workspace_bytes, err));
+    return backend->front(backend, d, workspace, err);
+}
+
+/* One axis of a table row: computed for the first token at this position, else copied from such a one. */
+static void svg2__rope_axis(float *cosine, float *sine, int32_t pairs, double theta, int32_t position,
+                            int is_first, size_t back)
+{
+    int32_t i;
+    if (!is_first) {
+        memcpy(cosine, cosine - back, (size_t)pairs * sizeof(float));
+        memcpy(sine, sine - back, (size_t)pairs * sizeof(float));
+        return;
+    }
+    for (i = 0; i < pairs; ++i) {
+        const double angle = (double)position * pow(theta, -(double)i / (double)pairs);
+        cosine[i] = (float)cos(angle);
+        sine[i] = (float)sin(angle);
+    }
+}
+
+SVG2_API svg2_result svg2_rope_table(const svg2_rope_desc *desc, float *cosine, float *sine, size_t count,
+                                     svg2_error *err)
+{
+    const svg2_rope_desc *d = desc;
+    int32_t axes[3], half, at[3];
+    size_t row, frame, token;
+    double theta;
+    SVG2__NOT_NULL(d, "desc");
+    SVG2__CHECK(d->head_dim >= 8 && d->head_dim <= SVG2__MAX_DIM && d->head_dim % 8 == 0, SVG2_ERR_RANGE,
+                "head_dim", "must be a multiple of 8 between 8 and 256");
+    SVG2__CHECK(d->frames >= 1 && d->height >= 1 && d->width >= 1, SVG2_ERR_RANGE, "frames",
+                "frames, height and width must be at least 1");
+    SVG2__CHECK(svg2__count(d->frames, d->height, d->width, 1) <= (size_t)(INT32_MAX - 1023),
+                SVG2_ERR_OVERFLOW, "frames", "frames*height*width overflows");
+    memcpy(axes, d->axes, sizeof axes);
+    if (!axes[0] && !axes[1] && !axes[2]) {
+        axes[1] = axes[2] = d->head_dim / 6 * 2;
+        axes[0] = d->head_dim - 2 * axes[1];
+    }
+    SVG2__CHECK(axes[0] >= 0 && axes[1] >= 0 && axes[2] >= 0 && axes[0] % 2 == 0 && axes[1] % 2 == 0
+                    && axes[2] % 2 == 0,
+                SVG2_ERR_RANGE, "axes", "must be even and not negative");
+    SVG2__CHECK((int64_t)axes[0] + axes[1] + axes[2] == d->head_dim, SVG2_ERR_SHAPE, "axes",
+                "must add up to head_dim");
+    SVG2__CHECK(d->theta >= 0.0f && d->theta <= 3.0e38f, SVG2_ERR_RANGE, "theta",
+                "must be positive and finite");
+    theta = d->theta > 0.0f ? (double)d->theta : 10000.0;
+    half = d->head_dim / 2;
+    SVG2__CHECK(svg2__mul((size_t)half, (size_t)d->frames * (size_t)d->height * (size_t)d->width) <= count,
+                SVG2_ERR_WORKSPACE, "count", "is smaller than frames*height*width*head_dim/2");
+    SVG2__NOT_NULL(cosine, "cosine");
+    SVG2__NOT_NULL(sine, "sine");
+    row = (size_t)d->width * (size_t)half;
+    frame = (size_t)d->height * row;
+    for (at[0] = 0, token = 0; at[0] < d->frames; ++at[0])
+        for (at[1] = 0; at[1] < d->height; ++at[1])
+            for (at[2] = 0; at[2] < d->width; ++at[2], ++token) {
+                float *c = cosine + token * (size_t)half, *s = sine + token * (size_t)half;
+                const int32_t column = axes[0] / 2 + axes[1] / 2;
+                svg2__rope_axis(c, s, axes[0] / 2, theta, at[0], !at[1] && !at[2], (size_t)half);
+                svg2__rope_axis(c + axes[0] / 2, s + axes[0] / 2, axes[1] / 2, theta, at[1], !at[0] && !at[2],
+                                at[2] ? (size_t)half : frame);
+                svg2__rope_axis(c + column, s + column, axes[2] / 2, theta, at[2], !at[0] && !at[1],
+                                at[1] ? row : frame);
+            }
+    return svg2__ok(err);
+}
+
 /* ==== >>schedule ========================================================================= */
 static int svg2__is_warm_up(const svg2_desc *d, int32_t step)
 {
@@ -6962,6 +7596,7 @@ static size_t svg2__cpu_workspace_bytes(const svg2_backend *backend, svg2_stage 
     case SVG2_STAGE_PLACE: case SVG2_STAGE_BAND: return 0;
     case SVG2_STAGE_PICK: return svg2__pick_layout(backend, (const svg2_pick_desc *)desc, 0, 0);
     case SVG2_STAGE_PROFILE: return svg2__profile_layout(backend, (const svg2_profile_desc *)desc, 0, 0);
+    case SVG2_STAGE_FRONT: return svg2__front_layout((const svg2_front_desc *)desc, 0, 0);
     case SVG2_STAGE_COUNT: break;
     }
     return SIZE_MAX;
@@ -7005,6 +7640,7 @@ SVG2_API svg2_backend svg2_cpu_backend_simd(const svg2_parallel *parallel, svg2_
     b.band = svg2__cpu_band;
     b.pick = svg2__cpu_pick;
     b.profile = svg2__cpu_profile;
+    b.front = svg2__cpu_front;
     b.copy = svg2__cpu_copy_out;
     b.copy_out = svg2__cpu_copy_out;
     b.copy_in = svg2__cpu_copy_in;

@@ -19,7 +19,7 @@
      >>machine    clocks, CPU name, the FMA ceiling, copy bandwidth
      >>rows       one row = samples of one piece of work
      >>data       tensors
-     >>kmeans >>permute >>attention >>mass     each stage alone
+     >>kmeans >>permute >>attention >>mass >>front     each stage alone
      >>pipeline   the whole call: sparse beside dense, 1 thread beside all, 14,850 to 118,800 tokens
      >>report     JSON, then the tables */
 
@@ -546,6 +546,7 @@ typedef struct stage_context {
         svg2_tail_desc tail;
         svg2_attention_desc attention;
         svg2_mass_desc mass;
+        svg2_front_desc front;
     } desc;
     void *workspace;
     size_t bytes;
@@ -587,6 +588,7 @@ static double stage_work(void *context)
     case SVG2_STAGE_PICK:
     case SVG2_STAGE_PROFILE: /* not timed by themselves */
     case SVG2_STAGE_COUNT: break;
+    case SVG2_STAGE_FRONT: result = svg2_front(&c->backend, &c->desc.front, c->workspace, c->bytes, &err); break;
     }
     check(result, &err);
     return now() - begin;
@@ -978,6 +980,84 @@ static void bench_stages(bench *b, const video *x)
     free(h.map);
     free(h.even_q);
     free(h.even_k);
+}
+
+/* memcpy of what svg2_front reads to where it writes. */
+static double copy_work(void *context)
+{
+    const stage_context *c = (const stage_context *)context;
+    const svg2_front_desc *d = &c->desc.front;
+    const int pieces = 64; /* for q and k each */
+    const size_t bytes = (size_t)d->tokens * (size_t)d->heads * (size_t)d->head_dim * (d->q_layout.dtype ? 2 : 4);
+    const double begin = now();
+    int i;
+#ifdef _OPENMP
+#  pragma omp parallel for num_threads(c->backend.parallel.workers > 0 ? c->backend.parallel.workers : 1)
+#endif
+    for (i = 0; i < 2 * pieces; ++i) {
+        const size_t piece = bytes / (size_t)pieces, at = piece * (size_t)(i % pieces);
+        memcpy((char *)(i < pieces ? d->q_out : d->k_out) + at, (const char *)(i < pieces ? d->q : d->k) + at, piece);
+    }
+    return now() - begin;
+}
+
+/* Norm over the token and rotary positions of Wan 2.1 1.3B, beside memcpy of the same bytes. */
+static void bench_front(bench *b)
+{
+    enum { FRAMES = 4, HEIGHT = 64, WIDTH = 64, S = FRAMES * HEIGHT * WIDTH, H = 12, D = 128, WAYS = 4 };
+    static const char *const names[WAYS] = {"front", "front, key mean", "front in place", "front: memcpy of it"};
+    int dtype, way, i, side;
+    if (!wanted(b, "front")) return;
+    for (dtype = SVG2_F32; dtype <= SVG2_BF16; dtype += SVG2_BF16) {
+        const size_t count = (size_t)S * H * D, bytes = count * (dtype ? 2 : 4);
+        void *memory[4]; /* q, k, q_out, k_out */
+        float *cosine = allocate_floats((size_t)S * D / 2), *sine = allocate_floats((size_t)S * D / 2);
+        float *weight = allocate_floats((size_t)H * D), *mean = allocate_floats((size_t)H * D);
+        stage_context *all[WAYS];
+        work works[WAYS];
+        svg2_rope_desc rope = SVG2_ZERO;
+        svg2_error err;
+        int works_count = 0;
+        for (side = 0; side < 4; ++side) {
+            memory[side] = allocate(bytes);
+            for (i = 0; i < (int)count; ++i) {
+                const float x = (float)((i * 7 + side) % 31) / 15.0f - 1.0f;
+                svg2_convert((char *)memory[side] + (size_t)i * (dtype ? 2 : 4), (svg2_dtype)dtype, &x, SVG2_F32, 1);
+            }
+        }
+        for (i = 0; i < H * D; ++i) weight[i] = 1.0f + 0.001f * (float)i;
+        rope.frames = FRAMES, rope.height = HEIGHT, rope.width = WIDTH, rope.head_dim = D;
+        check(svg2_rope_table(&rope, cosine, sine, (size_t)S * D / 2, &err), &err);
+        for (way = 0; way < WAYS; ++way) {
+            svg2_backend backend = backend_of(b->threads);
+            svg2_front_desc *d;
+            row *r = row_new(b, GROUP_STAGE, b->threads, "%s %s S=%d H=%d D=%d", names[way], dtype ? "bf16" : "f32", S,
+                             H, D);
+            all[way] = stage_new(&backend, SVG2_STAGE_FRONT);
+            d = &all[way]->desc.front;
+            memset(d, 0, sizeof *d);
+            d->batch = 1, d->heads = H, d->tokens = S, d->head_dim = D;
+            d->norm = SVG2_NORM_TOKEN;
+            d->cosine = cosine, d->sine = sine;
+            d->q_weight = d->k_weight = weight;
+            d->q_layout.dtype = (svg2_dtype)dtype;
+            d->q_layout.stride_batch = (int64_t)count, d->q_layout.stride_head = D, d->q_layout.stride_token = H * D;
+            d->k_layout = d->q_out_layout = d->k_out_layout = d->q_layout;
+            d->q = memory[0], d->k = memory[1];
+            d->q_out = memory[way == 2 ? 0 : 2], d->k_out = memory[way == 2 ? 1 : 3];
+            d->key_mean = way == 1 ? mean : NULL;
+            stage_ready(all[way]);
+            if (!r) continue;
+            r->bytes = 4 * (double)bytes + (way < 3 ? 4.0 * S * D : 0);
+            works[works_count].row = r;
+            works[works_count].fn = way < 3 ? stage_work : copy_work;
+            works[works_count++].context = all[way];
+        }
+        run_interleaved(b, works, works_count);
+        for (way = 0; way < WAYS; ++way) stage_free(all[way]);
+        for (side = 0; side < 4; ++side) free(memory[side]);
+        free(cosine), free(sine), free(weight), free(mean);
+    }
 }
 
 /* Dense attention, [1, heads, tokens, dim], in the three dtypes. */
@@ -1571,6 +1651,7 @@ int main(int argc, char **argv)
     bench_dense(b);
     bench_kmeans(b, &next);
     bench_stages(b, &next);
+    bench_front(b);
     bench_calls(b, &first, &next);
     bench_scaling(b, &first, &next);
     video_free(&first);

@@ -793,6 +793,64 @@ static void fuzz_profile(source *s, const svg2_backend *backend)
     for (size_t i = 0; i < 2 * H && d.error && !wild && d.scale < 4 && d.scale > -4; ++i) check(error[i] >= 0 && error[i] < 1e30f, "error");
 }
 
+static void fuzz_front(source *s, const svg2_backend *backend)
+{
+    svg2_front_desc d = SVG2_ZERO;
+    svg2_error err;
+    const int wild = take8(s) % 4 == 0, is_in_place = take8(s) % 4 == 0;
+    d.batch = number(s, 1, 2); d.heads = number(s, 1, 4); d.heads_kv = number(s, 0, 3);
+    d.tokens = number(s, 1, 60); d.head_dim = dimension(s);
+    if (take8(s) % 2) { d.video_begin = number(s, 0, 5); d.video_count = number(s, 0, 50); }
+    d.norm = (svg2_norm)number(s, 0, 2); d.pairing = (svg2_pairing)number(s, 0, 1); d.epsilon = fraction(s);
+    if (take8(s) % 4 == 0) { d.rope_tokens = number(s, 0, 60); d.rope_stride = number(s, 0, 100); d.rope_heads = number(s, 0, 4); }
+    d.q_layout = layout(s, d.heads, d.tokens, d.head_dim);
+    d.k_layout = layout(s, d.heads_kv, d.tokens, d.head_dim);
+    d.q_out_layout = is_in_place ? d.q_layout : layout(s, d.heads, d.tokens, d.head_dim);
+    d.k_out_layout = is_in_place ? d.k_layout : layout(s, d.heads_kv, d.tokens, d.head_dim);
+    const int32_t kv = d.heads_kv ? d.heads_kv : d.heads;
+    const int small = d.batch > 0 && d.batch < 5 && d.heads > 0 && d.heads < 9 && kv > 0 && kv < 9 && d.tokens > 0 && d.tokens < 300 && d.head_dim > 0 && d.head_dim <= 256;
+    if (!small) {
+        check(svg2_front(backend, &d, 0, 0, &err) != SVG2_OK, "no pointers at all");
+        return;
+    }
+    const size_t q = span(&d.q_layout, d.batch, d.heads, d.tokens, d.head_dim), k = span(&d.k_layout, d.batch, kv, d.tokens, d.head_dim),
+                 qo = span(&d.q_out_layout, d.batch, d.heads, d.tokens, d.head_dim), ko = span(&d.k_out_layout, d.batch, kv, d.tokens, d.head_dim);
+    if (q >= BIG || k >= BIG || qo >= BIG || ko >= BIG || d.rope_stride > 1000) return;
+    void *qp = block(q), *kp = block(k);
+    fill(qp, d.q_layout.dtype, q, s, wild);
+    fill(kp, d.k_layout.dtype, k, s, wild);
+    const uint32_t parts = take8(s);
+    if (parts % 8 != 1) { d.q = qp; d.q_out = is_in_place ? qp : block(qo); }
+    if (parts % 8 != 2) { d.k = kp; d.k_out = is_in_place ? kp : block(ko); }
+    const int32_t video = d.video_count > 0 ? d.video_count : d.tokens, heads = d.rope_heads > 1 ? d.rope_heads : 1;
+    const size_t stride = d.rope_stride > 0 ? (size_t)d.rope_stride : (size_t)(heads * d.head_dim / 2);
+    if (parts / 8 % 4 && video < 300 && heads < 9) { /* to the last number that may be read */
+        const size_t n = ((size_t)(video - 1) * stride + (size_t)(heads * d.head_dim / 2)) * 4;
+        float *cosine = (float *)block(n), *sine = (float *)block(n);
+        fill(cosine, SVG2_F32, n, s, 0);
+        fill(sine, SVG2_F32, n, s, 0);
+        d.cosine = cosine; d.sine = sine;
+    }
+    if (parts / 32 % 2 && d.norm != SVG2_NORM_NONE) {
+        const size_t n = (size_t)(d.norm == SVG2_NORM_TOKEN ? (d.heads > kv ? d.heads : kv) : 1) * (size_t)d.head_dim * 4;
+        float *weight = (float *)block(n);
+        fill(weight, SVG2_F32, n, s, 0);
+        d.q_weight = d.k_weight = weight;
+    }
+    const size_t mean = (size_t)(d.batch * kv * d.head_dim) * 4;
+    if (parts / 64 % 2) d.key_mean = (float *)block(mean);
+    size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_FRONT, &d);
+    if (bytes == SIZE_MAX || bytes > 64 * BIG) bytes = 4096;
+    if (svg2_front(backend, &d, block(bytes), bytes, &err) != SVG2_OK) {
+        check(is_in_place || ((!d.q_out || untouched(d.q_out, qo)) && (!d.k_out || untouched(d.k_out, ko))), "front wrote on error");
+        check(!d.key_mean || untouched(d.key_mean, mean), "front wrote a mean on error");
+        return;
+    }
+    if (!wild && d.q) check_output(d.q_out, &d.q_out_layout, d.batch, d.heads, d.tokens, d.head_dim, "front of q not finite");
+    if (!wild && d.k) check_output(d.k_out, &d.k_out_layout, d.batch, kv, d.tokens, d.head_dim, "front of k not finite");
+    for (size_t i = 0; i < mean / 4 && d.key_mean; ++i) check(d.key_mean[i] - d.key_mean[i] == 0, "key_mean not finite");
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
 {
     source s;
@@ -803,7 +861,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
     s.mix = (uint32_t)count * 2654435761u;
     simd = (svg2_simd)(bytes[1] % 5);
     svg2_backend backend = svg2_cpu_backend_simd(0, simd);
-    switch (bytes[0] % 13) {
+    switch (bytes[0] % 14) {
     case 0: case 1: case 2: fuzz_attend(&s, &backend); break;
     case 3: fuzz_kmeans(&s, &backend); break;
     case 4: fuzz_blocks(&s, &backend); break;
@@ -814,6 +872,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t count)
     case 10: fuzz_band(&s, &backend); break;
     case 11: fuzz_pick(&s, &backend); break;
     case 12: fuzz_profile(&s, &backend); break;
+    case 13: fuzz_front(&s, &backend); break;
     default: fuzz_state(&s, &backend);
     }
     release();
@@ -844,6 +903,6 @@ size_t fuzz_seed(int index, uint8_t *bytes, size_t capacity)
         x = x * 1664525u + 1013904223u;
         bytes[i] = (uint8_t)((x >> 24) % 240);
     }
-    bytes[0] = (uint8_t)(index % 13);
+    bytes[0] = (uint8_t)(index % 14);
     return 96;
 }

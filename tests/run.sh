@@ -18,7 +18,7 @@ if ! tests/deps.sh has cmocka.h; then
     exit 1
 fi
 
-base="base dtype dispatch kmeans permute score select attention skip tiles mass schedule parallel pipeline stats clip file wan"
+base="base dtype dispatch kmeans permute score select attention skip tiles front mass schedule parallel pipeline stats clip file wan"
 long="wan pipeline attention"
 rest=$(for t in $base; do case " $long " in *" $t "*) ;; *) echo "$t" ;; esac; done)
 tools="tool wan_tool"
@@ -60,7 +60,7 @@ echo "building (gcc warnings are errors of this test)"
         build asan build/asan/svg2 build/asan/wan $(targets asan $base $tools $cuda) ${emu:+build/asan/$emu} \
             build/asan/tests/fuzz_desc build/asan/tests/fuzz_file
         build tsan $(targets tsan parallel $cuda) ${emu:+build/tsan/$emu}
-        build scalar $(targets scalar dtype dispatch kmeans attention skip tiles mass score select pipeline)
+        build scalar $(targets scalar dtype dispatch kmeans attention skip tiles front mass score select pipeline)
     fi
 }
 # the long ones first
@@ -81,7 +81,7 @@ fi
 # shellcheck disable=SC2086
 add release $cuda ${emu:+cuda_ops} $long
 if [ "${1:-}" != quick ]; then
-    add scalar attention pipeline kmeans skip select tiles mass score dtype dispatch
+    add scalar attention pipeline kmeans skip select tiles front mass score dtype dispatch
     [ "$tools" = tool ] || echo "asan-wan-tool env ASAN_OPTIONS=detect_leaks=0 build/asan/tests/test_wan_tool build/asan/wan build/asan/svg2" >>"$list"
     echo "asan-tool env ASAN_OPTIONS=detect_leaks=0 build/asan/tests/test_tool build/asan/svg2" >>"$list" # a tool ends
     echo "fuzz tests/fuzz.sh 20" >>"$list"

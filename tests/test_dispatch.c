@@ -194,6 +194,52 @@ static void test_mass_loop(void **state)
             }
 }
 
+static void test_turn_and_square(void **state)
+{
+    (void)state;
+    static const uint32_t odd[] = {0x7f800001, 0xffc12345, 0x7f800000, 0xff800000, 0x477ff000, 0x477fefff, 0x3f808000, 0x3f818000, 0x33000001, 0x80000001, 0x7f7fffff, 0x387fffff};
+    for (int v = 0; v < level_count; ++v)
+        for (int dim = 8, n = 0; dim <= 256; dim += 8)
+            for (int way = 0; way < 8; ++way, ++n) {
+                const svg2__loops *f = levels[v].loops;
+                float *weight = random_floats(dim, 2, 1), *cosine = random_floats(dim / 2, 3, 1), *sine = random_floats(dim / 2, 4, 1), *sum = random_floats(dim, 5, 1), *before = copy_floats(sum, dim);
+                tensor x = tensor_new(1, 1, 1, dim, (svg2_dtype)(n % 3), BHSD), y = tensor_new(1, 1, 1, dim, (svg2_dtype)(n / 3 % 3), BHSD);
+                svg2__turn t;
+                double size = 0;
+                tensor_fill_normal(&x, (uint64_t)n, 2, 0);
+                memset(&t, 0, sizeof t);
+                t.src = x.data; t.dst = y.data; t.src_dtype = x.layout.dtype; t.dst_dtype = y.layout.dtype;
+                t.sum = n % 5 ? sum : 0; t.inverse = 0.3f; t.dim = dim; t.is_half = way / 4;
+                if (way % 2) t.weight = weight;
+                if (way / 2 % 2) t.cosine = cosine, t.sine = sine;
+                f->turn(&t);
+                for (int i = 0; i < dim / 2; ++i) {
+                    const int at[2] = {t.is_half ? i : 2 * i, t.is_half ? i + dim / 2 : 2 * i + 1};
+                    const double a = tensor_get(&x, at[0]) * (double)0.3f * (way % 2 ? (double)weight[at[0]] : 1), b = tensor_get(&x, at[1]) * (double)0.3f * (way % 2 ? (double)weight[at[1]] : 1);
+                    const double c = t.cosine ? (double)cosine[i] : 1, s = t.cosine ? (double)sine[i] : 0, most = (fabs(a) + fabs(b)) * (fabs(c) + fabs(s));
+                    const double want[2] = {a * c - b * s, a * s + b * c}, unit = y.layout.dtype == SVG2_F32 ? 0 : y.layout.dtype == SVG2_F16 ? ldexp(1, -11) : ldexp(1, -8);
+                    for (int e = 0; e < 2; ++e) {
+                        assert_at_most(fabs(tensor_get(&y, at[e]) - want[e]), unit * fabs(want[e]) + (y.layout.dtype == SVG2_F16 ? ldexp(1, -25) : 0) + 4e-7 * most);
+                        assert_at_most(fabs((double)sum[at[e]] - (double)before[at[e]] - (t.sum ? want[e] : 0)), 4e-7 * (most + fabs((double)before[at[e]])));
+                    }
+                }
+                for (int d = 0; d < dim; ++d) size += tensor_get(&x, d) * tensor_get(&x, d);
+                assert_at_most(fabs((double)f->square(x.data, x.layout.dtype, dim) - size), 1e-6 * size);
+                /* rounding, to the bit, NaN and Inf as well */
+                float *z = random_floats(dim, 6, 1);
+                for (int i = 0; i < dim; i += 2) memcpy(&z[i], &odd[(i / 2 + dim / 8) % COUNT(odd)], 4);
+                tensor want = tensor_new(1, 1, 1, dim, y.layout.dtype, BHSD);
+                svg2_convert(want.data, want.layout.dtype, z, SVG2_F32, (size_t)dim);
+                t.src = z; t.src_dtype = SVG2_F32; t.inverse = 1; t.weight = t.cosine = t.sine = 0;
+                f->turn(&t);
+                for (int d = 0; d < dim; ++d) { /* a signalling NaN may have become a quiet one */
+                    const double a = tensor_get(&y, d), b = tensor_get(&want, d);
+                    assert_true(memcmp((char *)y.data + (size_t)d * dtype_bytes(y.layout.dtype), (char *)want.data + (size_t)d * dtype_bytes(y.layout.dtype), dtype_bytes(y.layout.dtype)) == 0 || (isnan(a) && isnan(b)));
+                }
+                mem_done();
+            }
+}
+
 /* Products of bf16 pairs, with a bias and a running maximum, or added to what is there. */
 static void test_mk16(void **state)
 {
@@ -268,7 +314,7 @@ static void test_bf16_candidates(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {TEST(test_mk), TEST(test_load_and_pack), TEST(test_softmax), TEST(test_argmax_rescale_dot_moments),
-                                       TEST(test_mass_loop), TEST(test_mk16), TEST(test_bf16_candidates)};
+                                       TEST(test_mass_loop), TEST(test_turn_and_square), TEST(test_mk16), TEST(test_bf16_candidates)};
     find_levels();
     return cmocka_run_group_tests_name("dispatch", tests, 0, 0);
 }
