@@ -153,6 +153,61 @@ FN double att_check(const att *a, int rows, int order, double lse_bound, double 
     }
     return rel_l2(e);
 }
+/* Blocks, centroids and log mass of a problem with a tail; what is given to svg2_tail. Text keys are always exact. is_plain: ln n_j
+   in place of the log mass. Of empty clusters nobody reads a centroid. */
+FN svg2_tail_desc att_tail(att *a, int Cq, int Ck, int text, double filled, uint64_t seed, int is_plain, const svg2_backend *cpu)
+{
+    const shape s = a->s;
+    const int heads = s.B * s.H, most = Cq > Ck ? Cq : Ck;
+    const size_t keys = (size_t)(s.B * s.Hk * Ck * s.D), D = (size_t)s.D;
+    float *qc = (float *)mem_new((size_t)(heads * Cq) * D * 4), *kc = (float *)mem_new(keys * 4), *vc = (float *)mem_new(keys * 4);
+    double *mean = (double *)mem_new(sizeof(double) * (size_t)most * D);
+    int *n = (int *)mem_new(sizeof(int) * (size_t)most);
+    svg2_tail_desc t = SVG2_ZERO;
+    svg2_score_desc l = SVG2_ZERO;
+    att_blocks(a, Cq + text, Ck + text, filled, seed);
+    for (int i = 0; i < heads * (Cq + 1) && text; ++i) a->map[i * (Ck + 1) + Ck] = 1;
+    for (int h = 0; h < heads; ++h) {
+        ref_means(a->q64 + (int64_t)h * s.Sq * s.D, a->qb.label + h * s.Sq, s.Sq, s.D, Cq, mean, n);
+        for (int i = 0; i < Cq * s.D; ++i) qc[h * Cq * s.D + i] = (float)mean[i];
+    }
+    for (int h = 0; h < s.B * s.Hk; ++h)
+        for (int side = 0; side < 2; ++side) {
+            ref_means((side ? a->v64 : a->k64) + (int64_t)h * s.Sk * s.D, a->kb.label + h * s.Sk, s.Sk, s.D, Ck, mean, n);
+            for (int i = 0; i < Ck * s.D; ++i) (side ? vc : kc)[h * Ck * s.D + i] = n[i / s.D] ? (float)mean[i] : NAN;
+        }
+    l.batch = s.B; l.heads = s.H; l.heads_kv = s.Hk; l.tokens_kv = s.Sk; l.head_dim = s.D;
+    l.query_clusters = Cq; l.key_clusters = Ck; l.key_blocks = Ck + text; l.scale = a->d.scale;
+    l.k = a->d.k; l.k_layout = a->k.layout; l.key_order = a->kb.order; l.key_offset = a->kb.offset;
+    l.query_centroid = qc; l.key_centroid = kc;
+    l.log_mass = (float *)mem_new((size_t)(heads * Cq) * (size_t)Ck * 4);
+    size_t bytes = svg2_stage_workspace_bytes(cpu, SVG2_STAGE_SCORE, &l);
+    assert_ok(svg2_score(cpu, &l, mem_new(bytes), bytes, &a->err));
+    a->d.key_mean = att_key_mean(a);
+    a->d.log_mass = is_plain ? 0 : l.log_mass;
+    a->d.tail_query_blocks = Cq; a->d.tail_key_blocks = Ck;
+    a->d.key_centroid = kc; a->d.value_mean = vc;
+    t.batch = s.B; t.heads = s.H; t.heads_kv = s.Hk; t.tokens_kv = s.Sk; t.head_dim = s.D;
+    t.query_clusters = Cq; t.key_clusters = Ck; t.query_blocks = Cq + text; t.key_blocks = Ck + text;
+    t.scale = a->d.scale;
+    t.k = a->d.k; t.v = a->d.v; t.k_layout = a->k.layout; t.v_layout = a->v.layout;
+    t.key_order = a->kb.order; t.key_offset = a->kb.offset;
+    t.query_centroid = qc; t.key_centroid = kc; t.key_mean = a->d.key_mean; t.value_mean = vc; t.map = a->map;
+    t.log_mass = a->d.log_mass;
+    return t;
+}
+/* Order 1 for the next group of heads, of 1, 2, 3, 1, ... from head 0 on; 0 after the last. */
+FN int att_next_heads(att *a, svg2_tail_desc *t, const svg2_backend *cpu)
+{
+    const int begin = t->head_begin + t->head_count, left = a->s.B * a->s.H - begin, count = begin % 3 + 1;
+    if (left == 0) return 0;
+    t->head_begin = begin; t->head_count = count < left ? count : left;
+    t->matrix = (float *)mem_new((size_t)(t->head_count * t->query_clusters * a->s.D) * (size_t)a->s.D * 4);
+    size_t bytes = svg2_stage_workspace_bytes(cpu, SVG2_STAGE_TAIL, t);
+    assert_ok(svg2_tail(cpu, t, mem_new(bytes), bytes, &a->err));
+    a->d.head_begin = t->head_begin; a->d.head_count = t->head_count; a->d.tail_matrix = t->matrix;
+    return 1;
+}
 static const svg2_dtype f32x4[4] = {SVG2_F32, SVG2_F32, SVG2_F32, SVG2_F32};
 
 /* Parts may be missing: 1 query_order, 2 key_order, 4 the map, 8 the offsets. Of a shape with one batch entry, 2 and 1 heads, 130 and

@@ -154,78 +154,28 @@ static void test_extreme_logits(void **state)
     }
 }
 
-/* Order 0 and order 1, stage by stage: summarize, score, tail in groups of heads, attention. */
+/* Order 0 and order 1, stage by stage: score, tail in groups of heads, attention. */
 static int tail_plain; /* ln n_j instead of the log mass */
 static void tail_case(shape s, int Cq, int Ck, int text, const svg2_dtype *types, tensor_order order, double filled, double mean,
                       uint64_t seed, const svg2_backend *backend)
 {
     att a = att_new(s, types, order, mean, seed);
-    att_blocks(&a, Cq + text, Ck + text, filled, seed);
-    for (int h = 0; h < s.B * s.H && text; ++h)
-        for (int I = 0; I < Cq + 1; ++I) a.map[(h * (Cq + 1) + I) * (Ck + 1) + Ck] = 1; /* text keys are always exact */
-    size_t heads_k = (size_t)(s.B * s.Hk);
-    float *qc = (float *)mem_new((size_t)(s.B * s.H * Cq * s.D) * 4), *kc = (float *)mem_new(heads_k * (size_t)(Ck * s.D) * 4);
-    double *mean64 = (double *)mem_new(sizeof(double) * (size_t)((Cq > Ck ? Cq : Ck) * s.D));
-    int *n = (int *)mem_new(sizeof(int) * (size_t)(Cq > Ck ? Cq : Ck));
-    for (int h = 0; h < s.B * s.H; ++h) {
-        ref_means(a.q64 + (int64_t)h * s.Sq * s.D, a.qb.label + h * s.Sq, s.Sq, s.D, Cq, mean64, n);
-        for (int i = 0; i < Cq * s.D; ++i) qc[h * Cq * s.D + i] = (float)mean64[i];
-    }
-    for (int h = 0; h < s.B * s.Hk; ++h) {
-        ref_means(a.k64 + (int64_t)h * s.Sk * s.D, a.kb.label + h * s.Sk, s.Sk, s.D, Ck, mean64, n);
-        for (int i = 0; i < Ck * s.D; ++i) kc[h * Ck * s.D + i] = (float)mean64[i];
-    }
-    svg2_summarize_desc sd = SVG2_ZERO;
-    sd.batch = s.B; sd.heads = s.Hk; sd.tokens = s.Sk; sd.head_dim = s.D; sd.clusters = Ck; sd.blocks = Ck + text;
-    sd.v = a.d.v; sd.v_layout = a.v.layout;
-    sd.order = a.kb.order; sd.offset = a.kb.offset;
-    sd.value_mean = (float *)mem_new(heads_k * (size_t)(Ck * s.D) * 4);
-    sd.value_var = (float *)mem_new(heads_k * (size_t)Ck * 4);
-    size_t bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_SUMMARIZE, &sd);
-    assert_ok(svg2_summarize(backend, &sd, mem_new(bytes), bytes, &a.err));
-
-    svg2_score_desc ld = SVG2_ZERO;
-    ld.batch = s.B; ld.heads = s.H; ld.heads_kv = s.Hk; ld.tokens_kv = s.Sk; ld.head_dim = s.D;
-    ld.query_clusters = Cq; ld.key_clusters = Ck; ld.key_blocks = Ck + text; ld.scale = a.d.scale;
-    ld.k = a.d.k; ld.k_layout = a.k.layout; ld.key_order = a.kb.order; ld.key_offset = a.kb.offset;
-    ld.query_centroid = qc; ld.key_centroid = kc;
-    ld.log_mass = (float *)mem_new((size_t)(s.B * s.H * Cq) * (size_t)Ck * 4);
-    bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_SCORE, &ld);
-    assert_ok(svg2_score(backend, &ld, mem_new(bytes), bytes, &a.err));
-
-    a.d.key_mean = att_key_mean(&a);
-    a.d.log_mass = tail_plain ? 0 : ld.log_mass;
-    a.d.tail_query_blocks = Cq; a.d.tail_key_blocks = Ck;
-    a.d.key_centroid = kc; a.d.value_mean = sd.value_mean;
+    svg2_tail_desc td = att_tail(&a, Cq, Ck, text, filled, seed, tail_plain, backend);
     att_run(&a, backend);
     double bound = has_bf16_tail(backend) ? BF16_TAIL_OUT : 2e-5;
     att_lse_bound = has_bf16_tail(backend) ? BF16_TAIL_LSE : 1e-5;
     double e = att_check(&a, 40, 0, att_lse_bound, 1e-6);
     if (!(e <= bound_of(types[3], bound))) fail_msg("order 0: %g at S%d/%d D%d C%d/%d", e, s.Sq, s.Sk, s.D, Cq, Ck);
 
-    svg2_tail_desc td = SVG2_ZERO;
-    td.batch = s.B; td.heads = s.H; td.heads_kv = s.Hk; td.tokens_kv = s.Sk; td.head_dim = s.D;
-    td.query_clusters = Cq; td.key_clusters = Ck; td.query_blocks = Cq + text; td.key_blocks = Ck + text;
-    td.scale = a.d.scale;
-    td.k = a.d.k; td.v = a.d.v; td.k_layout = a.k.layout; td.v_layout = a.v.layout;
-    td.key_order = a.kb.order; td.key_offset = a.kb.offset;
-    td.query_centroid = qc; td.key_centroid = kc; td.key_mean = a.d.key_mean; td.value_mean = sd.value_mean; td.map = a.map;
-    td.log_mass = a.d.log_mass;
-    for (int begin = 0, count; begin < s.B * s.H; begin += count) { /* groups of 1, 2, 3, ... heads */
-        count = begin % 3 + 1 < s.B * s.H - begin ? begin % 3 + 1 : s.B * s.H - begin;
-        td.head_begin = begin; td.head_count = count;
-        td.matrix = (float *)mem_new((size_t)count * (size_t)(Cq * s.D) * (size_t)s.D * 4);
-        bytes = svg2_stage_workspace_bytes(backend, SVG2_STAGE_TAIL, &td);
-        svg2_result r = svg2_tail(backend, &td, mem_new(bytes), bytes, &a.err);
-        if (r != SVG2_OK) fail_msg("svg2_tail: %s (%s: %s)", svg2_result_string(r), a.err.field, a.err.text);
-        for (int h = 0; h < count; ++h) /* nothing skipped: zero */
+    while (att_next_heads(&a, &td, backend)) {
+        const int begin = td.head_begin;
+        for (int h = 0; h < td.head_count; ++h) /* nothing skipped: zero */
             for (int I = 0; I < Cq; ++I) {
                 int skipped = 0, hk = (begin + h) / s.H * s.Hk + (begin + h) % s.H / (s.H / s.Hk);
                 for (int c = 0; c < Ck; ++c)
                     skipped += !a.map[((begin + h) * (Cq + text) + I) * (Ck + text) + c] && a.kb.offset[hk * (Ck + text + 1) + c + 1] > a.kb.offset[hk * (Ck + text + 1) + c];
                 if (!skipped) assert_true(is_fill(td.matrix + ((int64_t)h * Cq + I) * s.D * s.D, (size_t)(s.D * s.D) * 4, 0));
             }
-        a.d.head_begin = begin; a.d.head_count = count; a.d.tail_matrix = td.matrix;
         att_run(&a, backend);
     }
     e = att_check(&a, 40, 1, att_lse_bound, 1e-6);

@@ -282,60 +282,14 @@ static void tail_case(shape s, int Cq, int Ck, int text, const svg2_dtype *types
 {
     svg2_backend cpu = svg2_cpu_backend_simd(0, SVG2_SIMD_SCALAR);
     att a = att_new(s, types, order, mean, seed);
-    size_t heads_k = (size_t)(s.B * s.Hk), bytes;
-    att_blocks(&a, Cq + text, Ck + text, filled, seed);
-    for (int h = 0; h < s.B * s.H && text; ++h)
-        for (int I = 0; I < Cq + 1; ++I) a.map[(h * (Cq + 1) + I) * (Ck + 1) + Ck] = 1; /* text keys are always exact */
-    float *qc = (float *)mem_new((size_t)(s.B * s.H * Cq * s.D) * 4), *kc = (float *)mem_new(heads_k * (size_t)(Ck * s.D) * 4);
-    float *vc = (float *)mem_new(heads_k * (size_t)(Ck * s.D) * 4);
-    double *mean64 = (double *)mem_new(sizeof(double) * (size_t)((Cq > Ck ? Cq : Ck) * s.D));
-    int *n = (int *)mem_new(sizeof(int) * (size_t)(Cq > Ck ? Cq : Ck));
-    for (int h = 0; h < s.B * s.H; ++h) {
-        ref_means(a.q64 + (int64_t)h * s.Sq * s.D, a.qb.label + h * s.Sq, s.Sq, s.D, Cq, mean64, n);
-        for (int i = 0; i < Cq * s.D; ++i) qc[h * Cq * s.D + i] = (float)mean64[i];
-    }
-    for (int h = 0; h < s.B * s.Hk; ++h) {
-        ref_means(a.k64 + (int64_t)h * s.Sk * s.D, a.kb.label + h * s.Sk, s.Sk, s.D, Ck, mean64, n);
-        for (int i = 0; i < Ck * s.D; ++i) kc[h * Ck * s.D + i] = n[i / s.D] ? (float)mean64[i] : NAN; /* nobody reads an empty one */
-        ref_means(a.v64 + (int64_t)h * s.Sk * s.D, a.kb.label + h * s.Sk, s.Sk, s.D, Ck, mean64, n);
-        for (int i = 0; i < Ck * s.D; ++i) vc[h * Ck * s.D + i] = n[i / s.D] ? (float)mean64[i] : NAN;
-    }
-    svg2_score_desc ld = SVG2_ZERO;
-    ld.batch = s.B; ld.heads = s.H; ld.heads_kv = s.Hk; ld.tokens_kv = s.Sk; ld.head_dim = s.D;
-    ld.query_clusters = Cq; ld.key_clusters = Ck; ld.key_blocks = Ck + text; ld.scale = a.d.scale;
-    ld.k = a.d.k; ld.k_layout = a.k.layout; ld.key_order = a.kb.order; ld.key_offset = a.kb.offset;
-    ld.query_centroid = qc; ld.key_centroid = kc;
-    ld.log_mass = (float *)mem_new((size_t)(s.B * s.H * Cq) * (size_t)Ck * 4);
-    bytes = svg2_stage_workspace_bytes(&cpu, SVG2_STAGE_SCORE, &ld);
-    assert_ok(svg2_score(&cpu, &ld, mem_new(bytes), bytes, &a.err));
-
-    a.d.key_mean = att_key_mean(&a);
-    a.d.log_mass = tail_plain ? 0 : ld.log_mass;
-    a.d.tail_query_blocks = Cq; a.d.tail_key_blocks = Ck;
-    a.d.key_centroid = kc; a.d.value_mean = vc;
+    svg2_tail_desc td = att_tail(&a, Cq, Ck, text, filled, seed, tail_plain, &cpu);
     double bound = is_f16(&a) ? TAIL_F16 : OUT_BF16, e;
     att_run(&a);
     e = att_check(&a, TEST_SLOW_BUILD ? 12 : 40, 0, lse_bound(&a), lse_bound(&a));
     if (getenv("TEST_SHOW")) print_message("order 0, %d: %.2g of %.2g\n", number, e, bound);
     if (!(e <= bound)) fail_msg("order 0, %d: %g", number, e);
 
-    svg2_tail_desc td = SVG2_ZERO;
-    td.batch = s.B; td.heads = s.H; td.heads_kv = s.Hk; td.tokens_kv = s.Sk; td.head_dim = s.D;
-    td.query_clusters = Cq; td.key_clusters = Ck; td.query_blocks = Cq + text; td.key_blocks = Ck + text;
-    td.scale = a.d.scale;
-    td.k = a.d.k; td.v = a.d.v; td.k_layout = a.k.layout; td.v_layout = a.v.layout;
-    td.key_order = a.kb.order; td.key_offset = a.kb.offset;
-    td.query_centroid = qc; td.key_centroid = kc; td.key_mean = a.d.key_mean; td.value_mean = vc; td.map = a.map;
-    td.log_mass = a.d.log_mass;
-    for (int begin = 0, count; begin < s.B * s.H; begin += count) { /* groups of 1, 2, 3, ... heads */
-        count = begin % 3 + 1 < s.B * s.H - begin ? begin % 3 + 1 : s.B * s.H - begin;
-        td.head_begin = begin; td.head_count = count;
-        td.matrix = (float *)mem_new((size_t)count * (size_t)(Cq * s.D) * (size_t)s.D * 4);
-        bytes = svg2_stage_workspace_bytes(&cpu, SVG2_STAGE_TAIL, &td);
-        assert_ok(svg2_tail(&cpu, &td, mem_new(bytes), bytes, &a.err));
-        a.d.head_begin = begin; a.d.head_count = count; a.d.tail_matrix = td.matrix;
-        att_run(&a);
-    }
+    while (att_next_heads(&a, &td, &cpu)) att_run(&a);
     e = att_check(&a, TEST_SLOW_BUILD ? 12 : 40, 1, lse_bound(&a), lse_bound(&a));
     if (getenv("TEST_SHOW")) print_message("order 1, %d: %.2g of %.2g\n", number, e, bound);
     if (!(e <= bound)) fail_msg("order 1, %d: %g", number, e);
