@@ -79,12 +79,12 @@ $B/tests/test_cuda_%: $B/tests/test_cuda_%.o $B/tests/impl.o $B/emu/svg2_cuda.o 
 # the device operations alone
 build/ops/ops.inc: svg2_cuda.cu
 	@mkdir -p build/ops && sed -n '/==== >>ptx/,/==== >>common/p' $< | sed '$$d' >$@
-$B/tests/test_cuda_ops: tests/gpu/ops.cu build/ops/ops.inc $B/emu/cuda_emu.o | $B/tests
+$B/tests/test_cuda_ops: tests/gpu/ops.cu tests/gpu/tensor_map.h build/ops/ops.inc $B/emu/cuda_emu.o | $B/tests
 	$(CXX) $(EMU_FLAGS) -Ibuild/ops $(FLAGS_$(config)) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h $< \
 		-x none $B/emu/cuda_emu.o -lpthread -lm -o $@
 # the benchmark, to try the program: build/emu/bench --shape 1,10,16,2,64,4,11
-$B/emu/bench: bench/bench_cuda.cu bench/synth.h $B/tests/impl.o $B/emu/svg2_cuda.o $B/emu/cuda_emu.o | $B/emu
-	$(CXX) $(EMU_FLAGS) -Wno-unused-function $(FLAGS_$(config)) -x c++ -include tests/emu/cuda_emu.h \
+$B/emu/bench: bench/bench_cuda.cu bench/synth.h tests/gpu/tensor_map.h build/ops/ops.inc $B/tests/impl.o $B/emu/svg2_cuda.o $B/emu/cuda_emu.o | $B/emu
+	$(CXX) $(EMU_FLAGS) -Ibuild/ops -Wno-unused-function $(FLAGS_$(config)) -x c++ -include tests/emu/cuda_emu.h \
 		-include tests/emu/svg2_ops.h $< -x none $(filter %.o,$^) -ldl -lpthread -lm -o $@
 # the tools with the CUDA backend, on the emulation: tests/test_tool_cuda.sh compares them with those on the CPU
 TOOL_OF_svg2 := examples/svg2.c
@@ -125,11 +125,11 @@ $G/device.o: tests/device.cc tests/device.h | $G
 	$(GPU_NVCC) -x cu -c $< -o $@
 $(GPU_TESTS:%=$G/%) $(GPU_TESTS:%=$G/small_%): $G/%: $G/%.o $G/impl.o $G/svg2_cuda.o $G/device.o
 	$(NVCC) $(GPU_ARCH) $^ -lpthread -lm -o $@
-$G/test_cuda_ops: tests/gpu/ops.cu build/ops/ops.inc | $G
+$G/test_cuda_ops: tests/gpu/ops.cu tests/gpu/tensor_map.h build/ops/ops.inc | $G
 	$(GPU_NVCC) $< -o $@
 $G/probe: tests/gpu/probe.cu | $G
 	$(NVCC) $< -o $@
-$G/bench: bench/bench_cuda.cu bench/synth.h $G/svg2_cuda.o $G/impl.o
+$G/bench: bench/bench_cuda.cu bench/synth.h tests/gpu/tensor_map.h build/ops/ops.inc $G/svg2_cuda.o $G/impl.o
 	$(GPU_NVCC) -Xcompiler -Wno-unused-function '-DSVG2_BENCH_COMMIT="$(COMMIT)"' $< \
 		$G/svg2_cuda.o $G/impl.o -ldl -lm -o $@
 $G/shim_cuda.o: bench/compare/shim_cuda.c svg2.h | $G
@@ -145,6 +145,16 @@ $G/tool_device.o: examples/device.cu examples/device.h | $G
 	$(GPU_NVCC) -c $< -o $@
 $G/svg2 $G/wan: $G/%: $G/tool_%.o $G/tool_device.o $G/svg2_cuda.o
 	$(NVCC) $(GPU_ARCH) -Xcompiler -fopenmp $^ $$(CC="$(CC)" tests/deps.sh wan-flags | grep -o -e '-l[a-z]*') -lpthread -lm -o $@
+# svg2_cuda.cu with other switches, for the benchmark to compare in one process: make variants variants="plain keys_176"
+variants ?= plain turns_only keys_176
+VARIANT_plain := -DSVG2_CUDA_OVERLAP=0 -DSVG2_CUDA_PINGPONG=0
+VARIANT_turns_only := -DSVG2_CUDA_OVERLAP=0
+VARIANT_keys_176 := -DSVG2_CUDA_KEYS_128=176
+$G/variant_%.o: svg2_cuda.cu svg2.h | $G
+	$(if $(VARIANT_$*),,$(error there is no variant $*))$(GPU_NVCC) $(GPU_SPLIT) $(VARIANT_$*) -c $< -o $@
+$G/variant_%.so: $G/variant_%.o $G/impl.o
+	$(NVCC) $(GPU_ARCH) -shared -Xlinker -Bsymbolic $^ -lm -o $@
+variants: $(variants:%=$G/variant_%.so)
 cuda: $G/svg2 $G/wan
 gpu: $G/test_cuda_ops $(GPU_TESTS:%=$G/%) $(GPU_TESTS:%=$G/small_%) $G/bench $G/libsvg2.so
 # a test with a planted fault: make fault=12 build/tests/fault12_kmeans
@@ -184,6 +194,6 @@ help:
 	@echo "make clean      removes build/ and out/"
 	@echo "config=release|debug|asan|tsan|scalar   CC=clang   CFLAGS=... LDFLAGS=..."
 
-.PHONY: all programs cuda gpu test fuzz demo pareto bench compare clean help
+.PHONY: all programs cuda gpu variants test fuzz demo pareto bench compare clean help
 .SECONDARY:
 -include $(wildcard $B/*.d $B/tests/*.d $B/emu/*.d $G/*.d)

@@ -201,7 +201,7 @@ static tensor tensor_of(const void *data, svg2_layout l, int32_t heads, int32_t 
    its own (the emulation in tests/emu) defines SVG2_DEVICE_OPS_PROVIDED. */
 #ifndef SVG2_DEVICE_OPS_PROVIDED
 #define SVG2_DYN_SMEM(name, align) extern __shared__ __align__(align) unsigned char name[]
-#define SVG2__OP static __device__ __forceinline__
+#define SVG2__OP [[maybe_unused]] static __device__ __forceinline__
 
 /* generic address -> address in the shared window */
 SVG2__OP uint32_t svg2__smem(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }

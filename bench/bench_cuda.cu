@@ -15,14 +15,17 @@
    CONTENTS
      >>results    what the processes share
      >>options    what can be asked for
-     >>machine    the device; mma.sync, cuBLAS (if there) and copy rates
+     >>machine    the device; mma.sync, wgmma, cuBLAS (if there) and copy rates
+     >>copies     what the copies of Hopper do: L2 to shared memory, small boxes
      >>data       tensors, clusters, block maps
      >>rows       clocks; what a row is
+     >>engines    the backends that are compared: kernels of another generation, other builds of svg2_cuda.cu
      >>attention  dense; sparse over made-up maps, even and skewed clusters
      >>call       svg2_attend, its stages
      >>report     JSON, tables
      >>parts      the processes */
 #include "../svg2.h"
+#include "../tests/gpu/tensor_map.h"
 #include "synth.h"
 
 #include <cuda_bf16.h>
@@ -38,12 +41,14 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "ops.inc" /* the section >>ptx of svg2_cuda.cu, cut out by make */
+
 #ifndef SVG2_BENCH_COMMIT
 #  define SVG2_BENCH_COMMIT "unknown"
 #endif
 
 typedef __nv_bfloat16 bf16;
-enum { MAX_ROWS = 160, MAX_SAMPLES = 24, MAX_STAGE_EVENTS = 256 };
+enum { MAX_ROWS = 256, MAX_SAMPLES = 24, MAX_STAGE_EVENTS = 256, MAX_ENGINES = 8, MAX_PROBES = 32 };
 
 /* ==== >>results ========================================================================== */
 typedef struct row {
@@ -51,16 +56,31 @@ typedef struct row {
     double flops, bytes, executed; /* useful; least traffic; with the padding of tiles (0 = not counted) */
     double dense_ms;               /* of the same shape; 0 = none                                       */
     int is_part;                   /* of the row above                                                  */
+    int engine;
     double sample[MAX_SAMPLES], mhz[MAX_SAMPLES]; /* clock right after it; 0 = not measured             */
     int count;
 } row;
+
+/* a rate of the device by itself */
+typedef struct probe {
+    char name[64], unit[16];
+    double value;
+} probe;
 
 /* Memory that the parts, forked processes, have in common. Only they speak to CUDA. */
 static struct results {
     char device[256];
     int major, minor, multiprocessors, l2_bytes, driver, runtime;
     size_t memory_bytes;
-    double peak_mma, peak_blas, peak_flops, peak_copy; /* flop/s; the larger of these; bytes/s */
+    double peak_mma, peak_wgmma, peak_blas, peak_flops, peak_copy; /* flop/s; the largest; bytes/s */
+    probe probes[MAX_PROBES];
+    int probe_count;
+    int one_row_boxes; /* boxes of a tensor map inside the pattern of the swizzle: -1 = not known, 0, 1 */
+    struct {
+        char name[32];
+        double agreement; /* with engine 0: the largest relative L2 of the outputs; < 0: not compared */
+    } engine[MAX_ENGINES];
+    int engine_count;
     double clock_mhz;
     double agreement; /* relative L2, dense attention and the same over a full map; < 0: not measured */
     double dense_ms;  /* of the last shape */
@@ -82,6 +102,14 @@ static row *row_new(const char *shape, const char *name, double flops, double by
     r->bytes = bytes;
     r->executed = executed;
     return r;
+}
+static void probe_new(const char *name, const char *unit, double value)
+{
+    if (got->probe_count == MAX_PROBES) return;
+    probe *p = &got->probes[got->probe_count++];
+    snprintf(p->name, sizeof p->name, "%s", name);
+    snprintf(p->unit, sizeof p->unit, "%s", unit);
+    p->value = value;
 }
 static double row_floor(const row *r) /* ms */
 {
@@ -108,13 +136,22 @@ static void must(cudaError_t e, const char *what)
     if (e != cudaSuccess) fatal("bench: %s: %s", what, cudaGetErrorString(e));
 }
 static cudaStream_t stream;
-template <class... P, class... A> static void run(void (*kernel)(P...), int blocks, int threads, A... args)
+template <class... P, class... A>
+static void run_smem(void (*kernel)(P...), int blocks, int threads, int smem, A... args)
 {
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3((unsigned)blocks);
     config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = (size_t)smem;
     config.stream = stream;
+    if (smem > 48 * 1024)
+        must(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem),
+             "shared memory");
     must(cudaLaunchKernelEx(&config, kernel, (P)args...), "launch");
+}
+template <class... P, class... A> static void run(void (*kernel)(P...), int blocks, int threads, A... args)
+{
+    run_smem(kernel, blocks, threads, 0, args...);
 }
 /* There when it returns: `stream` does not wait for copies of the default stream. */
 static void upload(void *to, const void *from, size_t bytes)
@@ -151,6 +188,8 @@ static double median(const double *x, int n)
 static double seconds = 200, started; /* of the whole program                        */
 static const char *json_path;
 static int only_shape = -1, is_quick; /* quick: a tenth of the frames */
+static const char *variants[MAX_ENGINES]; /* libraries of other builds of svg2_cuda.cu */
+static int variant_count;
 
 static double left() { return seconds - (now() - started); }
 
@@ -258,7 +297,15 @@ static double ms_between(cudaEvent_t a, cudaEvent_t b)
     return ms;
 }
 
-/* The three rates: best of a few runs, for they are ceilings. */
+/* Whether this device and this build have what only sm_90a has. */
+static int has_hopper()
+{
+    bool is_there = false;
+    if (device.major == 9 && device.minor == 0) must(svg2__has_sm90a(&is_there), "device");
+    return is_there;
+}
+
+/* The rates: best of a few runs, for they are ceilings. */
 static void measure_mma()
 {
     const int blocks = IS_EMULATED ? 1 : device.multiProcessorCount * 4, rounds = IS_EMULATED ? 1 : 20000;
@@ -278,6 +325,70 @@ static void measure_mma()
     run(wait_kernel, 1, 32, 50000000);
     must(cudaEventRecord(b, stream), "event");
     got->clock_mhz = 50000000 / (1e3 * ms_between(a, b));
+    cudaFree(in), cudaFree(out);
+    cudaEventDestroy(a), cudaEventDestroy(b);
+}
+
+/* Two warpgroups, each with 64 x 256 accumulators. Noise fills what they read: 16 KB as A, 32 KB as B. */
+static __global__ void __launch_bounds__(256, 1)
+    wgmma_kernel(const uint32_t *in, float *out, int rounds, int is_in_registers)
+{
+#if SVG2__SM90A
+    SVG2_DYN_SMEM(slabs, 1024);
+    const int t = (int)threadIdx.x;
+    const uint32_t base = svg2__smem(slabs);
+    for (int i = t; i < 48 * 256; i += 256) ((uint32_t *)(void *)slabs)[i] = in[i % 1024];
+    svg2__fence_async();
+    __syncthreads(); /* tiles written -> read by wgmma */
+    const uint64_t form = (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+    const uint64_t a = form | (base + (uint32_t)(t / 128) * 8192) >> 4, b = form | (base + 16384) >> 4;
+    const uint32_t fragment[4] = {in[t], in[t + 1], in[t + 2], in[t + 3]};
+    float d[128];
+    for (int i = 0; i < 128; ++i) d[i] = 0;
+    for (int r = 0; r < rounds; ++r) {
+        svg2__wgmma_fence();
+        if (is_in_registers) {
+#pragma unroll
+            for (uint64_t k = 0; k < 4; ++k) svg2__wgmma_rs<0>(d, fragment, b + 2 * k, 1, bf16());
+        } else {
+#pragma unroll
+            for (uint64_t k = 0; k < 4; ++k) svg2__wgmma_ss<0>(d, a + 2 * k, b + 2 * k, 1, bf16());
+        }
+        svg2__wgmma_commit();
+        svg2__wgmma_wait<0>();
+    }
+    svg2__wgmma_hold(d);
+    float sum = 0;
+    for (int i = 0; i < 128; ++i) sum += d[i];
+    out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+#else
+    (void)in, (void)out, (void)rounds, (void)is_in_registers;
+    __trap();
+#endif
+}
+
+static void measure_wgmma()
+{
+    const int blocks = IS_EMULATED ? 1 : device.multiProcessorCount, rounds = IS_EMULATED ? 1 : 10000;
+    uint32_t *in = (uint32_t *)gpu(4096);
+    float *out = (float *)gpu((size_t)blocks * 256 * 4);
+    if (!in || !out) fatal("bench: not enough memory for the rate of wgmma");
+    const cudaEvent_t a = event_of(), b = event_of();
+    noise((bf16 *)in, 2048, 1);
+    for (int form = 0; form < 2; ++form) {
+        double best = 0;
+        for (int i = 0; i < 4; ++i) {
+            must(cudaEventRecord(a, stream), "event");
+            run_smem(wgmma_kernel, blocks, 256, 48 * 1024, in, out, rounds, form);
+            must(cudaEventRecord(b, stream), "event");
+            const double rate = (double)blocks * 2 * rounds * 4 * (2.0 * 64 * 256 * 16)
+                                / (1e-3 * ms_between(a, b));
+            if (rate > best) best = rate;
+        }
+        probe_new(form ? "wgmma m64n256k16, A in registers" : "wgmma m64n256k16, A in shared memory",
+                  "TFLOP/s", 1e-12 * best);
+        if (best > got->peak_wgmma) got->peak_wgmma = best;
+    }
     cudaFree(in), cudaFree(out);
     cudaEventDestroy(a), cudaEventDestroy(b);
 }
@@ -339,6 +450,154 @@ static void measure_blas()
         cudaEventDestroy(e0), cudaEventDestroy(e1);
     }
     cudaFree(a), cudaFree(b), cudaFree(c);
+}
+
+/* ==== >>copies ===========================================================================
+   A tensor of rows of 128 bytes that the L2 holds, read into rings of shared memory that nobody looks at:
+   what copies can bring to all multiprocessors at once. Attention at 650 TFLOP/s, 128 rows at a time, reads 5
+   TB/s. */
+enum { STAGE_ROWS = 128, STAGE_BYTES = STAGE_ROWS * 128, STAGES = 8, RING_BYTES = STAGES * STAGE_BYTES + 64 };
+
+/* A stage is loaded by boxes of box_rows rows, issued by so many lanes of one warp. */
+static __global__ void __launch_bounds__(32)
+    box_kernel(const __grid_constant__ CUtensorMap map, int box_rows, int lanes, int tiles, int rounds)
+{
+#if SVG2__SM90A
+    SVG2_DYN_SMEM(slabs, 1024);
+    const int lane = (int)threadIdx.x;
+    const uint32_t ring = svg2__smem(slabs), full = ring + STAGES * STAGE_BYTES;
+    if (lane == 0) {
+        for (uint32_t s = 0; s < STAGES; ++s) svg2__mbar_init(full + 8 * s, 1);
+        svg2__fence_mbar_init();
+    }
+    __syncwarp(); /* barriers made -> used */
+    for (int i = 0; i < rounds + STAGES; ++i) {
+        const uint32_t s = (uint32_t)(i % STAGES), bar = full + 8 * s;
+        if (i >= STAGES)
+            while (!svg2__mbar_try_wait(bar, (uint32_t)(i / STAGES - 1) & 1)) {}
+        if (i >= rounds) continue;
+        const int y = (int)(((int64_t)blockIdx.x * tiles / gridDim.x + i) % tiles) * STAGE_ROWS;
+        if (lane == 0) svg2__mbar_arrive_expect(bar, STAGE_BYTES);
+        __syncwarp(); /* the bytes are announced -> they may come */
+        if (lane < lanes)
+            for (int r = lane * box_rows; r < STAGE_ROWS; r += lanes * box_rows)
+                svg2__tma_load_2d(ring + s * STAGE_BYTES + (uint32_t)r * 128, &map, bar, 0, y + r);
+    }
+#else
+    (void)box_rows, (void)lanes, (void)tiles, (void)rounds;
+    __trap();
+#endif
+}
+
+/* The same by cp.async: rows one by one, anywhere, 16 bytes a thread at a time. */
+static __global__ void __launch_bounds__(256) gather_kernel(const bf16 *from, int rows, int rounds)
+{
+    SVG2_DYN_SMEM(slabs, 1024);
+    const uint32_t ring = svg2__smem(slabs);
+    for (int i = 0; i < rounds; ++i) {
+        for (int c = (int)threadIdx.x; c < STAGE_ROWS * 8; c += (int)blockDim.x) {
+            const int r = c / 8;
+            const uint32_t n = (uint32_t)(blockIdx.x * 977 + (unsigned)i) * STAGE_ROWS + (uint32_t)r,
+                           y = n * 40503u % (uint32_t)rows;
+            svg2__cp_async16(ring + (uint32_t)(i % STAGES * STAGE_BYTES + r * 128 + ((c % 8 ^ (r & 7)) << 4)),
+                             from + (int64_t)y * 64 + c % 8 * 8, 16);
+        }
+        svg2__cp_async_commit();
+        svg2__cp_async_wait<STAGES - 1>();
+    }
+    svg2__cp_async_wait<0>();
+}
+
+/* Bytes that differ between a tile by boxes of one row and the same tile by one box: 0 if the swizzle goes by
+   the shared address. */
+static __global__ void __launch_bounds__(32)
+    same_kernel(const __grid_constant__ CUtensorMap one, const __grid_constant__ CUtensorMap tile, int *count)
+{
+#if SVG2__SM90A
+    SVG2_DYN_SMEM(slabs, 1024);
+    const int lane = (int)threadIdx.x;
+    const uint32_t at = svg2__smem(slabs), bar = at + 2 * STAGE_BYTES;
+    if (lane == 0) {
+        svg2__mbar_init(bar, 1);
+        svg2__fence_mbar_init();
+        svg2__mbar_arrive_expect(bar, 2 * STAGE_BYTES);
+        svg2__tma_load_2d(at + STAGE_BYTES, &tile, bar, 0, 256);
+        for (int r = 0; r < STAGE_ROWS; ++r)
+            svg2__tma_load_2d(at + (uint32_t)r * 128, &one, bar, 0, 256 + r);
+    }
+    __syncwarp(); /* barrier made -> waited for */
+    while (!svg2__mbar_try_wait(bar, 0)) {}
+    int bad = 0;
+    for (int i = lane; i < STAGE_BYTES; i += 32) bad += slabs[i] != slabs[STAGE_BYTES + i];
+    atomicAdd(count, bad);
+#else
+    (void)count;
+    __trap();
+#endif
+}
+
+static void measure_copies()
+{
+    static const int sizes[] = {16, 40}; /* MB: well inside the L2; K and V of a head of 75,600 tokens */
+    const int most = IS_EMULATED ? 1 : 40, blocks = IS_EMULATED ? 2 : device.multiProcessorCount;
+    const int rounds = IS_EMULATED ? 12 : 20000;
+    const int64_t rows = (int64_t)most * 8192;
+    bf16 *from = (bf16 *)gpu((size_t)rows * 128);
+    int *count = (int *)gpu(sizeof(int)), zero = 0;
+    if (!from || !count) fatal("bench: not enough memory for the rates of copies");
+    const cudaEvent_t a = event_of(), b = event_of();
+    noise(from, rows * 64, 5);
+    for (int part = 0; part < 4; ++part) { /* cp.async; tiles; one-row boxes: yes or no; small boxes */
+        if (part > 0 && !has_hopper()) break;
+        if (part == 2) {
+            CUtensorMap one, tile;
+            int bad = 0;
+            if (tensor_map_of(&one, from, rows, 64, 64, 1) != CUDA_SUCCESS
+                || tensor_map_of(&tile, from, rows, 64, 64, STAGE_ROWS) != CUDA_SUCCESS)
+                fatal("bench: no tensor map");
+            upload(count, &zero, sizeof zero);
+            got->one_row_boxes = 0; /* should this be an error, too */
+            run_smem(same_kernel, 1, 32, 2 * STAGE_BYTES + 64, one, tile, count);
+            download(&bad, count, sizeof bad);
+            got->one_row_boxes = bad == 0;
+            continue;
+        }
+        static const struct {
+            int part, mb, box_rows, lanes; /* part 0: lanes are threads */
+        } cases[] = {{0, 0, 0, 128}, {0, 0, 0, 256}, {0, 1, 0, 128}, {1, 0, 64, 1},  {1, 0, 128, 1},
+                     {1, 1, 64, 1},  {1, 1, 128, 1}, {3, 0, 1, 1},   {3, 0, 1, 32},  {3, 0, 2, 1},
+                     {3, 0, 2, 32},  {3, 0, 4, 1},   {3, 0, 4, 32},  {3, 0, 8, 1},   {3, 0, 8, 16}};
+        for (auto &c : cases) {
+            if (c.part != part) continue;
+            const int mb = sizes[c.mb] < most ? sizes[c.mb] : most;
+            const int times = part == 3 ? rounds / 8 + 1 : rounds;
+            CUtensorMap map;
+            double best = 0;
+            char name[64];
+            if (part && tensor_map_of(&map, from, (int64_t)mb * 8192, 64, 64, c.box_rows) != CUDA_SUCCESS)
+                fatal("bench: no tensor map");
+            for (int i = 0; i < 4; ++i) {
+                must(cudaEventRecord(a, stream), "event");
+                if (part)
+                    run_smem(box_kernel, blocks, 32, RING_BYTES, map, c.box_rows, c.lanes, mb * 64, times);
+                else run_smem(gather_kernel, blocks, c.lanes, RING_BYTES, from, mb * 8192, times);
+                must(cudaEventRecord(b, stream), "event");
+                const double rate = (double)blocks * times * STAGE_BYTES / (1e-3 * ms_between(a, b));
+                if (rate > best) best = rate;
+            }
+            if (part) snprintf(name, sizeof name, "L2 to shared, TMA boxes of %d rows by %d lanes, %d MB",
+                               c.box_rows, c.lanes, mb);
+            else snprintf(name, sizeof name, "L2 to shared, cp.async by %d threads, %d MB", c.lanes, mb);
+            probe_new(name, "TB/s", 1e-12 * best);
+            if (part == 3) {
+                snprintf(name, sizeof name, "TMA boxes of %d rows by %d lanes, a multiprocessor", c.box_rows,
+                         c.lanes);
+                probe_new(name, "boxes/us", 1e-6 * best / blocks / (c.box_rows * 128));
+            }
+        }
+    }
+    cudaFree(from), cudaFree(count);
+    cudaEventDestroy(a), cudaEventDestroy(b);
 }
 
 /* ==== >>data ============================================================================= */
@@ -532,6 +791,48 @@ static block_map map_new(const clusters *q, const clusters *k, int heads, int64_
     return m;
 }
 
+/* ==== >>engines ==========================================================================
+   Engine 0 is what users get. On a device of compute capability 9.0 there are also the kernels for 8.0, and
+   those libraries of svg2_cuda.cu, built with other switches, that were named. All are measured in turns. */
+static svg2_backend engines[MAX_ENGINES]; /* of this process; their names are in *got */
+
+static void engine_new(const char *name, svg2_backend backend)
+{
+    const int i = got->engine_count++;
+    engines[i] = backend;
+    if (strcmp(got->engine[i].name, name) == 0) return; /* another part has said it */
+    snprintf(got->engine[i].name, sizeof got->engine[i].name, "%s", name);
+    got->engine[i].agreement = -1;
+}
+static void engines_open()
+{
+    typedef svg2_backend open_fn(void *, int32_t);
+    got->engine_count = 0;
+    engine_new("", svg2_cuda_backend(stream));
+    if (has_hopper()) engine_new("arch 80", svg2_cuda_backend_arch(stream, 80));
+    for (int i = 0; i < variant_count && has_hopper() && got->engine_count < MAX_ENGINES; ++i) {
+        char name[32];
+        const char *base = strrchr(variants[i], '/');
+        base = base ? base + 1 : variants[i];
+        if (strncmp(base, "variant_", 8) == 0) base += 8;
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(base, "."), base);
+        void *library = dlopen(variants[i], RTLD_NOW | RTLD_LOCAL);
+        open_fn *open = library ? (open_fn *)dlsym(library, "svg2_cuda_backend_arch") : NULL;
+        if (open) engine_new(name, open(stream, 90));
+        else fprintf(stderr, "bench: %s: %s\n", variants[i], dlerror());
+    }
+}
+/* "dense" -> "dense, arch 80" */
+static row *row_of_engine(row *r, int engine)
+{
+    r->engine = engine;
+    if (engine) {
+        const size_t n = strlen(r->name);
+        snprintf(r->name + n, sizeof r->name - n, ", %s", got->engine[engine].name);
+    }
+    return r;
+}
+
 /* ==== >>attention ======================================================================== */
 static void *workspace;
 static size_t workspace_size;
@@ -564,11 +865,10 @@ static svg2_attention_desc attention_of(const tensors *t)
     return d;
 }
 
-static void attend(const svg2_attention_desc *d)
+static void attend(int engine, const svg2_attention_desc *d)
 {
-    const svg2_backend cuda = svg2_cuda_backend(stream);
     svg2_error err;
-    check_call(svg2_attention(&cuda, d, workspace, workspace_size, &err), &err, "svg2_attention");
+    check_call(svg2_attention(&engines[engine], d, workspace, workspace_size, &err), &err, "svg2_attention");
 }
 
 /* sum of squares of the difference and of the second, in a fixed number of partial sums */
@@ -639,21 +939,37 @@ static double dense_pairs(const tensors *t)
 }
 static double qkvo_bytes(const tensors *t) { return 4 * 2 * (double)t->elements; }
 
+/* one turn of all rows */
+static void attend_all(timer *time, svg2_attention_desc *d, row *(*r)[MAX_ENGINES], int n)
+{
+    for (int i = 0; i < n; ++i)
+        for (int e = 0; e < got->engine_count; ++e) {
+            if (!r[i][e]) continue;
+            timer_begin(time, 10);
+            attend(e, &d[i]);
+            timer_end(time, r[i][e]);
+        }
+}
+
 static void bench_attention(const tensors *t, double budget)
 {
-    enum { VARIANTS = 7 };
+    enum { CASES = 7, GENERATIONS = 2 };
     static const double densities[] = {0.10, 0.25, 0.50};
-    svg2_attention_desc d[VARIANTS];
-    row *r[VARIANTS];
+    /* variants are compared dense, at 25 % of even and at 10 % of skewed clusters */
+    static const int is_for_variants[CASES] = {1, 0, 1, 0, 1, 0, 0};
+    svg2_attention_desc d[CASES];
+    row *r[CASES][MAX_ENGINES];
     clusters side[2][2];
-    block_map maps[VARIANTS];
-    const svg2_backend cuda = svg2_cuda_backend(stream);
+    block_map maps[CASES];
     timer time = timer_new();
     int n = 1;
     memset(maps, 0, sizeof maps);
+    memset(r, 0, sizeof r);
     d[0] = attention_of(t);
-    r[0] = row_new(t->s.name, "dense", 4 * dense_pairs(t) * t->s.dim, qkvo_bytes(t),
-                   4 * dense_pairs(t) * t->s.dim);
+    for (int e = 0; e < got->engine_count; ++e)
+        r[0][e] = row_of_engine(row_new(t->s.name, "dense", 4 * dense_pairs(t) * t->s.dim, qkvo_bytes(t),
+                                        4 * dense_pairs(t) * t->s.dim),
+                                e);
     for (int skew = 0; skew < 2; ++skew) {
         side[skew][0] = clusters_new(t->s.cq, t->tokens, t->s.heads, skew, 100 + (uint64_t)skew);
         side[skew][1] = clusters_new(t->s.ck, t->tokens, t->s.heads, skew, 200 + (uint64_t)skew);
@@ -663,8 +979,11 @@ static void bench_attention(const tensors *t, double budget)
                               300 + (uint64_t)n);
             snprintf(name, sizeof name, "blocks %.0f %%, %s clusters", 100 * maps[n].pairs / dense_pairs(t),
                      skew ? "skewed" : "even");
-            r[n] = row_new(t->s.name, name, 4 * maps[n].pairs * t->s.dim, qkvo_bytes(t),
-                           4 * maps[n].executed * t->s.dim);
+            for (int e = 0; e < got->engine_count; ++e)
+                if (e < GENERATIONS || is_for_variants[n])
+                    r[n][e] = row_of_engine(row_new(t->s.name, name, 4 * maps[n].pairs * t->s.dim,
+                                                    qkvo_bytes(t), 4 * maps[n].executed * t->s.dim),
+                                            e);
             d[n] = attention_of(t);
             d[n].query_blocks = t->s.cq, d[n].key_blocks = t->s.ck;
             d[n].query_order = side[skew][0].order, d[n].query_offset = side[skew][0].offset;
@@ -675,46 +994,50 @@ static void bench_attention(const tensors *t, double budget)
     svg2_attention_desc full = d[4]; /* the same as dense, by other ways */
     full.map = NULL;
     size_t most = 0;
-    for (int i = 0; i <= n; ++i) {
-        const size_t bytes = svg2_stage_workspace_bytes(&cuda, SVG2_STAGE_ATTENTION, i < n ? &d[i] : &full);
-        if (bytes > most) most = bytes;
-    }
+    for (int e = 0; e < got->engine_count; ++e)
+        for (int i = 0; i <= n; ++i) {
+            const size_t bytes =
+                svg2_stage_workspace_bytes(&engines[e], SVG2_STAGE_ATTENTION, i < n ? &d[i] : &full);
+            if (bytes > most) most = bytes;
+        }
     if (!workspace_need(most)) {
         printf("  no memory for %s\n", t->s.name);
     } else {
-        if (got->agreement < 0) { /* at full size: clusters and a full map give dense attention */
-            bf16 *other = (bf16 *)gpu((size_t)t->elements * 2);
-            if (other) {
-                attend(&d[0]);
-                full.out = other;
-                attend(&full);
-                got->agreement = difference(other, t->out, t->elements);
-                cudaFree(other);
-            }
+        bf16 *other = (bf16 *)gpu((size_t)t->elements * 2);
+        if (other && got->agreement < 0) { /* at full size: clusters and a full map give dense attention */
+            attend(0, &d[0]);
+            full.out = other;
+            attend(0, &full);
+            got->agreement = difference(other, t->out, t->elements);
         }
+        for (int e = 1; other && e < got->engine_count; ++e) { /* and all engines the same, over a map */
+            svg2_attention_desc mine = d[4];
+            attend(0, &d[4]);
+            mine.out = other;
+            attend(e, &mine);
+            const double x = difference(other, t->out, t->elements);
+            if (!(x <= got->engine[e].agreement)) got->engine[e].agreement = x;
+        }
+        cudaFree(other);
         const double begin = now();
-        for (int i = 0; i < n; ++i) { /* to warm up; where there is no time for more these are the samples */
-            timer_begin(&time, 10);
-            attend(&d[i]);
-            timer_end(&time, r[i]);
-        }
+        attend_all(&time, d, r, n); /* to warm up; where there is no time for more these are the samples */
         const double round = now() - begin;
-        for (int i = 0; i < n && left() > 2 * round; ++i) r[i]->count = 0;
+        for (int i = 0; i < n && left() > 2 * round; ++i)
+            for (int e = 0; e < got->engine_count; ++e)
+                if (r[i][e]) r[i][e]->count = 0;
         int rounds = (int)(budget / (round > 1e-4 ? round : 1e-4));
         rounds = rounds < 3 ? 3 : rounds > 11 ? 11 : rounds;
-        for (int k = 0; k < rounds && left() > 2 * round; ++k)
-            for (int i = 0; i < n; ++i) {
-                timer_begin(&time, 10);
-                attend(&d[i]);
-                timer_end(&time, r[i]);
-            }
+        for (int k = 0; k < rounds && left() > 2 * round; ++k) attend_all(&time, d, r, n);
     }
-    const double dense = median(r[0]->sample, r[0]->count);
-    for (int i = 0; i < n; ++i) r[i]->dense_ms = dense;
+    for (int e = 0; e < got->engine_count; ++e) {
+        const double dense = median(r[0][e]->sample, r[0][e]->count);
+        for (int i = 0; i < n; ++i)
+            if (r[i][e]) r[i][e]->dense_ms = dense;
+        if (e == 0) got->dense_ms = dense;
+    }
     for (int i = 1; i < n; ++i) cudaFree(maps[i].map);
     for (int i = 0; i < 4; ++i) clusters_free(&side[i / 2][i % 2]);
     timer_free(&time);
-    got->dense_ms = dense;
 }
 
 /* ==== >>call ============================================================================= */
@@ -757,9 +1080,9 @@ TIMED(select, svg2_select_desc, T_SELECT)
 TIMED(tail, svg2_tail_desc, T_TAIL)
 TIMED(attention, svg2_attention_desc, T_ATTENTION)
 
-static svg2_backend timed_backend()
+static svg2_backend timed_backend(svg2_backend plain)
 {
-    svg2_backend b = inner = svg2_cuda_backend(stream);
+    svg2_backend b = inner = plain;
     b.kmeans = timed_kmeans;
     b.permute = timed_permute;
     b.summarize = timed_summarize;
@@ -777,7 +1100,7 @@ typedef struct call {
     svg2_head_stats *stats;
     row *total, *graph, *stage[T_COUNT];
     cudaGraphExec_t exec;
-    int is_broken;
+    int engine, has_stages;
 } call;
 
 static void run_call(call *c, const svg2_backend *b, const tensors *t, int32_t step)
@@ -813,23 +1136,25 @@ static void stage_work(const call *c, const tensors *t, double density, double *
 
 static void bench_calls(const tensors *t, double budget)
 {
-    enum { CALLS = 3 };
-    call c[CALLS];
+    enum { MAX_CALLS = 4 };
+    call c[MAX_CALLS];
     svg2_error err;
-    const svg2_backend plain = svg2_cuda_backend(stream), timed = timed_backend();
+    const int count = got->engine_count > 1 ? 4 : 3; /* the last is the first by the kernels for 8.0 */
     timer time = timer_new();
     size_t most = 0;
     memset(c, 0, sizeof c);
-    for (int i = 0; i < CALLS; ++i) {
+    for (int i = 0; i < count; ++i) {
         svg2_desc *d = &c[i].d;
+        c[i].engine = i == 3;
+        c[i].has_stages = i == 0 || i == 3;
         d->heads = t->s.heads, d->tokens = (int32_t)t->tokens, d->head_dim = t->s.dim;
         d->q.dtype = d->k.dtype = d->v.dtype = d->out.dtype = SVG2_BF16;
         d->frames = t->s.frames, d->frame_tokens = t->s.height * t->s.width;
         d->query_clusters = t->s.cq, d->key_clusters = t->s.ck;
-        d->density = i == 0 ? 0.10f : 0.25f;
+        d->density = c[i].has_stages ? 0.10f : 0.25f;
         d->tail = i == 2 ? SVG2_TAIL_NONE : SVG2_TAIL_ORDER1;
         check_call(svg2_resolve(d, &err), &err, "svg2_resolve");
-        const size_t bytes = svg2_workspace_bytes(&plain, d);
+        const size_t bytes = svg2_workspace_bytes(&engines[c[i].engine], d);
         if (bytes > most) most = bytes;
         c[i].memory = gpu(svg2_state_bytes(d));
         c[i].stats = (svg2_head_stats *)gpu(sizeof(svg2_head_stats) * (size_t)t->s.heads);
@@ -842,7 +1167,8 @@ static void bench_calls(const tensors *t, double budget)
         return;
     }
     const double begin = now();
-    for (int i = 0; i < CALLS; ++i) {
+    for (int i = 0; i < count; ++i) {
+        const svg2_backend plain = engines[c[i].engine];
         svg2_head_stats *stats = (svg2_head_stats *)malloc(sizeof(svg2_head_stats) * (size_t)t->s.heads);
         double density = 0, flops[T_COUNT], bytes[T_COUNT], all_flops = 0;
         char name[64];
@@ -857,13 +1183,15 @@ static void bench_calls(const tensors *t, double budget)
         stage_work(&c[i], t, density, flops, bytes);
         for (int s = 0; s < T_COUNT; ++s) all_flops += flops[s];
         snprintf(name, sizeof name, "svg2_attend %.0f %%, %s", 100 * density, i == 2 ? "no tail" : "order 1");
-        c[i].total = row_new(t->s.name, name, all_flops, qkvo_bytes(t), 0);
+        c[i].total = row_of_engine(row_new(t->s.name, name, all_flops, qkvo_bytes(t), 0), c[i].engine);
         c[i].graph = row_new(t->s.name, "  as a CUDA graph", all_flops, qkvo_bytes(t), 0);
+        c[i].graph->engine = c[i].engine;
         c[i].total->dense_ms = c[i].graph->dense_ms = got->dense_ms;
-        for (int s = 0; s < T_COUNT && i == 0; ++s) { /* the parts of one call will do */
+        for (int s = 0; s < T_COUNT && c[i].has_stages; ++s) { /* the parts of one call will do */
             snprintf(name, sizeof name, "  %s", stage_names[s]);
             c[i].stage[s] = row_new(t->s.name, name, flops[s], bytes[s], 0);
             c[i].stage[s]->is_part = 1;
+            c[i].stage[s]->engine = c[i].engine;
         }
         cudaGraph_t graph;
         must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
@@ -879,15 +1207,16 @@ static void bench_calls(const tensors *t, double budget)
     double round = setup;
     for (int k = 0; k < 11 && left() > 2 * round && (k < 3 || now() - begin - setup < budget); ++k) {
         const double round_begin = now();
-        for (int i = 0; i < CALLS; ++i) {
+        for (int i = 0; i < count; ++i) {
             timer_begin(&time, 300);
-            run_call(&c[i], &plain, t, 2 + k);
+            run_call(&c[i], &engines[c[i].engine], t, 2 + k);
             timer_end(&time, c[i].total);
             timer_begin(&time, 10);
             must(cudaGraphLaunch(c[i].exec, stream), "graph");
             timer_end(&time, c[i].graph);
-            if (i) continue;
+            if (!c[i].has_stages) continue;
             double ms[T_COUNT] = {0};
+            const svg2_backend timed = timed_backend(engines[c[i].engine]);
             mark.count = mark.kmeans_calls = 0;
             timer_begin(&time, 300);
             run_call(&c[i], &timed, t, 2 + k);
@@ -900,7 +1229,7 @@ static void bench_calls(const tensors *t, double budget)
         }
         round = now() - round_begin;
     }
-    for (int i = 0; i < CALLS; ++i) {
+    for (int i = 0; i < count; ++i) {
         cudaGraphExecDestroy(c[i].exec);
         cudaFree(c[i].memory), cudaFree(c[i].stats);
     }
@@ -928,15 +1257,29 @@ static void write_json()
             got->memory_bytes, got->l2_bytes, got->driver, got->runtime);
     fprintf(f, "  \"commit\": \"%s\", \"quick\": %d, \"seconds\": %.1f,\n", SVG2_BENCH_COMMIT, is_quick,
             now() - started);
-    fprintf(f, "  \"mma_sync_tflops\": %.1f, ", 1e-12 * got->peak_mma);
+    fprintf(f, "  \"mma_sync_tflops\": %.1f, \"wgmma_tflops\": %.1f, ", 1e-12 * got->peak_mma,
+            1e-12 * got->peak_wgmma);
     fprintf(f, "\"cublas_tflops\": %.1f, ", 1e-12 * got->peak_blas);
     fprintf(f, "\"copy_gbytes_per_s\": %.1f, \"clock_mhz\": %.0f,\n", 1e-9 * got->peak_copy, got->clock_mhz);
     if (got->agreement >= 0) fprintf(f, "  \"full_map_against_dense\": %.3e,\n", got->agreement);
+    if (got->one_row_boxes >= 0) fprintf(f, "  \"one_row_boxes\": %d,\n", got->one_row_boxes);
+    fprintf(f, "  \"probes\": [");
+    for (int i = 0; i < got->probe_count; ++i)
+        fprintf(f, "%s\n    {\"name\": \"%s\", \"value\": %.4g, \"unit\": \"%s\"}", i ? "," : "",
+                got->probes[i].name, got->probes[i].value, got->probes[i].unit);
+    fprintf(f, "\n  ],\n  \"engines\": [");
+    for (int i = 0; i < got->engine_count; ++i) {
+        fprintf(f, "%s{\"name\": \"%s\"", i ? ", " : "", got->engine[i].name);
+        if (got->engine[i].agreement >= 0) fprintf(f, ", \"against_first\": %.3e", got->engine[i].agreement);
+        fprintf(f, "}");
+    }
+    fprintf(f, "],\n");
     fprintf(f, "  \"rows\": [");
     for (int i = 0; i < got->row_count; ++i) {
         const row *r = &got->rows[i];
-        fprintf(f, "%s\n    {\"shape\": \"%s\", \"name\": \"%s\", \"is_part\": %d, ", i ? "," : "", r->shape,
-                r->name + strspn(r->name, " "), r->is_part);
+        fprintf(f, "%s\n    {\"shape\": \"%s\", \"name\": \"%s\", \"engine\": \"%s\", \"is_part\": %d, ",
+                i ? "," : "", r->shape, r->name + strspn(r->name, " "), got->engine[r->engine].name,
+                r->is_part);
         fprintf(f, "\"ms\": %.4f, \"floor_ms\": %.4f, \"dense_ms\": %.4f, \"mhz\": %.0f, ",
                 median(r->sample, r->count), row_floor(r), r->dense_ms, median(r->mhz, r->count));
         fprintf(f, "\"flops\": %.4e, \"executed_flops\": %.4e, \"bytes\": %.4e, \"samples\": [", r->flops,
@@ -950,14 +1293,27 @@ static void write_json()
 
 static void write_rates()
 {
-    printf("%s, %d multiprocessors at %.0f MHz: mma.sync %.0f TFLOP/s, cuBLAS bf16 8192^3 ", got->device,
-           got->multiprocessors, got->clock_mhz, 1e-12 * got->peak_mma);
+    printf("%s, %d multiprocessors at %.0f MHz: mma.sync %.0f TFLOP/s, ", got->device, got->multiprocessors,
+           got->clock_mhz, 1e-12 * got->peak_mma);
+    if (got->peak_wgmma > 0) printf("wgmma %.0f TFLOP/s, ", 1e-12 * got->peak_wgmma);
+    printf("cuBLAS bf16 8192^3 ");
     if (got->peak_blas > 0) printf("%.0f TFLOP/s", 1e-12 * got->peak_blas);
     else printf("not there");
     printf(", copy %.2f TB/s\n", 1e-12 * got->peak_copy);
     printf("useful, executed: TFLOP/s, without and with the padding of tiles. floor: useful work at the\n"
            "rates above. dense/t: times faster than the dense row. Rows that are indented are parts of the\n"
            "call over them, warm. MHz: the lowest clock right after a sample.\n");
+    fflush(stdout);
+}
+
+static void write_probes()
+{
+    printf("\n");
+    for (int i = 0; i < got->probe_count; ++i)
+        printf("%-62s %9.3g %s\n", got->probes[i].name, got->probes[i].value, got->probes[i].unit);
+    if (got->one_row_boxes >= 0)
+        printf("TMA boxes of one row at any row of a swizzled tile: %s\n",
+               got->one_row_boxes ? "YES, the swizzle goes by the shared address" : "NO");
     fflush(stdout);
 }
 
@@ -968,13 +1324,13 @@ static void write_rows(int from)
         const row *r = &got->rows[i];
         const double ms = median(r->sample, r->count), floor = row_floor(r), clock = least_clock(r);
         if (i == 0 || strcmp(got->rows[i - 1].shape, r->shape) != 0)
-            printf("\n%-36s %9s %9s %7s %8s %8s %7s %5s\n", r->shape, "ms", "floor ms", "floor/t", "useful",
+            printf("\n%-44s %9s %9s %7s %8s %8s %7s %5s\n", r->shape, "ms", "floor ms", "floor/t", "useful",
                    "executed", "dense/t", "MHz");
         if (r->count == 0) {
-            printf("%-36s %9s\n", r->name, "-");
+            printf("%-44s %9s\n", r->name, "-");
             continue;
         }
-        printf("%-36s %9.3f %9.3f %6.0f%%", r->name, ms, floor, ms > 0 ? 100 * floor / ms : 0);
+        printf("%-44s %9.3f %9.3f %6.0f%%", r->name, ms, floor, ms > 0 ? 100 * floor / ms : 0);
         if (r->flops > 0 && ms > 0) printf(" %8.1f", 1e-9 * r->flops / ms);
         else printf(" %8s", "");
         if (r->executed > 0) printf(" %8.1f", 1e-9 * r->executed / ms);
@@ -988,7 +1344,7 @@ static void write_rows(int from)
 }
 
 /* ==== >>parts ============================================================================ */
-enum { PART_RATES, PART_ATTENTION, PART_CALLS };
+enum { PART_RATES, PART_COPIES, PART_ATTENTION, PART_CALLS };
 
 /* in a process of its own; the exit code */
 static int part_run(int part, shape s, double budget)
@@ -1014,13 +1370,20 @@ static int part_run(int part, shape s, double budget)
         got->memory_bytes = device.totalGlobalMem, got->l2_bytes = device.l2CacheSize;
         cudaDriverGetVersion(&got->driver);
         cudaRuntimeGetVersion(&got->runtime);
-        measure_mma();
-        measure_copy();
-        got->peak_flops = got->peak_mma;
         measure_blas();
-        if (got->peak_blas > got->peak_flops) got->peak_flops = got->peak_blas;
+        measure_copy();
+        measure_mma();
+        if (has_hopper()) measure_wgmma();
+        /* Floors are by cuBLAS: the same operands over and over make no matmul. */
+        got->peak_flops = got->peak_blas > 0 ? got->peak_blas : got->peak_wgmma;
+        if (got->peak_mma > got->peak_flops) got->peak_flops = got->peak_mma;
         return 0;
     }
+    if (part == PART_COPIES) {
+        measure_copies();
+        return 0;
+    }
+    engines_open();
     memset(&t, 0, sizeof t);
     if (!tensors_new(&t, s)) fatal("bench: %s: not enough memory", s.name);
     tensors_fill(&t, 0);
@@ -1033,7 +1396,8 @@ static int part_run(int part, shape s, double budget)
 /* exit code of the part; 1 also if it was killed. It may run limit seconds. */
 static int part_do(int part, shape s, double budget, double limit)
 {
-    static const char *const names[] = {"rates", "attention", "calls"};
+    static const char *const names[] = {"rates", "copies", "attention", "calls"};
+    const char *const of = s.name ? s.name : "this GPU";
     const double begin = now();
     int status = 0;
     fflush(stdout);
@@ -1049,20 +1413,18 @@ static int part_do(int part, shape s, double budget, double limit)
     if (waitpid(child, &status, 0) != child) fatal("bench: waitpid failed");
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 1;
     if (code == 0)
-        fprintf(stderr, "bench: %s%s%s: %.1f s, %.0f s left\n", part ? s.name : "", part ? ": " : "",
-                names[part], now() - begin, left());
+        fprintf(stderr, "bench: %s: %s: %.1f s, %.0f s left\n", of, names[part], now() - begin, left());
     else if (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM)
-        printf("FAILED: %s, %s: out of time after %.0f s\n", part ? s.name : "this GPU", names[part],
-               now() - begin);
+        printf("FAILED: %s, %s: out of time after %.0f s\n", of, names[part], now() - begin);
     else if (WIFSIGNALED(status))
-        printf("FAILED: %s, %s: signal %d\n", part ? s.name : "this GPU", names[part], WTERMSIG(status));
+        printf("FAILED: %s, %s: signal %d\n", of, names[part], WTERMSIG(status));
     else if (code != 2)
-        printf("FAILED: %s, %s: exit code %d, see the error output\n", part ? s.name : "this GPU",
-               names[part], code);
+        printf("FAILED: %s, %s: exit code %d, see the error output\n", of, names[part], code);
     return code;
 }
 
-static const char usage[] = "bench [--quick] [--seconds N] [--shape SHAPE] [--json FILE]\n"
+static const char usage[] = "bench [--quick] [--seconds N] [--shape SHAPE] [--json FILE] "
+                            "[--variant LIBRARY]...\n"
                             "SHAPE: 0 .. 3, or frames,height,width,heads,dim,query clusters,key clusters";
 
 /* "1,10,16,2,64,4,11" */
@@ -1093,6 +1455,8 @@ int main(int argc, char **argv)
         if (strcmp(argv[i], "--quick") == 0) is_quick = 1;
         else if (strcmp(argv[i], "--seconds") == 0 && i + 1 < argc) seconds = atof(argv[++i]);
         else if (strcmp(argv[i], "--json") == 0 && i + 1 < argc) json_path = argv[++i];
+        else if (strcmp(argv[i], "--variant") == 0 && i + 1 < argc && variant_count < MAX_ENGINES)
+            variants[variant_count++] = argv[++i];
         else if (strcmp(argv[i], "--shape") == 0 && i + 1 < argc) {
             const char *text = argv[++i];
             if (!strchr(text, ',')) only_shape = atoi(text);
@@ -1103,13 +1467,15 @@ int main(int argc, char **argv)
     void *shared = mmap(NULL, sizeof *got, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED) fatal("bench: out of memory");
     got = (struct results *)shared;
-    got->agreement = -1;
+    got->agreement = got->one_row_boxes = -1;
     const shape none = {};
     const int code = part_do(PART_RATES, none, 0, 60);
     if (code == 2) return 2;
     if (got->peak_flops == 0 || got->peak_copy == 0) return 1;
     failures += code != 0;
     write_rates();
+    failures += part_do(PART_COPIES, none, 0, 40) != 0;
+    write_probes();
     write_json();
     int first = 0, last = SHAPES;
     if (own.name) last = 1;
@@ -1136,6 +1502,13 @@ int main(int argc, char **argv)
         printf("dense attention and the same over a full map of clusters differ by %.1e (relative L2)\n",
                got->agreement);
     if (!(got->agreement <= 0.01)) {
+        printf("FAILED: that is too much\n");
+        ++failures;
+    }
+    for (int i = 1; i < got->engine_count; ++i) {
+        const double x = got->engine[i].agreement;
+        printf("%s and what is used otherwise differ by %.1e over a map\n", got->engine[i].name, x);
+        if (x >= 0 && x <= 0.01) continue;
         printf("FAILED: that is too much\n");
         ++failures;
     }

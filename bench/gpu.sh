@@ -7,7 +7,8 @@
 #   ops        every PTX operation beside its formula
 #   tests      the programs of tests/test_cuda_*.c, the ones that otherwise run on the emulation
 #   sanitizer  the same at small sizes under compute-sanitizer, if it is there: memcheck, racecheck, synccheck
-#   bench      bench/bench_cuda.cu
+#   bench      bench/bench_cuda.cu; on a device of compute capability 9.0 beside other builds of svg2_cuda.cu: those of
+#              VARIANTS (names in the Makefile; VARIANTS= for none)
 #   compare    bench/compare/compare_cuda.py, if there is a Python with PyTorch that sees the GPU
 #
 # Results go to $OUT (default bench/results): cuda-NAME.json, cuda-NAME-compare.json, cuda-NAME.txt; logs to
@@ -23,7 +24,7 @@ while [ $# -gt 0 ]; do
     case $1 in
     --quick) quick=--quick ;;
     --only) only=${2:-}; [ $# -lt 2 ] || shift ;;
-    *) sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 1 ;;
+    *) sed -n '2,19s/^# \{0,1\}//p' "$0"; exit 1 ;;
     esac
     shift
 done
@@ -80,7 +81,9 @@ fi
 
 # ---- build: what fails to build is missed below, the rest goes on
 at=$(elapsed)
-timeout 240 $MAKE -s -k -j"$(nproc)" NVCC="$nvcc" arch="$arch" gpu >"$logs/build.log" 2>&1
+variants=
+if wants bench && [ "$arch" = sm_90a ] && grep -q SVG2_CUDA_OVERLAP svg2_cuda.cu; then variants=${VARIANTS-plain turns_only keys_176}; fi
+timeout 240 $MAKE -s -k -j"$(nproc)" NVCC="$nvcc" arch="$arch" variants="$variants" gpu variants >"$logs/build.log" 2>&1
 code=$?
 if [ $code = 0 ]; then
     say build "$(($(elapsed) - at)) s, $(grep -c 'warning' "$logs/build.log") warnings"
@@ -123,10 +126,11 @@ if wants ops && [ "$(left)" -gt 5 ]; then
     sh "$logs/one.sh" "$total" 30 "$logs/ops.log" ops build/gpu/test_cuda_ops
     read -r _ code passed failed s <"$logs/ops.line"
     if [ "$code" = 0 ]; then
-        say ops "$passed passed, $s s"
+        say ops "$passed passed, $s s$(sed -n 's/^answer: /; /p; s/^skipped: /; skipped: /p' "$logs/ops.log")"
     else
         fail ops "$(meaning "$code" "$failed"), $passed passed"
         trouble "$logs/ops.log" 20
+        grep '^answer: ' "$logs/ops.log"
     fi
     keep
 fi
@@ -234,9 +238,11 @@ if wants bench; then
         paths=$toolkit/lib64:$toolkit/targets/x86_64-linux/lib
         [ -z "$python" ] || paths=$paths:$("$python" -c 'import glob, sysconfig
 print(":".join(glob.glob(sysconfig.get_paths()["purelib"] + "/nvidia/*/lib")))' 2>/dev/null)
+        others=
+        for v in $variants; do [ ! -e "build/gpu/variant_$v.so" ] || others="$others --variant build/gpu/variant_$v.so"; done
         watch bench
         # shellcheck disable=SC2086
-        LD_LIBRARY_PATH=$paths${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} timeout -k 5 $((seconds + 10)) build/gpu/bench $quick --seconds "$seconds" \
+        LD_LIBRARY_PATH=$paths${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} timeout -k 5 $((seconds + 10)) build/gpu/bench $quick --seconds "$seconds" $others \
             --json "$out/cuda-$slug.json" >"$logs/bench.log" 2>"$logs/bench.err"
         code=$?
         unwatch

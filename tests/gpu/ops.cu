@@ -4,8 +4,6 @@
    On a GPU this tests the PTX; on the emulation the emulation. Made by both compilers from one source:
    ops.inc is section >>ptx, cut out of svg2_cuda.cu by make. The last line is "N passed, N failed". What only
    sm_90a has is left out, with a line, on other devices and in builds for others. */
-#include <cuda.h>
-#include <cudaTypedefs.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -15,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <vector>
+
+#include "tensor_map.h"
 
 #include "ops.inc"
 
@@ -580,28 +580,8 @@ static void test_turns()
 /* ---- copies by tensor maps ---- */
 static CUtensorMap map_of(const void *data, int64_t rows, int64_t columns, int64_t stride, int box_rows)
 {
-    static PFN_cuTensorMapEncodeTiled_v12000 encode;
     CUtensorMap map;
-    if (!encode) {
-        void *f = NULL;
-        cudaDriverEntryPointQueryResult found;
-#if CUDART_VERSION >= 12050
-        must(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found),
-             "cuTensorMapEncodeTiled");
-#else
-        must(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &f, cudaEnableDefault, &found),
-             "cuTensorMapEncodeTiled");
-#endif
-        encode = (PFN_cuTensorMapEncodeTiled_v12000)f;
-    }
-    const cuuint64_t sizes[2] = {(cuuint64_t)columns, (cuuint64_t)rows};
-    const cuuint64_t strides[1] = {(cuuint64_t)stride * 2};
-    const cuuint32_t box[2] = {64, (cuuint32_t)box_rows}, steps[2] = {1, 1};
-    if (!encode
-        || encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)(uintptr_t)data, sizes, strides, box,
-                  steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                  CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
-               != CUDA_SUCCESS)
+    if (tensor_map_of(&map, data, rows, columns, stride, box_rows) != CUDA_SUCCESS)
         must(cudaErrorUnknown, "cuTensorMapEncodeTiled");
     return map;
 }

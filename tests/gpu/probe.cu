@@ -1,4 +1,4 @@
-/* probe.cu - "sm_90a NVIDIA H100 80GB HBM3", or why there is no GPU to run on (exit code 2). For bench/gpu.sh. */
+/* probe.cu - "sm_90a NVIDIA H100 80GB HBM3", or why there is no GPU to run on (exit code 2); for gpu.sh */
 #include <cuda_runtime.h>
 #include <stdio.h>
 
