@@ -330,8 +330,8 @@ static void measure_mma()
 }
 
 /* Two warpgroups, each with 64 x 256 accumulators. Noise fills what they read: 16 KB as A, 32 KB as B. */
-static __global__ void __launch_bounds__(256, 1)
-    wgmma_kernel(const uint32_t *in, float *out, int rounds, int is_in_registers)
+template <int IN_REGISTERS>
+static __global__ void __launch_bounds__(256, 1) wgmma_kernel(const uint32_t *in, float *out, int rounds)
 {
 #if SVG2__SM90A
     SVG2_DYN_SMEM(slabs, 1024);
@@ -345,24 +345,24 @@ static __global__ void __launch_bounds__(256, 1)
     const uint32_t fragment[4] = {in[t], in[t + 1], in[t + 2], in[t + 3]};
     float d[128];
     for (int i = 0; i < 128; ++i) d[i] = 0;
+#pragma unroll 1
     for (int r = 0; r < rounds; ++r) {
+        svg2__wgmma_hold(d);
         svg2__wgmma_fence();
-        if (is_in_registers) {
 #pragma unroll
-            for (uint64_t k = 0; k < 4; ++k) svg2__wgmma_rs<0>(d, fragment, b + 2 * k, 1, bf16());
-        } else {
-#pragma unroll
-            for (uint64_t k = 0; k < 4; ++k) svg2__wgmma_ss<0>(d, a + 2 * k, b + 2 * k, 1, bf16());
+        for (uint64_t k = 0; k < 4; ++k) {
+            if (IN_REGISTERS) svg2__wgmma_rs<0>(d, fragment, b + 2 * k, 1, bf16());
+            else svg2__wgmma_ss<0>(d, a + 2 * k, b + 2 * k, 1, bf16());
         }
         svg2__wgmma_commit();
         svg2__wgmma_wait<0>();
+        svg2__wgmma_hold(d);
     }
-    svg2__wgmma_hold(d);
     float sum = 0;
     for (int i = 0; i < 128; ++i) sum += d[i];
     out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
 #else
-    (void)in, (void)out, (void)rounds, (void)is_in_registers;
+    (void)in, (void)out, (void)rounds;
     __trap();
 #endif
 }
@@ -379,7 +379,7 @@ static void measure_wgmma()
         double best = 0;
         for (int i = 0; i < 4; ++i) {
             must(cudaEventRecord(a, stream), "event");
-            run_smem(wgmma_kernel, blocks, 256, 48 * 1024, in, out, rounds, form);
+            run_smem(form ? wgmma_kernel<1> : wgmma_kernel<0>, blocks, 256, 48 * 1024, in, out, rounds);
             must(cudaEventRecord(b, stream), "event");
             const double rate = (double)blocks * 2 * rounds * 4 * (2.0 * 64 * 256 * 16)
                                 / (1e-3 * ms_between(a, b));
@@ -827,8 +827,10 @@ static row *row_of_engine(row *r, int engine)
 {
     r->engine = engine;
     if (engine) {
+        char name[32];
+        memcpy(name, got->engine[engine].name, sizeof name);
         const size_t n = strlen(r->name);
-        snprintf(r->name + n, sizeof r->name - n, ", %s", got->engine[engine].name);
+        snprintf(r->name + n, sizeof r->name - n, ", %s", name);
     }
     return r;
 }
