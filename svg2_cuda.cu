@@ -26,6 +26,7 @@ TABLE OF CONTENTS   (the tags are those of svg2.h)
   >>mass        exact attention mass of every block
   >>tiles       blocks of neighbouring tokens: where they lie, bands of them, choosing them by exact mass
   >>profile     spatial or temporal: sampled rows under both bands
+  >>front       RMSNorm of queries and keys and rotary positions, in one pass
   >>pipeline    the backend
 
    Arithmetic. Products run on the tensor cores with 16-bit operands and f32 accumulation: f16 if k and v are
@@ -7376,6 +7377,369 @@ static svg2_result run_profile(const svg2_backend *backend, const svg2_profile_d
 
 } /* namespace svg2__cuda */
 
+/* ==== >>front ============================================================================
+   rows      a block of threads takes a stretch of the tokens of q, or of k, with all heads
+   square    only where the norm is over all heads of a token, and they are too many for a block
+   The sums of the keys end in kmeans_start, which makes means of such sums. */
+namespace svg2__cuda {
+
+enum {
+    FRONT_THREADS = 256,   /* at most                                                              */
+    FRONT_UNITS = 4,       /* heads of a thread: with 8 elements of each, 64 bytes under way in 16 bits */
+    FRONT_STRETCHES = 512, /* at most, and in a stretch at least FRONT_TOKENS; the tokens alone decide how
+                              many, so that the bits of a mean do not depend on how many heads there are */
+    FRONT_TOKENS = 16
+};
+
+struct front_side {
+    tensor in, out;
+    const float *weight;
+    int32_t heads, is_weight_vector; /* heads = 0: left out */
+};
+
+struct front_args {
+    front_side side[2];
+    const float *cosine, *sine; /* NULL = not turned                                   */
+    double *partial;            /* [BHkv, stretches, D]: sums of keys; NULL = not wanted */
+    float *inverse;             /* [B, tokens, 2]; NULL = of the rows themselves       */
+    int64_t rope_stride, items;
+    int32_t batch, tokens, dim, video_begin, video_end, rope_heads;
+    int32_t norm, is_half, is_table_vector;
+    int32_t first_side, sides, parts; /* parts: blocks that share the heads of a stretch */
+    int32_t stretch, stretches;       /* tokens of a stretch; how many                    */
+    float epsilon;
+};
+
+/* Four elements from lo on, and four from hi on, as eight: x[0..3], x[4..7]. */
+template <class E> SVG2__DEVICE void front_load(raw8<E> &raw, const tensor &t, int64_t row, int lo, int hi)
+{
+    const E *p = (const E *)t.data + row;
+    if (t.is_vector && hi == lo + 4) {
+        load_raw8<E, true>(raw, t, row, lo);
+    } else if (t.is_vector) {
+        if (sizeof(E) == 4) {
+            raw.v[0] = *(const uint4 *)(const void *)(p + lo);
+            raw.v[sizeof(E) / 2 - 1] = *(const uint4 *)(const void *)(p + hi);
+        } else {
+            const uint2 a = *(const uint2 *)(const void *)(p + lo),
+                        b = *(const uint2 *)(const void *)(p + hi);
+            raw.v[0] = make_uint4(a.x, a.y, b.x, b.y);
+        }
+    } else {
+        E x[8];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) x[i] = p[lo + i], x[4 + i] = p[hi + i];
+        memcpy(&raw, x, sizeof raw);
+    }
+}
+
+SVG2__DEVICE void front_store(const tensor &t, int64_t row, int lo, int hi, const float (&x)[8])
+{
+    if (t.dtype == SVG2_F32) {
+        float *p = (float *)const_cast<void *>(t.data) + row;
+        if (t.is_vector) {
+            *(float4 *)(void *)(p + lo) = make_float4(x[0], x[1], x[2], x[3]);
+            *(float4 *)(void *)(p + hi) = make_float4(x[4], x[5], x[6], x[7]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) p[lo + i] = x[i], p[hi + i] = x[4 + i];
+        }
+        return;
+    }
+    uint16_t *p = (uint16_t *)const_cast<void *>(t.data) + row;
+    const uint4 v = t.dtype == SVG2_F16 ? pack8<__half>(x) : pack8<__nv_bfloat16>(x);
+    if (t.is_vector && hi == lo + 4) {
+        *(uint4 *)(void *)(p + lo) = v;
+    } else if (t.is_vector) {
+        *(uint2 *)(void *)(p + lo) = make_uint2(v.x, v.y);
+        *(uint2 *)(void *)(p + hi) = make_uint2(v.z, v.w);
+    } else {
+        const uint32_t w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            p[lo + i] = (uint16_t)(w[i / 2] >> i % 2 * 16);
+            p[hi + i] = (uint16_t)(w[2 + i / 2] >> i % 2 * 16);
+        }
+    }
+}
+
+SVG2__DEVICE void front_four(float (&x)[4], const float *p, bool is_vector)
+{
+    if (is_vector) {
+        const float4 v = *(const float4 *)(const void *)p;
+        x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) x[i] = p[i];
+    }
+}
+
+/* One block: a stretch of tokens of q or k, one token after the other. D/8 neighbouring threads take a head:
+
+       thread   0 .. D/8-1 | D/8 .. 2D/8-1 | ...
+       heads    0, g, 2g.. | 1, 1+g, ..    | ...      g = groups of D/8 threads; FRONT_UNITS heads a thread
+
+   so that a thread has the same 8 elements of each of its heads, and loads its angles once a token. These are
+   twice four, lo and hi, and make four pairs: next to each other where pairs are interleaved (one load of 16
+   bytes), D/2 apart where they are halves. All loads of a token are issued before anything waits for one, and
+   elements stay as they came until the norm is known: squares are added by thread, then in shared memory by
+   head (D/8 numbers, in order) or by warp and token. Two places alternate, so that a barrier a token will do.
+   Keys are summed in registers over the stretch.
+   Shared memory: 8 KB. Bytes a token: 2 e D (H + Hkv) for elements of e bytes, and 4 D for its angles (blocks
+   of q and k are neighbours: the second has them from L2); weights stay in L1; with key_mean 8 D Hkv a
+   stretch, twice. Limiter: DRAM, at copy speed. That asks for some 13 KB of loads under way in a multiprocessor
+   (3.35 TB/s, half of it reads, 1 us, 132 of them); a block at 40 heads of 128 in 16 bits has 10 KB. */
+template <class E>
+static __global__ void __launch_bounds__(FRONT_THREADS) front_rows(const __grid_constant__ front_args a)
+{
+    SVG2_DYN_SMEM(smem, 128);
+    const int64_t item = item_index();
+    if (item >= a.items) return;
+    const int tid = (int)threadIdx.x, warp = tid / WARP, warps = (int)blockDim.x / WARP;
+    const int columns = a.dim / 8, groups = (int)blockDim.x / columns;
+    const int group = tid / columns, column = tid % columns;
+    const int part = (int)(item % a.parts), which = a.first_side + (int)(item / a.parts % a.sides);
+    const int64_t at = item / a.parts / a.sides, batch = at / a.stretches, stretch = at % a.stretches;
+    const front_side &s = a.side[which];
+    if (part * groups * FRONT_UNITS >= s.heads) return; /* the whole block */
+    /* heads of this thread: the u-th is first_head + u * groups */
+    const int first_head = part * groups * FRONT_UNITS + group;
+    const int most =
+        group >= groups || first_head >= s.heads ? 0 : (s.heads - first_head + groups - 1) / groups;
+    const int units = most && SVG2__FAULT(98) ? (int)FRONT_UNITS : min(most, (int)FRONT_UNITS);
+    const int lo = a.is_half ? 4 * column : 8 * column, hi = a.is_half ? lo + a.dim / 2 : lo + 4;
+    const int first = (int)stretch * a.stretch,
+              last = (int)min((int64_t)first + a.stretch, (int64_t)a.tokens);
+    const int size = groups * FRONT_UNITS * columns; /* of a place, floats */
+    float total[FRONT_UNITS][8];
+    int u, i;
+#pragma unroll
+    for (u = 0; u < FRONT_UNITS; ++u)
+#pragma unroll
+        for (i = 0; i < 8; ++i) total[u][i] = 0.0f;
+
+#pragma unroll 1
+    for (int token = first; token < last; ++token) {
+        const bool is_video = token >= a.video_begin && token < a.video_end, is_turned = is_video && a.cosine;
+        const int64_t angles = is_turned ? (token - a.video_begin) * a.rope_stride + 4 * column : 0;
+        float *sums = (float *)(void *)smem + (token & (SVG2__FAULT(97) ? 0 : 1)) * size;
+        int64_t row = units ? row_at(s.in, batch, first_head, token) : 0;
+        raw8<E> raw[FRONT_UNITS];
+        float c[4] = {0, 0, 0, 0}, sn[4] = {0, 0, 0, 0}, inverse = 1.0f;
+#pragma unroll
+        for (u = 0; u < FRONT_UNITS; ++u)
+            if (u < units) front_load(raw[u], s.in, row + u * groups * s.in.stride_head, lo, hi);
+        if (is_turned && a.rope_heads == 1 && units) {
+            front_four(c, a.cosine + angles, a.is_table_vector);
+            front_four(sn, a.sine + angles, a.is_table_vector);
+        }
+        if (a.inverse)
+            inverse = a.inverse[(batch * a.tokens + token) * 2 + which];
+        else if (a.norm != SVG2_NORM_NONE) {
+            float all = 0.0f;
+#pragma unroll
+            for (u = 0; u < FRONT_UNITS; ++u) {
+                float x[8], square = 0.0f;
+                if (u >= units) continue;
+                numbers(x, raw[u]);
+#pragma unroll
+                for (i = 0; i < 8; ++i) square = fmaf(x[i], x[i], square);
+                if (a.norm == SVG2_NORM_HEAD) sums[(u * groups + group) * columns + column] = square;
+                all += square;
+            }
+            if (a.norm == SVG2_NORM_TOKEN) {
+                all = warp_sum(all);
+                if (tid % WARP == 0) sums[warp] = all;
+            }
+            /* the sums of all threads are there; and all have read those of the token before, which the next
+               one's overwrite */
+            if (!SVG2__FAULT(96)) __syncthreads();
+            if (a.norm == SVG2_NORM_TOKEN) {
+                all = 0.0f;
+                for (i = 0; i < warps; ++i) all += sums[i];
+                inverse = 1.0f / sqrtf(all / (float)((int64_t)s.heads * a.dim) + a.epsilon);
+            }
+        }
+        row = units ? row_at(s.out, batch, first_head, token) : 0;
+#pragma unroll
+        for (u = 0; u < FRONT_UNITS; ++u) {
+            const int head = first_head + u * groups;
+            float x[8];
+            if (u >= units) continue;
+            numbers(x, raw[u]);
+            if (a.norm == SVG2_NORM_HEAD) {
+                const float *own = sums + (u * groups + group) * columns;
+                float square = 0.0f;
+                for (i = 0; i < columns; ++i) square += own[i];
+                inverse = 1.0f / sqrtf(square / (float)a.dim + a.epsilon);
+            }
+#pragma unroll
+            for (i = 0; i < 8; ++i) x[i] *= inverse;
+            if (s.weight) {
+                const float *weight = s.weight + (a.norm == SVG2_NORM_TOKEN ? (int64_t)head * a.dim : 0);
+                float w[4], v[4];
+                front_four(w, weight + lo, s.is_weight_vector);
+                front_four(v, weight + hi, s.is_weight_vector);
+#pragma unroll
+                for (i = 0; i < 4; ++i) x[i] *= w[i], x[4 + i] *= v[i];
+            }
+            if (is_turned) {
+                if (a.rope_heads > 1) {
+                    front_four(c, a.cosine + angles + (int64_t)head * (a.dim / 2), a.is_table_vector);
+                    front_four(sn, a.sine + angles + (int64_t)head * (a.dim / 2), a.is_table_vector);
+                }
+                if (a.is_half) {
+#pragma unroll
+                    for (i = 0; i < 4; ++i) {
+                        const float p = x[i], q = x[4 + i];
+                        x[i] = p * c[i] - q * sn[i];
+                        x[4 + i] = p * sn[i] + q * c[i];
+                    }
+                } else {
+#pragma unroll
+                    for (i = 0; i < 4; ++i) {
+                        const float p = x[2 * i], q = x[2 * i + 1];
+                        x[2 * i] = p * c[i] - q * sn[i];
+                        x[2 * i + 1] = p * sn[i] + q * c[i];
+                    }
+                }
+            }
+            if (is_video) {
+#pragma unroll
+                for (i = 0; i < 8; ++i) total[u][i] += x[i];
+            }
+            front_store(s.out, row + u * groups * s.out.stride_head, lo, hi, x);
+        }
+    }
+    if (which == 0 || !a.partial) return;
+#pragma unroll
+    for (u = 0; u < FRONT_UNITS; ++u) {
+        const int64_t head = batch * s.heads + first_head + u * groups;
+        if (u >= units) continue;
+        double *sum = a.partial + (head * a.stretches + stretch) * a.dim;
+#pragma unroll
+        for (i = 0; i < 4; ++i) {
+            sum[lo + i] = (double)total[u][i];
+            sum[hi + i] = (double)total[u][4 + i];
+        }
+    }
+}
+
+/* One warp: a token of q or k. Limiter: DRAM. No published model comes to it (more than 8,192 columns). */
+static __global__ void __launch_bounds__(FRONT_THREADS) front_square(const __grid_constant__ front_args a)
+{
+    const int64_t item = item_index() * (FRONT_THREADS / WARP) + threadIdx.x / WARP;
+    const int lane = (int)threadIdx.x % WARP, columns = a.dim / 8;
+    if (item >= (int64_t)a.batch * a.tokens * 2) return; /* the whole warp */
+    const front_side &s = a.side[item % 2];
+    const int64_t batch = item / 2 / a.tokens, token = item / 2 % a.tokens,
+                  units = (int64_t)s.heads * columns;
+    float all = 0.0f;
+    for (int64_t i = lane; i < units; i += WARP) {
+        float x[8];
+        load8(x, s.in, row_at(s.in, batch, i / columns, token), (int)(i % columns) * 8);
+#pragma unroll
+        for (int n = 0; n < 8; ++n) all = fmaf(x[n], x[n], all);
+    }
+    all = warp_sum(all);
+    if (lane == 0) a.inverse[item] = 1.0f / sqrtf(all / (float)(units * 8) + a.epsilon);
+}
+
+/* Threads of a block: what the heads need at FRONT_UNITS a thread, in groups of D/8. */
+static int front_threads(const front_args *a)
+{
+    const int columns = a->dim / 8, most = FRONT_THREADS / columns;
+    const int heads = a->side[0].heads > a->side[1].heads ? a->side[0].heads : a->side[1].heads;
+    const int wanted = (int)(((int64_t)heads + FRONT_UNITS - 1) / FRONT_UNITS);
+    return ((wanted < most ? wanted : most) * columns + WARP - 1) / WARP * WARP;
+}
+
+/* With key_mean 8 D Hkv bytes a stretch: 21 MB at 40 heads of 128. */
+static size_t front_layout(const svg2_front_desc *d, void *base, front_args *out)
+{
+    arena a = {(char *)base, 0};
+    const int32_t heads_kv = d->heads_kv ? d->heads_kv : d->heads;
+    const int64_t fair = ((int64_t)d->tokens + FRONT_STRETCHES - 1) / FRONT_STRETCHES;
+    front_args w;
+    memset(&w, 0, sizeof w);
+    w.dim = d->head_dim;
+    w.side[0].heads = d->q ? d->heads : 0;
+    w.side[1].heads = d->k ? heads_kv : 0;
+    w.stretch = (int32_t)(fair < FRONT_TOKENS ? (int64_t)FRONT_TOKENS : fair);
+    w.stretches = (int32_t)(((int64_t)d->tokens + w.stretch - 1) / w.stretch);
+    /* the most heads, whether pointers are set or not: a size may be asked for before they are */
+    const int64_t heads = d->heads > heads_kv ? d->heads : heads_kv;
+    const int64_t block = (int64_t)(FRONT_THREADS / (w.dim / 8)) * FRONT_UNITS; /* heads of a block at most */
+    const bool is_wide = d->norm == SVG2_NORM_TOKEN && heads > block;
+    if (d->key_mean) w.partial = a.take<double>(count_of(d->batch, heads_kv, w.stretches, w.dim));
+    if (is_wide) w.inverse = a.take<float>(count_of(d->batch, d->tokens, 2));
+    if (out) *out = w;
+    return a.used;
+}
+
+static svg2_result front_launch(const svg2_backend *backend, front_args a, int first_side, int sides,
+                                int32_t dtype, svg2_error *err)
+{
+    const int threads = front_threads(&a), columns = a.dim / 8, groups = threads / columns;
+    const size_t smem = 2 * sizeof(float) * (size_t)(groups * FRONT_UNITS * columns);
+    const int heads = a.side[0].heads > a.side[1].heads ? a.side[0].heads : a.side[1].heads;
+    a.first_side = first_side;
+    a.sides = sides;
+    a.parts = (int32_t)(((int64_t)heads + groups * FRONT_UNITS - 1) / (groups * FRONT_UNITS));
+    a.items = (int64_t)a.batch * a.stretches * sides * a.parts;
+    void (*const kernel)(front_args) = dtype == SVG2_F32   ? front_rows<float>
+                                       : dtype == SVG2_F16 ? front_rows<__half>
+                                                           : front_rows<__nv_bfloat16>;
+    return launch(backend, err, "front_rows", kernel, grid_items(a.items), (unsigned)threads, smem, a);
+}
+
+static svg2_result run_front(const svg2_backend *backend, const svg2_front_desc *d, void *workspace,
+                             svg2_error *err)
+{
+    const int32_t heads_kv = d->heads_kv ? d->heads_kv : d->heads;
+    front_args a;
+    (void)front_layout(d, workspace, &a);
+    a.side[0].in = tensor_of(d->q, d->q_layout, d->heads, d->tokens, d->head_dim);
+    a.side[0].out = tensor_of(d->q_out, d->q_out_layout, d->heads, d->tokens, d->head_dim);
+    a.side[0].weight = d->q_weight;
+    a.side[0].is_weight_vector = (uintptr_t)d->q_weight % 16 == 0;
+    a.side[1].in = tensor_of(d->k, d->k_layout, heads_kv, d->tokens, d->head_dim);
+    a.side[1].out = tensor_of(d->k_out, d->k_out_layout, heads_kv, d->tokens, d->head_dim);
+    a.side[1].weight = d->k_weight;
+    a.side[1].is_weight_vector = (uintptr_t)d->k_weight % 16 == 0;
+    a.cosine = d->cosine;
+    a.sine = d->sine;
+    a.rope_heads = d->rope_heads > 1 ? d->rope_heads : 1;
+    a.rope_stride = d->rope_stride ? d->rope_stride : (int64_t)a.rope_heads * (d->head_dim / 2);
+    a.is_table_vector = (((uintptr_t)d->cosine | (uintptr_t)d->sine) % 16 == 0) && a.rope_stride % 4 == 0;
+    a.batch = d->batch;
+    a.tokens = d->tokens;
+    a.video_begin = d->video_begin;
+    a.video_end = d->video_begin + (d->video_count ? d->video_count : d->tokens);
+    a.norm = d->norm;
+    a.is_half = d->pairing == SVG2_PAIRING_HALF;
+    a.epsilon = d->epsilon > 0.0f ? d->epsilon : 1e-6f;
+    if (a.inverse)
+        SVG2__RUN(launch(backend, err, "front_square", front_square,
+                         grid_items(((int64_t)d->batch * d->tokens * 2 + FRONT_THREADS / WARP - 1)
+                                    / (FRONT_THREADS / WARP)),
+                         FRONT_THREADS, 0, a));
+    if (d->q && d->k && d->q_layout.dtype == d->k_layout.dtype) {
+        SVG2__RUN(front_launch(backend, a, 0, 2, d->q_layout.dtype, err));
+    } else {
+        if (d->q) SVG2__RUN(front_launch(backend, a, 0, 1, d->q_layout.dtype, err));
+        if (d->k) SVG2__RUN(front_launch(backend, a, 1, 1, d->k_layout.dtype, err));
+    }
+    if (d->key_mean)
+        SVG2__RUN(launch(backend, err, "kmeans_start", kmeans_start, grid_items((int64_t)d->batch * heads_kv),
+                         512, 512 * sizeof(double), (const double *)a.partial, d->head_dim,
+                         a.video_end - a.video_begin, (int64_t)a.stretches, (int64_t)d->batch * heads_kv,
+                         d->key_mean, (float *)NULL, (int32_t *)NULL));
+    return ok(err);
+}
+
+} /* namespace svg2__cuda */
+
 /* ==== >>pipeline ========================================================================= */
 namespace svg2__cuda {
 
@@ -7395,6 +7759,7 @@ static size_t workspace_bytes(const svg2_backend *backend, svg2_stage stage, con
     case SVG2_STAGE_BAND: return 0;
     case SVG2_STAGE_PICK: return pick_layout((const svg2_pick_desc *)desc, NULL, NULL, NULL);
     case SVG2_STAGE_PROFILE: return profile_layout((const svg2_profile_desc *)desc, NULL, NULL);
+    case SVG2_STAGE_FRONT: return front_layout((const svg2_front_desc *)desc, NULL, NULL);
     default: return SIZE_MAX;
     }
 }
@@ -7453,6 +7818,7 @@ extern "C" svg2_backend svg2_cuda_backend_arch(void *stream, int32_t arch)
     b.band = svg2__cuda::run_band;
     b.pick = svg2__cuda::run_pick;
     b.profile = svg2__cuda::run_profile;
+    b.front = svg2__cuda::run_front;
     b.copy = svg2__cuda::copy_inside;
     b.copy_out = svg2__cuda::copy_out;
     b.copy_in = svg2__cuda::copy_in;

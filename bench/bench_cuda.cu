@@ -22,6 +22,7 @@
      >>engines    the backends that are compared: kernels of another generation, other builds of svg2_cuda.cu
      >>attention  dense; sparse over made-up maps, even and skewed clusters
      >>call       svg2_attend, its stages
+     >>front      norm and rotary positions
      >>report     JSON, tables
      >>parts      the processes */
 #include "../svg2.h"
@@ -1238,6 +1239,61 @@ static void bench_calls(const tensors *t, double budget)
     timer_free(&time);
 }
 
+/* ==== >>front ============================================================================ */
+/* No flops to speak of: the floor is the copy rate. Afterwards the tensors are no longer what they were. */
+static void bench_front(const tensors *t)
+{
+    enum { WAYS = 4 };
+    static const char *const names[WAYS] = {"front, over the token, to [H, S, D]", "front, the same in place",
+                                            "front, per head, in place", "front, in place, key mean"};
+    const svg2_backend cuda = svg2_cuda_backend(stream);
+    const int width = t->s.heads * t->s.dim;
+    const size_t floats = (size_t)t->tokens * (size_t)t->s.dim / 2;
+    svg2_rope_desc grid = SVG2_ZERO;
+    svg2_error err;
+    timer time = timer_new();
+    row *r[WAYS];
+    float *host = (float *)malloc((2 * floats + (size_t)width) * sizeof(float)); /* tables, weights */
+    float *table = (float *)gpu((2 * floats + (size_t)width) * sizeof(float)), *weight = table + 2 * floats;
+    float *mean = (float *)gpu((size_t)width * sizeof(float));
+    grid.frames = t->s.frames, grid.height = t->s.height, grid.width = t->s.width, grid.head_dim = t->s.dim;
+    if (!host || !table || !mean) fatal("bench: not enough memory");
+    check_call(svg2_rope_table(&grid, host, host + floats, floats, &err), &err, "svg2_rope_table");
+    for (int i = 0; i < width; ++i) host[2 * floats + (size_t)i] = 1;
+    upload(table, host, (2 * floats + (size_t)width) * sizeof(float));
+    free(host);
+    for (int way = 0; way < WAYS; ++way) /* q and k in and out, and the angles */
+        r[way] = row_new(t->s.name, names[way], 0, 4.0 * 2 * (double)t->elements + 8.0 * (double)floats, 0);
+    for (int round = 0; round < 12 && (round < 2 || left() > 5); ++round)
+        for (int way = 0; way < WAYS; ++way) {
+            svg2_front_desc d;
+            memset(&d, 0, sizeof d);
+            d.batch = 1, d.heads = t->s.heads, d.tokens = (int32_t)t->tokens, d.head_dim = t->s.dim;
+            d.norm = way == 2 ? SVG2_NORM_HEAD : SVG2_NORM_TOKEN;
+            d.cosine = table, d.sine = table + floats;
+            d.q_weight = d.k_weight = weight;
+            d.q_layout.dtype = SVG2_BF16;
+            d.q_layout.stride_token = width, d.q_layout.stride_head = t->s.dim;
+            d.q_layout.stride_batch = t->elements;
+            d.k_layout = d.q_out_layout = d.k_out_layout = d.q_layout;
+            d.q = t->q, d.k = t->k, d.q_out = t->q, d.k_out = t->k;
+            if (way == 0) {
+                memset(&d.q_out_layout, 0, sizeof d.q_out_layout);
+                d.q_out_layout.dtype = SVG2_BF16;
+                d.k_out_layout = d.q_out_layout;
+                d.q_out = t->v, d.k_out = t->out;
+            }
+            d.key_mean = way == 3 ? mean : NULL;
+            const size_t bytes = svg2_stage_workspace_bytes(&cuda, SVG2_STAGE_FRONT, &d);
+            if (!workspace_need(bytes)) continue;
+            timer_begin(&time, 10);
+            check_call(svg2_front(&cuda, &d, workspace, bytes, &err), &err, "svg2_front");
+            timer_end(&time, round ? r[way] : NULL); /* the first to warm up */
+        }
+    cudaFree(table), cudaFree(mean);
+    timer_free(&time);
+}
+
 /* ==== >>report =========================================================================== */
 static double least_clock(const row *r)
 {
@@ -1390,7 +1446,7 @@ static int part_run(int part, shape s, double budget)
     if (!tensors_new(&t, s)) fatal("bench: %s: not enough memory", s.name);
     tensors_fill(&t, 0);
     if (part == PART_ATTENTION) bench_attention(&t, budget);
-    else bench_calls(&t, budget);
+    else bench_calls(&t, budget), bench_front(&t);
     tensors_free(&t);
     return 0;
 }

@@ -20,7 +20,7 @@
    CONTENTS
      >>options    what can be asked for
      >>model      tensors by name, checked
-     >>layers     linear, norms, RoPE
+     >>layers     linear, LayerNorm, grids
      >>attention  one svg2 state per (layer, guidance branch)
      >>forward    the transformer
      >>sampler    flow matching, guidance
@@ -532,21 +532,6 @@ static void layer_norm(const float *x, float *y, int64_t n, int32_t dim, const f
     }
 }
 
-/* Over the full width, all heads together. */
-static void rms_norm(float *x, int64_t n, int32_t dim, const float *weight)
-{
-    int64_t i;
-#pragma omp parallel for
-    for (i = 0; i < n; ++i) {
-        float *row = x + i * dim, inverse;
-        double sum = 0;
-        int32_t c;
-        for (c = 0; c < dim; ++c) sum += (double)row[c] * row[c];
-        inverse = (float)(1 / sqrt(sum / dim + 1e-6));
-        for (c = 0; c < dim; ++c) row[c] *= inverse * weight[c];
-    }
-}
-
 /* x += y * gate; gate [dim], NULL = 1 */
 static void add_gated(float *x, const float *y, int64_t n, int32_t dim, const float *gate)
 {
@@ -583,48 +568,19 @@ typedef struct wan_grid {
 
 static void wan_grid_open(wan_grid *g, const wan_model *m, int32_t frames, int32_t height, int32_t width)
 {
-    const int32_t half = m->head_dim / 2, axis = half / 3, first[4] = {0, half - 2 * axis, half - axis, half};
-    int64_t token;
+    const size_t half = (size_t)m->head_dim / 2;
+    svg2_rope_desc rope = SVG2_ZERO;
+    svg2_error err;
     g->frames = frames, g->height = height, g->width = width;
     g->tokens = (int64_t)frames * height * width;
-    g->cosine = floats((size_t)g->tokens, (size_t)half);
-    g->sine = floats((size_t)g->tokens, (size_t)half);
-#pragma omp parallel for
-    for (token = 0; token < g->tokens; ++token) {
-        const int64_t at[3] = {token / width / height, token / width % height, token % width};
-        int a;
-        int32_t c;
-        for (a = 0; a < 3; ++a) {
-            for (c = first[a]; c < first[a + 1]; ++c) {
-                double angle = (double)at[a] * pow(10000.0, -(double)(c - first[a]) / (first[a + 1] - first[a]));
-                g->cosine[token * half + c] = (float)cos(angle);
-                g->sine[token * half + c] = (float)sin(angle);
-            }
-        }
-    }
+    g->cosine = floats((size_t)g->tokens, half);
+    g->sine = floats((size_t)g->tokens, half);
+    rope.frames = frames, rope.height = height, rope.width = width, rope.head_dim = m->head_dim;
+    if (svg2_rope_table(&rope, g->cosine, g->sine, (size_t)g->tokens * half, &err) != SVG2_OK)
+        tool_fail(TOOL_FAILURE, "svg2_rope_table: %s %s", err.field, err.text);
 }
 
 static void wan_grid_close(wan_grid *g) { free(g->cosine), free(g->sine); }
-
-/* Turns the pairs (2i, 2i + 1) of every head. */
-static void rope(float *x, const wan_grid *g, int32_t heads, int32_t head_dim)
-{
-    const int32_t half = head_dim / 2;
-    int64_t token;
-#pragma omp parallel for
-    for (token = 0; token < g->tokens; ++token) {
-        const float *cosine = g->cosine + token * half, *sine = g->sine + token * half;
-        int32_t head, c;
-        for (head = 0; head < heads; ++head) {
-            float *pair = x + (token * heads + head) * head_dim;
-            for (c = 0; c < half; ++c, pair += 2) {
-                float a = pair[0], b = pair[1];
-                pair[0] = a * cosine[c] - b * sine[c];
-                pair[1] = a * sine[c] + b * cosine[c];
-            }
-        }
-    }
-}
 
 /* ==== >>attention ========================================================================
    All that an engine needs to do: fill in a descriptor, keep one state per (layer, branch), call svg2_attend. The rest
@@ -954,6 +910,23 @@ typedef struct wan_hooks {
     void (*on_block)(void *user, int32_t layer, const float *x); /* layer -1: after the patch embedding */
 } wan_hooks;
 
+/* RMSNorm of q and k over the full width, all heads together, and positions. q, k and the grid may be NULL. */
+static void front(const wan_run *run, const wan_model *m, const wan_grid *g, float *q, const float *norm_q,
+                  float *k, const float *norm_k, int64_t tokens)
+{
+    svg2_front_desc d = SVG2_ZERO;
+    svg2_error err;
+    d.batch = 1, d.heads = m->heads, d.tokens = (int32_t)tokens, d.head_dim = m->head_dim;
+    d.norm = SVG2_NORM_TOKEN;
+    d.cosine = g ? g->cosine : NULL, d.sine = g ? g->sine : NULL;
+    d.q = d.q_out = q, d.q_weight = norm_q;
+    d.k = d.k_out = k, d.k_weight = norm_k;
+    d.q_layout.stride_token = m->dim, d.q_layout.stride_head = m->head_dim;
+    d.q_layout.stride_batch = tokens * m->dim;
+    d.k_layout = d.q_out_layout = d.k_out_layout = d.q_layout;
+    wan_expect(svg2_front(&run->cpu, &d, NULL, 0, &err), &err);
+}
+
 /* velocity [channels, frames, height, width] = noise minus clean latent, as the network sees it */
 static void wan_forward(const wan_model *m, const wan_grid *g, wan_work *w, wan_run *run, int branch, int32_t step,
                         const float *latent, double timestep, const float *context, float *velocity, int is_check,
@@ -977,10 +950,7 @@ static void wan_forward(const wan_model *m, const wan_grid *g, wan_work *w, wan_
         linear(m, &b->self.q, w->y, w->q, n);
         linear(m, &b->self.k, w->y, w->k, n);
         linear(m, &b->self.v, w->y, w->v, n);
-        rms_norm(w->q, n, dim, b->self.norm_q);
-        rms_norm(w->k, n, dim, b->self.norm_k);
-        rope(w->q, g, m->heads, m->head_dim);
-        rope(w->k, g, m->heads, m->head_dim);
+        front(run, m, g, w->q, b->self.norm_q, w->k, b->self.norm_k, n);
         if (hooks && hooks->on_qkv) hooks->on_qkv(hooks->user, layer, w->q, w->k, w->v);
         self_attention(run, layer, m->layers, branch, step, w->q, w->k, w->v, w->o, is_check);
         linear(m, &b->self.o, w->o, w->y, n);
@@ -990,8 +960,8 @@ static void wan_forward(const wan_model *m, const wan_grid *g, wan_work *w, wan_
         linear(m, &b->cross.q, w->y, w->q, n);
         linear(m, &b->cross.k, context, w->text_k, m->text_len);
         linear(m, &b->cross.v, context, w->text_v, m->text_len);
-        rms_norm(w->q, n, dim, b->cross.norm_q);
-        rms_norm(w->text_k, m->text_len, dim, b->cross.norm_k);
+        front(run, m, NULL, w->q, b->cross.norm_q, NULL, NULL, n);
+        front(run, m, NULL, NULL, NULL, w->text_k, b->cross.norm_k, m->text_len);
         cross_attention(run, w->q, w->text_k, w->text_v, w->o, m->text_len);
         linear(m, &b->cross.o, w->o, w->y, n);
         add_gated(w->x, w->y, n, dim, NULL);
