@@ -978,7 +978,8 @@ SVG2_API svg2_result svg2_profile(const svg2_backend *backend, const svg2_profil
    Tables and not angles are the input: engines have them, each by another rule (learned frequencies, frame
    rates, interpolation). Beside q and k they are small: 4 D bytes a token, against 4 D (H + Hkv) of q and k
    in bf16, in and out. Not offered: pairs inside each axis (Step-Video), LayerNorm (CogVideoX).
-   Threads: splits over tokens; the result does not depend on it. Workspace: none without key_mean. */
+   Threads: splits over tokens; the result does not depend on it. Workspace: ask when key_mean is set; 0 bytes
+   without it (but on CUDA 8 bytes a token where a norm is over more than 8,192 columns). */
 typedef enum svg2_norm {
     SVG2_NORM_NONE = 0,
     SVG2_NORM_HEAD = 1,
@@ -6042,7 +6043,9 @@ SVG2_API svg2_result svg2_profile(const svg2_backend *backend, const svg2_profil
 
 /* ==== >>front ============================================================================
    Item = a few tokens of a batch entry, all heads: the norm over a token needs them all. With a norm rows are
-   loaded twice, the second time from the cache. Limiter: memory. */
+   loaded twice, the second time from the cache. Limiter: memory, where all cores work; one core of an Intel
+   Xeon with AVX-512 takes 0.81 ns for an f32 element and 0.64 for bf16 (norm over the token, 12 heads of 128,
+   tokens beyond the cache, median of 21), memcpy 0.55 and 0.29. Scalar: 6.1 and 6.5 ns, from the cache. */
 enum { SVG2__FRONT_TOKENS = 16 /* of an item; with key_mean SVG2__CHUNK, the rows that are summed in f32 */ };
 
 typedef struct svg2__front_side {
