@@ -7489,7 +7489,7 @@ SVG2__DEVICE void front_four(float (&x)[4], const float *p, bool is_vector)
    of q and k are neighbours: the second has them from L2); weights stay in L1; with key_mean 8 D Hkv a
    stretch, twice. Limiter: DRAM, at copy speed. That asks for some 13 KB of loads under way in a multiprocessor
    (3.35 TB/s, half of it reads, 1 us, 132 of them); a block at 40 heads of 128 in 16 bits has 10 KB, and
-   three of them fit at 128 registers a thread. (With FRONT_UNITS 2 more threads fit, of half the bytes each.) */
+   three of them fit at 128 registers a thread. (With FRONT_UNITS 2 more threads fit, of half the bytes.) */
 template <class E>
 static __global__ void __launch_bounds__(FRONT_THREADS, 2) front_rows(const __grid_constant__ front_args a)
 {
