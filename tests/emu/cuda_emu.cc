@@ -381,6 +381,12 @@ void device(int cc)
         }
     fail("device: compute capability %d is not known", cc);
 }
+/* 80 in the environment: the device of the program, if it chooses none */
+[[maybe_unused]] static const bool has_device = [] {
+    const int cc = number_from_environment("EMU_DEVICE");
+    if (cc) device(cc);
+    return cc != 0;
+}();
 
 void fail(const char *fmt, ...)
 {
