@@ -7482,9 +7482,10 @@ SVG2__DEVICE void front_four(float (&x)[4], const float *p, bool is_vector)
    so that a thread has the same 8 elements of each of its heads, and loads its angles once a token. These are
    twice four, lo and hi, and make four pairs: next to each other where pairs are interleaved (one load of 16
    bytes), D/2 apart where they are halves. All loads of a token are issued before anything waits for one, and
-   elements stay as they came until the norm is known: squares are added by thread, then in shared memory by
-   head (D/8 numbers, in order) or by warp and token. Two places alternate, so that a barrier a token will do.
-   Keys are summed in registers over the stretch.
+   elements stay as they came until the norm is known: squares are added by thread; then for a head by
+   shuffles (D/8 a power of two: no barrier at all) or in shared memory (D/8 numbers, in order), for a token by
+   warp and in shared memory, where two places alternate, so that a barrier a token will do. Keys are summed in
+   registers over the stretch.
    Shared memory: 8 KB. Bytes a token: 2 e D (H + Hkv) for elements of e bytes, and 4 D for its angles (blocks
    of q and k are neighbours: the second has them from L2); weights stay in L1; with key_mean 8 D Hkv a
    stretch, twice. Limiter: DRAM, at copy speed. That asks for some 13 KB of loads under way in a multiprocessor
@@ -7526,7 +7527,7 @@ static __global__ void __launch_bounds__(FRONT_THREADS, 2) front_rows(const __gr
         float *sums = (float *)(void *)smem + (token & (SVG2__FAULT(97) ? 0 : 1)) * size;
         int64_t row = units ? row_at(s.in, batch, first_head, token) : 0;
         raw8<E> raw[FRONT_UNITS];
-        float c[4] = {0, 0, 0, 0}, sn[4] = {0, 0, 0, 0}, inverse = 1.0f;
+        float c[4] = {0, 0, 0, 0}, sn[4] = {0, 0, 0, 0}, square[FRONT_UNITS] = {0, 0, 0, 0}, inverse = 1.0f;
 #pragma unroll
         for (u = 0; u < FRONT_UNITS; ++u)
             if (u < units) front_load(raw[u], s.in, row + u * groups * s.in.stride_head, lo, hi);
@@ -7534,31 +7535,50 @@ static __global__ void __launch_bounds__(FRONT_THREADS, 2) front_rows(const __gr
             front_four(c, a.cosine + angles, a.is_table_vector);
             front_four(sn, a.sine + angles, a.is_table_vector);
         }
-        if (a.inverse)
+        if (a.inverse) {
             inverse = a.inverse[(batch * a.tokens + token) * 2 + which];
-        else if (a.norm != SVG2_NORM_NONE) {
+        } else if (a.norm != SVG2_NORM_NONE) {
             float all = 0.0f;
 #pragma unroll
             for (u = 0; u < FRONT_UNITS; ++u) {
-                float x[8], square = 0.0f;
-                if (u >= units) continue;
-                numbers(x, raw[u]);
+                float x[8];
+                square[u] = 0.0f;
+                if (u < units) {
+                    numbers(x, raw[u]);
 #pragma unroll
-                for (i = 0; i < 8; ++i) square = fmaf(x[i], x[i], square);
-                if (a.norm == SVG2_NORM_HEAD) sums[(u * groups + group) * columns + column] = square;
-                all += square;
+                    for (i = 0; i < 8; ++i) square[u] = fmaf(x[i], x[i], square[u]);
+                }
+                all += square[u];
             }
-            if (a.norm == SVG2_NORM_TOKEN) {
-                all = warp_sum(all);
-                if (tid % WARP == 0) sums[warp] = all;
-            }
-            /* the sums of all threads are there; and all have read those of the token before, which the next
-               one's overwrite */
-            if (!SVG2__FAULT(96)) __syncthreads();
-            if (a.norm == SVG2_NORM_TOKEN) {
-                all = 0.0f;
-                for (i = 0; i < warps; ++i) all += sums[i];
-                inverse = 1.0f / sqrtf(all / (float)((int64_t)s.heads * a.dim) + a.epsilon);
+            if (a.norm == SVG2_NORM_HEAD && WARP % columns == 0) { /* a head is inside of a warp */
+                for (i = columns / 2; i; i /= 2)
+#pragma unroll
+                    for (u = 0; u < FRONT_UNITS; ++u) square[u] += __shfl_xor_sync(0xffffffffu, square[u], i);
+            } else {
+                if (a.norm == SVG2_NORM_TOKEN) {
+                    all = warp_sum(all);
+                    if (tid % WARP == 0) sums[warp] = all;
+                } else {
+#pragma unroll
+                    for (u = 0; u < FRONT_UNITS; ++u)
+                        if (u < units) sums[(u * groups + group) * columns + column] = square[u];
+                }
+                /* the sums of all threads are there; and all have read those of the token before, which the
+                   next one's overwrite */
+                if (!SVG2__FAULT(96)) __syncthreads();
+                if (a.norm == SVG2_NORM_TOKEN) {
+                    all = 0.0f;
+                    for (i = 0; i < warps; ++i) all += sums[i];
+                    inverse = 1.0f / sqrtf(all / (float)((int64_t)s.heads * a.dim) + a.epsilon);
+                } else {
+#pragma unroll
+                    for (u = 0; u < FRONT_UNITS; ++u) {
+                        const float *own = sums + (u * groups + group) * columns;
+                        square[u] = 0.0f;
+                        if (u < units)
+                            for (i = 0; i < columns; ++i) square[u] += own[i];
+                    }
+                }
             }
         }
         row = units ? row_at(s.out, batch, first_head, token) : 0;
@@ -7568,12 +7588,7 @@ static __global__ void __launch_bounds__(FRONT_THREADS, 2) front_rows(const __gr
             float x[8];
             if (u >= units) continue;
             numbers(x, raw[u]);
-            if (a.norm == SVG2_NORM_HEAD) {
-                const float *own = sums + (u * groups + group) * columns;
-                float square = 0.0f;
-                for (i = 0; i < columns; ++i) square += own[i];
-                inverse = 1.0f / sqrtf(square / (float)a.dim + a.epsilon);
-            }
+            if (a.norm == SVG2_NORM_HEAD) inverse = 1.0f / sqrtf(square[u] / (float)a.dim + a.epsilon);
 #pragma unroll
             for (i = 0; i < 8; ++i) x[i] *= inverse;
             if (s.weight) {
