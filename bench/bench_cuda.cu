@@ -801,9 +801,7 @@ static void engine_new(const char *name, svg2_backend backend)
 {
     const int i = got->engine_count++;
     engines[i] = backend;
-    if (strcmp(got->engine[i].name, name) == 0) return; /* another part has said it */
-    snprintf(got->engine[i].name, sizeof got->engine[i].name, "%s", name);
-    got->engine[i].agreement = -1;
+    snprintf(got->engine[i].name, sizeof got->engine[i].name, "%s", name); /* the same in all parts */
 }
 static void engines_open()
 {
@@ -1526,6 +1524,7 @@ int main(int argc, char **argv)
     if (shared == MAP_FAILED) fatal("bench: out of memory");
     got = (struct results *)shared;
     got->agreement = got->one_row_boxes = -1;
+    for (int i = 0; i < MAX_ENGINES; ++i) got->engine[i].agreement = -1;
     const shape none = {};
     const int code = part_do(PART_RATES, none, 0, 60);
     if (code == 2) return 2;

@@ -81,8 +81,8 @@ fi
 
 # ---- build: what fails to build is missed below, the rest goes on
 at=$(elapsed)
-variants=
-if wants bench && [ "$arch" = sm_90a ] && grep -q SVG2_CUDA_OVERLAP svg2_cuda.cu; then variants=${VARIANTS-plain turns_only keys_176}; fi
+variants= # each is one more compilation of the file
+if wants bench && [ "$(nproc)" -ge 8 ] && [ "$arch" = sm_90a ] && grep -q SVG2_CUDA_OVERLAP svg2_cuda.cu; then variants=${VARIANTS-plain turns_only keys_176}; fi
 timeout 240 $MAKE -s -k -j"$(nproc)" NVCC="$nvcc" arch="$arch" variants="$variants" gpu variants >"$logs/build.log" 2>&1
 code=$?
 if [ $code = 0 ]; then
