@@ -351,6 +351,12 @@ template <int COUNT> SVG2__OP void svg2__wgmma_hold(float (&d)[COUNT])
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
+/* the same for fragments of a that are in registers */
+template <int COUNT> SVG2__OP void svg2__wgmma_hold(uint32_t (&a)[COUNT][4])
+{
+#pragma unroll
+    for (int i = 0; i < 4 * COUNT; ++i) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
+}
 
 /* d (64 x 2*COUNT, f32) = [d +] a b; 9.7.15.5 wgmma.mma_async.m64nNk16.
    a: 64 x 16, descriptor of rows along k in shared memory (_ss), or the fragment of mma.m16n8k16 for the 16 rows
@@ -4414,8 +4420,9 @@ static svg2_result run_tail(const svg2_backend *backend, const svg2_tail_desc *d
 /* ==== >>attention ==========================================================================
    pack      K, V (and the tail's virtual keys) as 16-bit rows in block order
    count     keys that each query block sees, to sort by
-   plan      work items: 128 rows of one query block (64 for wide heads), heads in order, long ones first
-   forward   one item a block of threads
+   plan      work items: 128 rows of one query block (64 for wide heads without wgmma), heads in order, long
+             ones first
+   forward   one item a block of threads; Hopper: a block takes one item after the other
    merge     joining two partial results */
 namespace svg2__cuda {
 
@@ -4578,6 +4585,7 @@ struct plan_args {
     int32_t *cost;           /* [heads, query_blocks]: keys that the block sees; NULL = all alike */
     attention_item *item;    /* [heads, most]                                                      */
     int32_t *first_item;     /* [heads, query_blocks], unless NULL: items of a block are neighbours */
+    uint32_t *next;          /* set to 0, unless NULL                                              */
     int32_t heads, heads_kv, tokens, query_blocks, key_blocks, tail_query_blocks, tail_key_blocks, rows, most,
         head_begin;
     int64_t blocks; /* blocks: heads of the call * query_blocks */
@@ -4604,18 +4612,23 @@ static __global__ void __launch_bounds__(COUNT_THREADS) attention_count(const __
     if (lane == 0) a.cost[at] = n;
 }
 
+/* Who waits for each other in a function: all threads of the block, unless a layout says otherwise. */
+struct whole_block {
+    static __device__ __forceinline__ void wait() { __syncthreads(); }
+};
+
 /* Sum of x over the threads before this one, and over all of them. scan: one value a warp; it may be used
    again after the next barrier. */
-template <int THREADS, class T> SVG2__DEVICE T scan_threads(T x, T *scan, T &total)
+template <int THREADS, class GROUP = whole_block, class T> SVG2__DEVICE T scan_threads(T x, T *scan, T &total)
 {
-    const int lane = (int)threadIdx.x % WARP, warp = (int)threadIdx.x / WARP;
+    const int tid = svg2__fresh((int)threadIdx.x), lane = tid % WARP, warp = tid / WARP;
     T sum = x, before = 0;
     for (int o = 1; o < WARP; o <<= 1) {
         const T y = __shfl_up_sync(0xffffffffu, sum, o);
         if (lane >= o) sum += y;
     }
     if (lane == WARP - 1) scan[warp] = sum;
-    if (!SVG2__FAULT(60)) __syncthreads(); /* the sums of the warps are there */
+    if (!SVG2__FAULT(60)) GROUP::wait(); /* the sums of the warps are there */
     total = 0;
     for (int w = 0; w < THREADS / WARP; ++w) {
         if (w == warp) before = total;
@@ -4639,6 +4652,7 @@ static __global__ void __launch_bounds__(PLAN_THREADS) attention_plan(const __gr
     attention_item *item = a.item + head * a.most;
     const bool sorted = a.cost && a.query_blocks <= PLAN_BLOCKS;
     int done = 0, i, k;
+    if (a.next && blockIdx.x == 0 && tid == 0) *a.next = 0;
     for (int chunk = 0; chunk < a.query_blocks; chunk += PLAN_BLOCKS) {
         const int n = min(a.query_blocks - chunk, (int)PLAN_BLOCKS);
         for (i = tid; i < n && sorted; i += PLAN_THREADS) cost[i] = a.cost[head * a.query_blocks + i];
@@ -4707,6 +4721,8 @@ struct operand {
 
 struct attention_args {
     const attention_item *item;
+    int64_t   items; /* (Hopper) of all heads, those without rows included */
+    uint32_t *next;  /* (Hopper) items taken so far, beyond one a block    */
     tensor  q, out;
     operand key, value, virtual_key, virtual_value;
     const int32_t *query_order, *key_offset;
@@ -4728,8 +4744,13 @@ struct attention_args {
 
 /* Shared memory of a block, as byte offsets; the ring of tiles stands last. Of a list: 1 run = up to 4
    neighbouring blocks. */
-template <int DP, bool SKIP = false> struct attention_smem {
+template <int DP, bool SKIP = false> struct attention_smem : whole_block {
     enum {
+        LISTED = LIST_BLOCKS,
+        HELD = SLOTS,
+        IS_BIAS_LATE = 0, /* find_rows has the biases, too */
+        LANES = DP % 64 == 0 ? 8 : 4, /* that take a row in load_tile */
+        ROWS_AT_ONCE = 8, /* of a lane there: all */
         ROWS = DP > 128 ? 64 : 128, /* of an item */
         KEYS = DP > 128 ? 32 : 64,  /* of a tile  */
         TILE = KEYS * DP * 2,
@@ -4758,6 +4779,8 @@ template <int DP, bool SKIP = false> struct attention_smem {
         QUERY_ROW = DP * 2 + 16,
         RING = QUERY + ROWS * QUERY_ROW               /* tiles [stages][KEYS][DP] */
     };
+    static __device__ __forceinline__ uint32_t at(int row, int chunk) { return tile_at<DP>(row, chunk); }
+    static __device__ __forceinline__ int query_at(int row, int chunk) { return row * QUERY_ROW + chunk * 16; }
 };
 
 /* Two blocks a multiprocessor, which have 228 KB (9.0, 10.0) or 164 KB (8.0), less 1 KB a block; one block
@@ -4826,18 +4849,17 @@ struct key_list {
     int32_t runs, unused;
 };
 
-/* The next list: all threads of the block together. */
-template <int DP> SVG2__DEVICE void next_list(const key_source &s, unsigned char *smem)
+/* The next list: all threads of the group together. */
+template <class L> SVG2__DEVICE void next_list(const key_source &s, unsigned char *smem)
 {
-    typedef attention_smem<DP> L;
     int32_t *run_start = shared_at<int32_t>(smem, L::RUN_START);
     int32_t *run_first = shared_at<int32_t>(smem, L::RUN_FIRST);
     key_list *list = shared_at<key_list>(smem, L::LIST);
-    enum { EACH = LIST_BLOCKS / ATTENTION_THREADS };
+    enum { EACH = L::LISTED / ATTENTION_THREADS };
     unsigned long long own = 0, total; /* runs << 32 | keys */
     const key_list old = *list; /* the scan's barrier parts this, and searches of the old list, from the new
                                    one */
-    const int tid = (int)threadIdx.x, begin = old.next_block + tid * EACH;
+    const int tid = svg2__fresh((int)threadIdx.x), begin = old.next_block + tid * EACH;
     int rows[EACH], first[EACH], i, after = -1;
 #pragma unroll
     for (i = 0; i < EACH; ++i) { /* all loads before the first use: a round trip to memory, not EACH */
@@ -4851,7 +4873,7 @@ template <int DP> SVG2__DEVICE void next_list(const key_source &s, unsigned char
         after = first[i] + rows[i];
     }
     const unsigned long long before =
-        scan_threads<ATTENTION_THREADS>(own, shared_at<unsigned long long>(smem, L::SCAN), total);
+        scan_threads<ATTENTION_THREADS, L>(own, shared_at<unsigned long long>(smem, L::SCAN), total);
     int run = (int)(before >> 32) - 1, key = old.end + (int)(before & 0xffffffffu);
     after = -1;
 #pragma unroll 1
@@ -4867,13 +4889,14 @@ template <int DP> SVG2__DEVICE void next_list(const key_source &s, unsigned char
         key += size;
         after = start + size;
     }
-    if (tid < L::KEYS) shared_at<int32_t>(smem, L::HINT)[tid] = 0;
+#pragma unroll
+    for (i = tid; i < L::KEYS; i += ATTENTION_THREADS) shared_at<int32_t>(smem, L::HINT)[i] = 0;
     if (tid == 0) {
         list->end = run_first[total >> 32] = old.end + (int)(total & 0xffffffffu);
-        list->next_block = old.next_block + LIST_BLOCKS;
+        list->next_block = old.next_block + L::LISTED;
         list->runs = (int)(total >> 32);
     }
-    if (!SVG2__FAULT(63)) __syncthreads(); /* the list is complete */
+    if (!SVG2__FAULT(63)) L::wait(); /* the list is complete */
 }
 
 /* Number i of the tiles from the middle one outwards: middle, middle + 1, middle - 1, ...; the rest of the
@@ -4885,19 +4908,28 @@ SVG2__DEVICE int tile_outwards(int i, int tiles, int middle)
     return i & 1 ? middle + (i + 1) / 2 : middle - i / 2;
 }
 
-/* The rows of a tile, for the loads of the half steps to come: -1 behind the last key. All threads
-   together. */
-template <int DP, bool SKIP> SVG2__DEVICE void find_rows(const key_source &s, unsigned char *smem, int tile)
+/* What is added to the logits of a virtual key, base 2. */
+SVG2__DEVICE float key_bias(const key_source &s, int row)
 {
-    typedef attention_smem<DP> L;
-    const int tid = svg2__fresh((int)threadIdx.x), slot = tile & (SLOTS - 1), key = tile * L::KEYS + tid;
+    return row < 0      ? 0.0f
+           : s.log_mass ? s.log_mass[row] * 1.44269504f
+                        : log2f((float)(s.offset[row + 1] - s.offset[row]));
+}
+
+/* The rows of a tile, for the loads of the half steps to come: -1 behind the last key. All threads of the
+   group together. */
+template <class L, bool SKIP> SVG2__DEVICE void find_rows(const key_source &s, unsigned char *smem, int tile)
+{
+    enum { EACH = (L::KEYS + ATTENTION_THREADS - 1) / ATTENTION_THREADS };
+    const int tid = svg2__fresh((int)threadIdx.x), slot = tile & (L::HELD - 1);
     const key_list *list = shared_at<key_list>(smem, L::LIST);
     const int32_t *run_start = shared_at<int32_t>(smem, L::RUN_START);
     const int32_t *run_first = shared_at<int32_t>(smem, L::RUN_FIRST);
-    int32_t *hint = shared_at<int32_t>(smem, L::HINT) + tid; /* the run of the last key of this thread */
-    int filled = 0, row = -1;
+    int filled = 0, row[EACH], e;
+#pragma unroll
+    for (e = 0; e < EACH; ++e) row[e] = -1;
     if (SKIP && s.is_diagonal) { /* all of the list is there from the first tile on */
-        if (tile == 0) next_list<DP>(s, smem);
+        if (tile == 0) next_list<L>(s, smem);
         const int tiles = (list->end + L::KEYS - 1) / L::KEYS;
         if (tile < tiles) {
             const int middle = (int)((int64_t)s.place * tiles / s.rows);
@@ -4910,13 +4942,18 @@ template <int DP, bool SKIP> SVG2__DEVICE void find_rows(const key_source &s, un
                     if (run_first[mid] <= at + tid) lo = mid;
                     else hi = mid - 1;
                 }
-                row = run_start[lo] + (at + tid - run_first[lo]);
+                row[0] = run_start[lo] + (at + tid - run_first[lo]);
             }
         }
     }
     while (!SKIP || !s.is_diagonal) {
         const int end = min(list->end - tile * L::KEYS, (int)L::KEYS);
-        if (tid >= filled && tid < end) {
+#pragma unroll
+        for (e = 0; e < EACH; ++e) {
+            const int own = tid + e * ATTENTION_THREADS, key = tile * L::KEYS + own;
+            if (own < filled || own >= end) continue;
+            /* the run of the last key of this thread */
+            int32_t *hint = shared_at<int32_t>(smem, L::HINT) + own;
             int lo = *hint;
             if (key >= run_first[lo + 1]) { /* no run is empty, and the last look was at most two tiles ago */
                 int hi = min(lo + 2 * L::KEYS, list->runs - 1);
@@ -4928,38 +4965,39 @@ template <int DP, bool SKIP> SVG2__DEVICE void find_rows(const key_source &s, un
                 }
                 *hint = lo;
             }
-            row = run_start[lo] + (key - run_first[lo]);
+            row[e] = run_start[lo] + (key - run_first[lo]);
         }
         filled = max(end, filled);
         if (filled == L::KEYS || list->next_block >= s.blocks) break;
-        next_list<DP>(s, smem);
+        next_list<L>(s, smem);
     }
-    if (tid < L::KEYS) {
-        shared_at<int32_t>(smem, L::ROW)[slot * L::KEYS + tid] = row;
-        if (s.is_tail)
-            shared_at<float>(smem, L::BIAS)[slot * L::KEYS + tid] =
-                row < 0      ? 0.0f
-                : s.log_mass ? s.log_mass[row] * 1.44269504f
-                             : log2f((float)(s.offset[row + 1] - s.offset[row]));
+#pragma unroll
+    for (e = 0; e < EACH; ++e) {
+        const int own = tid + e * ATTENTION_THREADS;
+        if (own >= L::KEYS) continue;
+        shared_at<int32_t>(smem, L::ROW)[slot * L::KEYS + own] = row[e];
+        if (s.is_tail && !L::IS_BIAS_LATE)
+            shared_at<float>(smem, L::BIAS)[slot * L::KEYS + own] = key_bias(s, row[e]);
     }
     if (tid == 0) shared_at<int32_t>(smem, L::INFO)[slot] = filled;
 }
 
 /* Copies of the rows of a tile into the ring, 16 bytes each. 8 lanes (4 where rows are no multiple of 128
    bytes) take a row, so that a thread needs few row numbers and a request of a warp is 4 full lines. */
-template <class T, int DP>
+template <class T, int DP, class L = attention_smem<DP>>
 SVG2__DEVICE void load_tile(const T *rows, int64_t stride, int chunks, const int32_t *row, uint32_t tile)
 {
-    enum { LANES = DP % 64 == 0 ? 8 : 4, STEP = ATTENTION_THREADS / LANES };
+    enum { LANES = L::LANES, STEP = ATTENTION_THREADS / LANES };
     const int tid = svg2__fresh((int)threadIdx.x), c = tid % LANES;
-#pragma unroll
-    for (int i = 0; i < attention_smem<DP>::KEYS / STEP; ++i) {
+#pragma unroll L::ROWS_AT_ONCE
+    for (int i = 0; i < L::KEYS / STEP; ++i) {
         const int r = tid / LANES + i * STEP, from = row[r];
         const T *p = rows + (int64_t)max(from, 0) * stride;
 #pragma unroll
         for (int k = 0; k < DP / 8; k += LANES) {
+            if (DP / 8 % LANES && c + k >= DP / 8) continue;
             const bool is_there = (from >= 0 || SVG2__FAULT(64)) && c + k < chunks;
-            svg2__cp_async16(tile + tile_at<DP>(r, c + k), p + (c + k < chunks ? c + k : 0) * 8,
+            svg2__cp_async16(tile + L::at(r, c + k), p + (c + k < chunks ? c + k : 0) * 8,
                              is_there ? 16 : 0);
         }
     }
@@ -4986,32 +5024,37 @@ template <class T> SVG2__DEVICE const T *operand_head(const operand &o, int32_t 
     return (const T *)o.data + (kv / heads_kv * o.stride_batch + kv % heads_kv * o.stride_head - o.begin);
 }
 
-/* Rows of the item into the query tile; rows behind the last one, and dimensions behind head_dim, are 0. */
-template <class T, int DP, int ROWS>
+/* Rows of the item into the query tile; rows behind the last one, and dimensions behind head_dim, are 0. A lane
+   looks up the token of one row of its warp; then 8 lanes take a row. */
+template <class T, int DP, int ROWS, class L = attention_smem<DP>>
 SVG2__DEVICE void load_queries(const tensor &q, const int32_t *order, int64_t batch, int64_t head, int first,
                                int count, int dim, float sign, unsigned char *tile)
 {
+    enum { EACH = ROWS / (ATTENTION_THREADS / WARP), LANES = 8 };
     const bool is_copy = q.dtype == dtype_of(T()) && q.is_vector && sign > 0.0f;
-    if (is_copy) {
-#pragma unroll 4
-        for (int i = (int)threadIdx.x; i < ROWS * (DP / 8); i += ATTENTION_THREADS) {
-            const int r = i / (DP / 8), c = i % (DP / 8);
-            const bool is_there = r < count && c * 8 < dim;
-            const int64_t at =
-                is_there ? row_at(q, batch, head, order ? order[first + r] : first + r) + c * 8 : 0;
-            svg2__cp_async16(svg2__smem(tile + r * attention_smem<DP>::QUERY_ROW + c * 16),
-                             (const T *)q.data + at, is_there ? 16 : 0);
-        }
-        return;
-    }
+    const int tid = svg2__fresh((int)threadIdx.x), lane = tid % WARP, mine = tid / WARP * EACH + lane;
+    int token = -1;
+    if (lane < EACH && mine < count) token = order ? order[first + mine] : first + mine;
 #pragma unroll 1
-    for (int i = (int)threadIdx.x; i < ROWS * (DP / 8); i += ATTENTION_THREADS) {
-        const int r = i / (DP / 8), c = i % (DP / 8);
-        float x[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-        if (r < count && c * 8 < dim)
-            load8(x, q, row_at(q, batch, head, order ? order[first + r] : first + r) + c * 8, 0);
-        for (int n = 0; n < 8; ++n) x[n] *= sign;
-        *(uint4 *)(void *)(tile + r * attention_smem<DP>::QUERY_ROW + c * 16) = pack8<T>(x);
+    for (int i = lane / LANES; i < EACH; i += WARP / LANES) {
+        const int r = tid / WARP * EACH + i, from = __shfl_sync(0xffffffffu, token, i);
+        const int64_t row = from < 0 ? 0 : row_at(q, batch, head, from);
+#pragma unroll
+        for (int k = 0; k < DP / 8; k += LANES) {
+            const int c = lane % LANES + k;
+            const bool is_there = from >= 0 && c * 8 < dim;
+            if (DP / 8 % LANES && c >= DP / 8) continue;
+            unsigned char *to = tile + L::query_at(r, c);
+            if (is_copy) {
+                svg2__cp_async16(svg2__smem(to), (const T *)q.data + (is_there ? row + c * 8 : 0),
+                                 is_there ? 16 : 0);
+                continue;
+            }
+            float x[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+            if (is_there) load8(x, q, row + c * 8, 0);
+            for (int n = 0; n < 8; ++n) x[n] *= sign;
+            *(uint4 *)(void *)to = pack8<T>(x);
+        }
     }
 }
 
@@ -5167,11 +5210,10 @@ SVG2__DEVICE item_head head_of(const attention_args &a, const attention_item &it
 }
 
 /* What the loads of a phase need, by one thread. */
-template <class T, int DP>
-SVG2__DEVICE void begin_phase(const attention_args &a, unsigned char *smem, bool is_tail)
+template <class T, class L>
+SVG2__DEVICE void begin_phase(const attention_args &a, const attention_item item, unsigned char *smem,
+                              bool is_tail)
 {
-    typedef attention_smem<DP> L;
-    const attention_item item = *shared_at<attention_item>(smem, L::ITEM);
     const item_head x = head_of(a, item);
     const operand &key = is_tail ? a.virtual_key : a.key, &value = is_tail ? a.virtual_value : a.value;
     key_source *source = shared_at<key_source>(smem, L::SOURCE);
@@ -5227,6 +5269,17 @@ SVG2__DEVICE void begin_rows(const attention_args &a, unsigned char *smem)
     }
 }
 
+SVG2__DEVICE void load_matrix8(float (&x)[8], const float *p, bool is_vector)
+{
+    if (is_vector) {
+        const float4 x0 = *(const float4 *)(const void *)p, x1 = *(const float4 *)(const void *)(p + 4);
+        x[0] = x0.x, x[1] = x0.y, x[2] = x0.z, x[3] = x0.w;
+        x[4] = x1.x, x[5] = x1.y, x[6] = x1.z, x[7] = x1.w;
+    } else {
+        for (int n = 0; n < 8; ++n) x[n] = p[n];
+    }
+}
+
 /* ---- the softmax of 16 rows of a warp; [h]: of rows g and g + 8 ---- */
 /* o *= alpha. After the first tiles a maximum seldom rises. */
 template <int N> SVG2__DEVICE void rescale_output(float (&o)[N][4], const float (&alpha)[2])
@@ -5255,6 +5308,44 @@ template <class T, int N> SVG2__DEVICE void pack_weights(uint32_t (&p)[4], const
     p[1] = pack2(s[2 * n][2], s[2 * n][3], T());
     p[2] = pack2(s[2 * n + 1][0], s[2 * n + 1][1], T());
     p[3] = pack2(s[2 * n + 1][2], s[2 * n + 1][3], T());
+}
+
+/* Row g (h = 0) or g + 8 of o times inverse, to element `at` of the output. f32: 8 bytes a lane are whole
+   sectors of 32 a quad. 16-bit: the quad trades registers so that a lane has 8 columns. */
+template <int N>
+SVG2__DEVICE void store_row(const attention_args &a, int64_t at, bool is_there, const float (&o)[N][4], int h,
+                            float inverse, int quad)
+{
+    int n, e;
+    if (a.out.dtype == SVG2_F32) {
+        float *out = (float *)const_cast<void *>(a.out.data) + at;
+#pragma unroll
+        for (n = 0; n < N; ++n) {
+            const float lo = o[n][2 * h] * inverse, hi = o[n][2 * h + 1] * inverse;
+            const int d = 8 * n + 2 * quad;
+            if (!is_there || d >= a.dim) continue;
+            if (a.out.is_vector) *(float2 *)(void *)(out + d) = make_float2(lo, hi);
+            else out[d] = lo, out[d + 1] = hi;
+        }
+        return;
+    }
+    uint16_t *out = (uint16_t *)const_cast<void *>(a.out.data) + at;
+#pragma unroll
+    for (n = 0; n < N; n += 4) {
+        uint32_t word[4];
+#pragma unroll
+        for (e = 0; e < 4; ++e) {
+            const float lo = o[n + e][2 * h] * inverse, hi = o[n + e][2 * h + 1] * inverse;
+            word[e] = a.out.dtype == SVG2_F16 ? pack2(lo, hi, __half()) : pack2(lo, hi, __nv_bfloat16());
+        }
+        quad_transpose(word);
+        const int d = 8 * (n + quad);
+        if (!is_there || d >= a.dim) continue;
+        if (a.out.is_vector)
+            *(uint4 *)(void *)(out + d) = make_uint4(word[0], word[1], word[2], word[3]);
+        else
+            for (e = 0; e < 8; ++e) out[d + e] = (uint16_t)(word[e / 2] >> e % 2 * 16);
+    }
 }
 
 /* Under a skip rule (>>attention of svg2.h): the weights of a tile into p and its sums into the state; or, if
@@ -5373,7 +5464,7 @@ SVG2__DEVICE void attend_rows(const attention_args &a, unsigned char *smem)
         for (n = 0; n < DP / 8; ++n) o[i][n][0] = o[i][n][1] = o[i][n][2] = o[i][n][3] = 0.0f;
     }
     begin_rows<T, DP, ROWS, SKIP>(a, smem);
-    if (threadIdx.x == 0) begin_phase<T, DP>(a, smem, false);
+    if (threadIdx.x == 0) begin_phase<T, L>(a, *shared_at<attention_item>(smem, L::ITEM), smem, false);
     if (SKIP) { /* how many tiles there are */
         int32_t *total = shared_at<int32_t>(smem, L::TOTAL), mine = 0, all, first;
         __syncthreads(); /* source is there */
@@ -5394,7 +5485,7 @@ SVG2__DEVICE void attend_rows(const attention_args &a, unsigned char *smem)
         int tile, now = 0; /* now: the place of the tile to be computed */
 #pragma unroll 1
         for (tile = -ahead;; ++tile) {
-            find_rows<DP, SKIP>(source, smem, tile + ahead);
+            find_rows<L, SKIP>(source, smem, tile + ahead);
             if (tile < 0) {
                 if (tile < -1) continue;
                 if (!SVG2__FAULT(65)) __syncthreads(); /* row numbers are there */
@@ -5506,7 +5597,7 @@ SVG2__DEVICE void attend_rows(const attention_args &a, unsigned char *smem)
         }
         if (!SVG2__FAULT(73)) __syncthreads(); /* nobody reads source, stream and list of the exact keys any
                                                   more */
-        if (threadIdx.x == 0) begin_phase<T, DP>(a, smem, true);
+        if (threadIdx.x == 0) begin_phase<T, L>(a, *shared_at<attention_item>(smem, L::ITEM), smem, true);
     }
     svg2__cp_async_wait<0>(); /* where there was no tile, the queries may still be under way */
     if (SKIP && a.stats && threadIdx.x % WARP == 0) { /* integers: the order does not matter */
@@ -5559,17 +5650,8 @@ SVG2__DEVICE void attend_rows(const attention_args &a, unsigned char *smem)
             for (i = t; i < KEYS * (DP / 8); i += ATTENTION_THREADS) {
                 const int r = i / (DP / 8), c = i % (DP / 8);
                 float x[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-                if (strip + r < a.dim && c * 8 < a.dim) {
-                    const float *p = matrix + (int64_t)(strip + r) * a.dim + c * 8;
-                    if (a.is_matrix_vector) {
-                        const float4 x0 = *(const float4 *)(const void *)p;
-                        const float4 x1 = *(const float4 *)(const void *)(p + 4);
-                        x[0] = x0.x, x[1] = x0.y, x[2] = x0.z, x[3] = x0.w;
-                        x[4] = x1.x, x[5] = x1.y, x[6] = x1.z, x[7] = x1.w;
-                    } else {
-                        for (n = 0; n < 8; ++n) x[n] = p[n];
-                    }
-                }
+                if (strip + r < a.dim && c * 8 < a.dim)
+                    load_matrix8(x, matrix + (int64_t)(strip + r) * a.dim + c * 8, a.is_matrix_vector != 0);
                 *(uint4 *)(void *)(smem + L::RING + tile_at<DP>(r, c)) = pack8<__nv_bfloat16>(x);
             }
             if (!SVG2__FAULT(71)) __syncthreads(); /* the strip is complete */
@@ -5597,8 +5679,6 @@ SVG2__DEVICE void attend_rows(const attention_args &a, unsigned char *smem)
 
     const item_head x = head_of(a, item);
     const int32_t *token = shared_at<int32_t>(smem, L::TOKEN);
-    /* f32: 8 bytes a lane are whole sectors of 32 a quad. 16-bit: the quad trades registers so that a lane
-       has 8 columns. */
 #pragma unroll
     for (i = 0; i < MT; ++i)
 #pragma unroll
@@ -5606,37 +5686,7 @@ SVG2__DEVICE void attend_rows(const attention_args &a, unsigned char *smem)
             const int r = first_row + 16 * i + 8 * h;
             const bool is_there = r < item.count;
             const int64_t at = is_there ? row_at(a.out, x.batch, x.head, token[r]) : 0;
-            if (a.out.dtype == SVG2_F32) {
-                float *out = (float *)const_cast<void *>(a.out.data) + at;
-#pragma unroll
-                for (n = 0; n < DP / 8; ++n) {
-                    const float lo = o[i][n][2 * h] * inverse[i][h], hi = o[i][n][2 * h + 1] * inverse[i][h];
-                    const int d = 8 * n + 2 * quad;
-                    if (!is_there || d >= a.dim) continue;
-                    if (a.out.is_vector) *(float2 *)(void *)(out + d) = make_float2(lo, hi);
-                    else out[d] = lo, out[d + 1] = hi;
-                }
-            } else {
-                uint16_t *out = (uint16_t *)const_cast<void *>(a.out.data) + at;
-#pragma unroll
-                for (n = 0; n < DP / 8; n += 4) {
-                    uint32_t word[4];
-#pragma unroll
-                    for (e = 0; e < 4; ++e) {
-                        const float lo = o[i][n + e][2 * h] * inverse[i][h],
-                                    hi = o[i][n + e][2 * h + 1] * inverse[i][h];
-                        word[e] = a.out.dtype == SVG2_F16 ? pack2(lo, hi, __half())
-                                                          : pack2(lo, hi, __nv_bfloat16());
-                    }
-                    quad_transpose(word);
-                    const int d = 8 * (n + quad);
-                    if (!is_there || d >= a.dim) continue;
-                    if (a.out.is_vector)
-                        *(uint4 *)(void *)(out + d) = make_uint4(word[0], word[1], word[2], word[3]);
-                    else
-                        for (e = 0; e < 8; ++e) out[d + e] = (uint16_t)(word[e / 2] >> e % 2 * 16);
-                }
-            }
+            store_row<DP / 8>(a, at, is_there, o[i], h, inverse[i][h], quad);
             if (a.lse && is_there && quad == 0) {
                 float lse = l[i][h] == 0.0f ? -INFINITY : (m[i][h] + log2f(l[i][h])) * 0.693147181f;
                 if (l[i][h] != 0.0f && a.key_mean && a.is_relative) lse += shift[r] * 0.693147181f;
@@ -5694,6 +5744,728 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     __syncthreads(); /* the item is there */
     if (DP <= 128 && item.count > 64) attend_rows<T, DP, DP <= 128 ? 2 : 1, SKIP>(a, attention_shared);
     else attend_rows<T, DP, 1, SKIP>(a, attention_shared);
+}
+
+/* ---- forward, Hopper ---- */
+/* Variants that bench/gpu.sh may compare; all of them are right. */
+#ifndef SVG2_CUDA_KEYS_128
+#  define SVG2_CUDA_KEYS_128 128 /* of a tile where head_dim is 65 to 128: 128, or up to 176 (in steps of 16) */
+#endif
+#ifndef SVG2_CUDA_OVERLAP
+#  define SVG2_CUDA_OVERLAP 1 /* the softmax of a tile beside P V of the tile before */
+#endif
+#ifndef SVG2_CUDA_PINGPONG
+#  define SVG2_CUDA_PINGPONG 1 /* the two warpgroups take turns at the tensor cores */
+#endif
+
+enum {
+    HOPPER_GROUP = 128,                                        /* threads of a warpgroup                   */
+    HOPPER_THREADS = 3 * HOPPER_GROUP,                         /* it loads; two compute                    */
+    HOPPER_ARRIVALS = HOPPER_GROUP + HOPPER_GROUP / WARP,      /* on a full barrier: publish               */
+    HOPPER_RELEASES = 2 * HOPPER_GROUP / WARP,                 /* on an empty barrier: warps that compute  */
+    HOPPER_ROWS = 128,                                         /* of an item                               */
+    HOPPER_TAIL = 1 << 16,                                     /* in a message: the keys are virtual       */
+    BARRIER_LOAD = 1, BARRIER_TURN = 2, BARRIER_MERGE = 4      /* named; TURN + warpgroup                  */
+};
+static_assert((int)ATTENTION_THREADS == (int)HOPPER_GROUP, "the functions that load are made for so many threads");
+
+/* Keys of a tile and places of the rings of K and of V. */
+template <int DP> struct hopper_tiles {
+    enum { KEYS = DP > 128 ? 80 : DP > 64 ? SVG2_CUDA_KEYS_128 : 128, STAGES = DP > 64 ? 2 : 4 };
+};
+
+/* Shared memory of a block, as byte offsets. The tiles are slabs of 64 columns: 128 bytes a row, the chunks of 16
+   bytes swizzled over 8 rows, 1,024 bytes, as the descriptors of wgmma have it (9.7.15.5.1: 128-byte swizzle). Of
+   96 columns the second slab is half empty. */
+template <int DP> struct hopper_smem {
+    enum {
+        KEYS = hopper_tiles<DP>::KEYS, STAGES = hopper_tiles<DP>::STAGES,
+        ROWS = HOPPER_ROWS,
+        LISTED = DP > 128 ? 128 : LIST_BLOCKS,        /* key blocks of a list */
+        HELD = 2,                                     /* tiles whose row numbers are held */
+        IS_BIAS_LATE = 1,
+        LANES = 8, ROWS_AT_ONCE = 2,                  /* for few registers */
+        SLABS = (DP + 63) / 64,
+        TILE = KEYS * 128 * SLABS,
+        QUERY = 0,                                    /* [2][SLABS][64] rows of 128 bytes */
+        HALF = 64 * 128 * SLABS,                      /* a warpgroup's rows of it */
+        KEY = QUERY + 2 * HALF,                       /* [STAGES] tiles */
+        VALUE = KEY + STAGES * TILE,                  /* [STAGES] tiles; strips of the matrix, too */
+        /* mbarriers: u64 each */
+        KEY_FULL = VALUE + STAGES * TILE, KEY_EMPTY = KEY_FULL + 8 * STAGES,
+        VALUE_FULL = KEY_EMPTY + 8 * STAGES, VALUE_EMPTY = VALUE_FULL + 8 * STAGES,
+        QUERY_FULL = VALUE_EMPTY + 8 * STAGES, QUERY_EMPTY = QUERY_FULL + 8,
+        ITEM_FULL = QUERY_EMPTY + 8, ITEM_EMPTY = ITEM_FULL + 16, /* [2] */
+        BARS_END = ITEM_EMPTY + 16,
+        ITEM = (BARS_END + 15) / 16 * 16,             /* attention_item [2] */
+        MESSAGE = ITEM + 32,                          /* i32 [STAGES]: keys of the tile, HOPPER_TAIL */
+        INFO = MESSAGE + 16,                          /* i32 [HELD] */
+        LIST = INFO + 16,                             /* key_list */
+        SCAN = LIST + 16,                             /* u64 [4] */
+        SOURCE = SCAN + 32,                           /* key_source */
+        STREAM = SOURCE + 64,                         /* tile_rows [2] */
+        RUN_START = STREAM + 48,                      /* i32 [LISTED] */
+        RUN_FIRST = RUN_START + 4 * LISTED,           /* i32 [LISTED + 4] */
+        HINT = RUN_FIRST + 4 * (LISTED + 4),          /* i32 [KEYS] */
+        ROW = HINT + 4 * KEYS,                        /* i32 [HELD][KEYS] */
+        BIAS = ROW + 4 * HELD * KEYS,                 /* f32 [STAGES][KEYS] */
+        BYTES = BIAS + 4 * STAGES * KEYS
+    };
+    static_assert(KEYS % 16 == 0 && TILE % 1024 == 0 && KEY % 1024 == 0, "a tile begins where the swizzle does");
+    static_assert(STAGES <= 4 && BYTES <= 227 * 1024, "what a block may have");
+    static_assert(HALF >= 128 * DP && HALF >= 6 * 4 * HOPPER_GROUP, "what merge_groups stores at a time");
+#if SVG2__SM90A
+    static __device__ __forceinline__ void wait()
+    {
+        __syncwarp(); /* a lane that was on its own is back: the barrier is for whole warps */
+        svg2__bar_sync(BARRIER_LOAD, HOPPER_GROUP);
+    }
+#endif
+    static __device__ __forceinline__ uint32_t at(int row, int chunk)
+    {
+        return (uint32_t)(chunk / 8 * KEYS * 128 + row * 128 + ((chunk % 8 ^ (row & 7)) << 4));
+    }
+    static __device__ __forceinline__ int query_at(int row, int chunk)
+    {
+        return row / 64 * HALF + chunk / 8 * 64 * 128 + row % 64 * 128 + ((chunk % 8 ^ (row & 7)) << 4);
+    }
+};
+
+#if SVG2__SM90A
+/* Until the phase of that parity is over; of a barrier that is new, the one before its first (parity 1) is. */
+SVG2__DEVICE void wait_phase(uint32_t bar, int parity)
+{
+    while (!svg2__mbar_try_wait(bar, (uint32_t)parity)) {}
+}
+/* Place `use` of a ring, and the parity of its phase: full ones by number, empty ones by the number before. */
+template <int STAGES> SVG2__DEVICE void wait_full(uint32_t bars, int use)
+{
+    wait_phase(bars + (uint32_t)(use % STAGES * 8), use / STAGES & 1);
+}
+template <int STAGES> SVG2__DEVICE void wait_empty(uint32_t bars, int use)
+{
+    wait_phase(bars + (uint32_t)(use % STAGES * 8), (use / STAGES & 1) ^ 1);
+}
+/* What the loading warpgroup has copied and stored is there when all of its threads have come here: each arrives
+   when its cp.async are done, and each warp for its ordinary stores. */
+SVG2__DEVICE void publish(uint32_t bar)
+{
+    svg2__cp_async_mbar_arrive(bar);
+    __syncwarp(); /* the stores of the warp, before its arrival */
+    if (svg2__fresh((int)threadIdx.x) % WARP == 0) svg2__mbar_arrive(bar);
+}
+/* This warp has read what it is to read there. */
+SVG2__DEVICE void release(uint32_t bar)
+{
+    __syncwarp(); /* the reads of the warp, before its arrival */
+    if (svg2__fresh((int)threadIdx.x) % WARP == 0) svg2__mbar_arrive(bar);
+}
+/* What other threads have written by cp.async or st, and this thread has seen by waiting, before the wgmma that
+   follow read it: writing was the generic proxy's, wgmma reads by the asynchronous one. The memory model asks for
+   a proxy fence between the two on the way from one to the other; here, behind the mbarrier, it is one place for
+   all that a full barrier brings. */
+SVG2__DEVICE void fence_tile()
+{
+    if (!SVG2__FAULT(103)) svg2__fence_async();
+}
+
+/* Descriptors of operands in shared memory (9.7.15.5.1.2.2): address, distances in units of 16 bytes, 128-byte
+   swizzle. Rows along k: groups of 8 rows are 1,024 bytes apart. */
+SVG2__DEVICE uint64_t slab_desc(uint32_t at, uint32_t slab_bytes)
+{
+    return (uint64_t)(at >> 4) | (uint64_t)(slab_bytes >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | 1ull << 62;
+}
+
+/* ---- the warpgroup that loads ---- */
+/* Keys, values, queries and matrices of the items that this block takes, one after the other. */
+template <class T, int DP> SVG2__DEVICE void hopper_load(const attention_args &a, unsigned char *smem)
+{
+    typedef hopper_smem<DP> L;
+    enum { KEYS = L::KEYS, STAGES = L::STAGES };
+    const uint32_t base = svg2__smem(smem);
+    const key_source &source = *shared_at<key_source>(smem, L::SOURCE);
+    const tile_rows *stream = shared_at<tile_rows>(smem, L::STREAM);
+    int32_t *message = shared_at<int32_t>(smem, L::MESSAGE);
+    const uint32_t items = (uint32_t)a.items;
+    uint32_t next = blockIdx.x; /* of one thread: the item that it looks at */
+    int key = 0, value = 0, n; /* places of the rings that have been filled so far, and items */
+
+#pragma unroll 1
+    for (n = 0;; ++n) {
+        attention_item *slot = shared_at<attention_item>(smem, L::ITEM) + (n & 1);
+        if (svg2__fresh((int)threadIdx.x) == 0) {
+            attention_item x;
+            x.head = x.block = x.first = x.count = 0;
+            for (; next < items; next = gridDim.x + atomicAdd(a.next, 1u)) {
+                x = a.item[next];
+                if (x.count) break;
+            }
+            wait_phase(base + L::ITEM_EMPTY + 8 * (uint32_t)(n & 1), (n >> 1 & 1) ^ 1);
+            *slot = x;
+            svg2__mbar_arrive(base + L::ITEM_FULL + 8 * (uint32_t)(n & 1));
+            /* used after this item: the answer has time */
+            if (x.count) next = gridDim.x + atomicAdd(a.next, 1u);
+        }
+        L::wait(); /* the item is there */
+        if (slot->count == 0) break;
+        int is_tail = 0, tile;
+#pragma unroll 1
+        for (;; is_tail = 1) {
+            if (svg2__fresh((int)threadIdx.x) == 0) begin_phase<T, L>(a, *slot, smem, is_tail != 0);
+            L::wait(); /* source, stream and list are there */
+#pragma unroll 1
+            for (tile = -1;; ++tile) {
+                if (tile >= 0) {
+                    L::wait(); /* the row numbers of the tile are there; nobody reads those of the tile before */
+                    const int keys = shared_at<int32_t>(smem, L::INFO)[tile & 1];
+                    if (keys) {
+                        const int32_t *row = shared_at<int32_t>(smem, L::ROW) + (tile & 1) * KEYS;
+                        const uint32_t k = (uint32_t)(key % STAGES), v = (uint32_t)(value % STAGES);
+                        /* both warpgroups have read K, bias and message that were here */
+                        if (!SVG2__FAULT(101)) wait_empty<STAGES>(base + L::KEY_EMPTY, key);
+                        ++key;
+                        if (svg2__fresh((int)threadIdx.x) == 0) message[k] = is_tail ? keys | HOPPER_TAIL : keys;
+#pragma unroll 1
+                        for (int i = svg2__fresh((int)threadIdx.x); i < KEYS && is_tail; i += HOPPER_GROUP)
+                            shared_at<float>(smem, L::BIAS)[k * KEYS + i] = key_bias(source, row[i]);
+                        load_tile<T, DP, L>((const T *)stream[0].data, stream[0].stride, stream[0].chunks, row,
+                                            base + L::KEY + k * L::TILE);
+                        publish(base + L::KEY_FULL + 8 * k);
+                        if (!SVG2__FAULT(102)) wait_empty<STAGES>(base + L::VALUE_EMPTY, value); /* and V */
+                        ++value;
+                        load_tile<T, DP, L>((const T *)stream[1].data, stream[1].stride, stream[1].chunks, row,
+                                            base + L::VALUE + v * L::TILE);
+                        publish(base + L::VALUE_FULL + 8 * v);
+                    }
+                    if (tile == 0 && !is_tail) { /* behind the first tile: the queries before may still be needed */
+                        const item_head x = head_of(a, *slot);
+                        if (!SVG2__FAULT(104)) wait_phase(base + L::QUERY_EMPTY, (n & 1) ^ 1);
+                        load_queries<T, DP, L::ROWS, L>(
+                            a.q, a.query_order ? a.query_order + x.bh * a.tokens : NULL, x.batch, x.head,
+                            slot->first, slot->count, a.dim, a.sign, smem + L::QUERY);
+                        publish(base + L::QUERY_FULL);
+                    }
+                    if (!keys) break;
+                }
+                find_rows<L, false>(source, smem, tile + 1);
+            }
+            if (is_tail || slot->block >= a.tail_query_blocks) break;
+        }
+        wait_empty<STAGES>(base + L::KEY_EMPTY, key);
+        if (svg2__fresh((int)threadIdx.x) == 0) message[key % STAGES] = 0; /* no more tiles */
+        publish(base + L::KEY_FULL + 8 * (uint32_t)(key % STAGES));
+        ++key;
+        if (!is_tail || tile == 0 || !a.tail_matrix) continue;
+        /* The matrix in strips of KEYS rows (of the key's dimensions), by the way of V; bf16 whatever T is: its
+           range holds any covariance. */
+        const float *matrix =
+            a.tail_matrix + ((int64_t)slot->head * a.tail_query_blocks + slot->block) * a.dim * a.dim;
+#pragma unroll 1
+        for (int strip = 0; strip < DP; strip += KEYS, ++value) {
+            const uint32_t at = (uint32_t)(value % STAGES);
+            wait_empty<STAGES>(base + L::VALUE_EMPTY, value); /* nobody reads this place any more */
+#pragma unroll 2
+            for (int i = svg2__fresh((int)threadIdx.x); i < min((int)KEYS, DP - strip) * (DP / 8); i += HOPPER_GROUP) {
+                const int r = i / (DP / 8), c = i % (DP / 8);
+                float x[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+                if (strip + r < a.dim && c * 8 < a.dim)
+                    load_matrix8(x, matrix + (int64_t)(strip + r) * a.dim + c * 8, a.is_matrix_vector != 0);
+                *(uint4 *)(void *)(smem + L::VALUE + at * L::TILE + L::at(r, c)) = pack8<__nv_bfloat16>(x);
+            }
+            publish(base + L::VALUE_FULL + 8 * at);
+        }
+    }
+}
+
+/* ---- the warpgroups that compute ---- */
+/* Where a warpgroup stands: it sees all tiles, and computes all of them or every second one. */
+struct hopper_place {
+    int key, value; /* tiles of K and of V that it has seen so far, of all items           */
+    int group;      /* 0 or 1                                                              */
+    int is_split;   /* the tiles of the item are shared out: even ones to 0, odd ones to 1 */
+    int tile;       /* of the item                                                         */
+    int had_tail;
+};
+
+/* Row g (h = 0) or g + 8 of this thread among those of the item, and its token. */
+SVG2__DEVICE int row_of(const hopper_place &p, int h)
+{
+    const int t = svg2__fresh((int)threadIdx.x) % HOPPER_GROUP;
+    return t / WARP * 16 + t % WARP / 4 + 8 * h + (p.is_split ? 0 : 64 * p.group);
+}
+SVG2__DEVICE int token_of(const attention_args &a, const attention_item &item, const item_head &x, int row)
+{
+    return a.query_order ? a.query_order[x.bh * a.tokens + item.first + row] : item.first + row;
+}
+
+/* The next tile of this warpgroup, when its K is there: the message, 0 = there is none; and the place of its V.
+   Tiles of the other warpgroup are passed on: not before they are there, else the arrival would count for the
+   phase before. */
+template <int DP> SVG2__DEVICE int next_tile(hopper_place &p, uint32_t base, const unsigned char *smem, int &v)
+{
+    typedef hopper_smem<DP> L;
+    for (;;) {
+        const int k = p.key++ % L::STAGES;
+        if (!SVG2__FAULT(105)) wait_full<L::STAGES>(base + L::KEY_FULL, p.key - 1);
+        /* the same in all lanes, which the compiler then knows */
+        const int message =
+            __shfl_sync(0xffffffffu, ((const int32_t *)(const void *)(smem + L::MESSAGE))[k], 0);
+        if (message == 0) {
+            release(base + L::KEY_EMPTY + 8 * (uint32_t)k);
+            return 0;
+        }
+        if (message & HOPPER_TAIL) p.had_tail = 1;
+        v = p.value++;
+        if (!p.is_split || (p.tile++ & 1) == p.group) return message;
+        release(base + L::KEY_EMPTY + 8 * (uint32_t)k);
+        if (!SVG2__FAULT(106)) wait_full<L::STAGES>(base + L::VALUE_FULL, v);
+        release(base + L::VALUE_EMPTY + 8 * (uint32_t)(v % L::STAGES));
+    }
+}
+
+/* an array of fragments of 8 columns as the accumulators of wgmma */
+template <int N> SVG2__DEVICE float (&accumulators(float (&d)[N][4]))[4 * N]
+{
+    return *(float (*)[4 * N])(void *)&d[0][0];
+}
+
+/* s (64 x KEYS) = Q K^T, one group; q: the rows of the warpgroup */
+template <class T, int DP>
+SVG2__DEVICE void multiply_keys(float (&s)[hopper_smem<DP>::KEYS / 8][4], uint32_t q, uint32_t k)
+{
+    typedef hopper_smem<DP> L;
+    const uint64_t qd = slab_desc(q, 16), kd = slab_desc(k, 16);
+#pragma unroll
+    for (int e = 0; e < DP / 16; ++e)
+        svg2__wgmma_ss<0>(accumulators(s), qd + (uint64_t)((e / 4 * 64 * 128 + e % 4 * 32) >> 4),
+                          kd + (uint64_t)((e / 4 * L::KEYS * 128 + e % 4 * 32) >> 4), e != 0, T());
+    svg2__wgmma_commit();
+}
+
+/* o (64 x DP) += p (64 x 16*STEPS) V, one group */
+template <class T, int DP, int STEPS, int N>
+SVG2__DEVICE void add_values(float (&o)[DP / 8][4], const uint32_t (&p)[N][4], uint32_t v)
+{
+    const uint64_t vd = slab_desc(v, hopper_smem<DP>::KEYS * 128);
+#pragma unroll
+    for (int n = 0; n < STEPS; ++n)
+        svg2__wgmma_rs<1>(accumulators(o), p[n], vd + (uint64_t)((n * 16 * 128) >> 4), 1, T());
+    svg2__wgmma_commit();
+}
+
+/* Logits of a tile, when the products are done: of virtual keys with their bias; -Inf behind the last one. K, bias
+   and message are then released. */
+template <int DP>
+SVG2__DEVICE void finish_logits(float (&s)[hopper_smem<DP>::KEYS / 8][4], int message,
+                                const attention_args &a, const float (&shift)[2], int k, uint32_t base,
+                                const unsigned char *smem)
+{
+    typedef hopper_smem<DP> L;
+    enum { KEYS = L::KEYS };
+    const int keys = message & (HOPPER_TAIL - 1), quad = svg2__fresh((int)threadIdx.x) % 4;
+    int n, e;
+    if (message & HOPPER_TAIL) {
+        const float *bias = (const float *)(const void *)(smem + L::BIAS) + k * KEYS + 2 * quad;
+#pragma unroll
+        for (n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+            for (e = 0; e < 4; ++e)
+                s[n][e] = fmaf(s[n][e], a.scale2,
+                               bias[8 * n + e % 2] + (a.is_relative ? 0.0f : shift[e / 2]));
+    }
+    release(base + L::KEY_EMPTY + 8 * (uint32_t)k);
+    if (keys < KEYS) {
+        const int left = keys - 2 * quad;
+#pragma unroll
+        for (n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+            for (e = 0; e < 4; ++e)
+                if (8 * n + e % 2 >= left) s[n][e] = -INFINITY;
+    }
+}
+
+/* What the softmax of a thread's two rows, g and g + 8, has so far. */
+struct softmax_rows {
+    float m[2], l[2], exact[2]; /* maximum; this lane's part of the sum, and of it the exact keys' */
+};
+
+/* Logits become weights; alpha: what all before is to be multiplied by. */
+template <int N>
+SVG2__DEVICE void weigh_tile(float (&s)[N][4], float factor, bool is_tail, softmax_rows &r, float (&alpha)[2])
+{
+    float top[2], sum[2] = {0.0f, 0.0f};
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        top[h] = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < N; ++n) top[h] = fmaxf(top[h], fmaxf(s[n][2 * h], s[n][2 * h + 1]));
+        top[h] = fmaxf(r.m[h], quad_max(top[h]) * factor);
+        const float before = r.m[h];
+        r.m[h] = top[h];
+        if (top[h] == -INFINITY) top[h] = 0.0f; /* nothing but -Inf so far: keep exp2 away from Inf - Inf */
+        alpha[h] = svg2__exp2(before - top[h]);
+    }
+    weigh(s, factor, top, sum);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        r.l[h] = fmaf(r.l[h], alpha[h], sum[h]);
+        r.exact[h] = is_tail ? r.exact[h] * alpha[h] : r.l[h];
+    }
+}
+
+/* q.key_mean of a row as mean_logit, by the four lanes of a quad, each with every fourth chunk. */
+template <class T>
+SVG2__DEVICE float mean_logit_quad(const tensor &q, int64_t row, int dim, const float *mean, bool is_rounded)
+{
+    float sum = 0.0f, x[8];
+#pragma unroll 1
+    for (int e = svg2__fresh((int)threadIdx.x) % 4 * 8; e < dim; e += 32) {
+        load8(x, q, row, e);
+        for (int n = 0; n < 8; ++n)
+            sum = fmaf(is_rounded ? to_float(round_to(x[n], T())) : x[n], mean[e + n], sum);
+    }
+    return quad_sum(sum);
+}
+
+/* Warpgroup 1's part of rows that both have computed, with other keys, is added to that of warpgroup 0. In the
+   spare half of the query tile, in the order of its threads: the same thread has the same place of the rows. */
+template <int DP>
+SVG2__DEVICE void merge_groups(float (&o)[DP / 8][4], softmax_rows &r, int group, unsigned char *spare)
+{
+    enum { PART = DP / 16 }; /* fragments of a round */
+    const int t = svg2__fresh((int)threadIdx.x) % HOPPER_GROUP;
+    float *mine = (float *)(void *)spare + t, scale[2] = {0.0f, 0.0f};
+    int h, n, e;
+    if (group == 1) {
+#pragma unroll
+        for (h = 0; h < 2; ++h) {
+            mine[(3 * h + 0) * HOPPER_GROUP] = r.m[h];
+            mine[(3 * h + 1) * HOPPER_GROUP] = r.l[h];
+            mine[(3 * h + 2) * HOPPER_GROUP] = r.exact[h];
+        }
+    }
+    if (!SVG2__FAULT(107)) svg2__bar_sync(BARRIER_MERGE, 2 * HOPPER_GROUP); /* its sums are there */
+    if (group == 0) {
+        float alpha[2];
+#pragma unroll
+        for (h = 0; h < 2; ++h) {
+            const float m = mine[(3 * h + 0) * HOPPER_GROUP], top = fmaxf(r.m[h], m);
+            const float zero = top == -INFINITY ? 0.0f : top;
+            alpha[h] = svg2__exp2(r.m[h] - zero);
+            scale[h] = svg2__exp2(m - zero);
+            r.m[h] = top;
+            r.l[h] = r.l[h] * alpha[h] + mine[(3 * h + 1) * HOPPER_GROUP] * scale[h];
+            r.exact[h] = r.exact[h] * alpha[h] + mine[(3 * h + 2) * HOPPER_GROUP] * scale[h];
+        }
+        rescale_output(o, alpha);
+    }
+#pragma unroll
+    for (int round = 0; round < 2; ++round) {
+        /* warpgroup 0 has read what stands there */
+        if (!SVG2__FAULT(108)) svg2__bar_sync(BARRIER_MERGE, 2 * HOPPER_GROUP);
+        if (group == 1) {
+#pragma unroll
+            for (n = 0; n < PART; ++n)
+#pragma unroll
+                for (e = 0; e < 4; ++e) mine[(4 * n + e) * HOPPER_GROUP] = o[round * PART + n][e];
+        }
+        if (!SVG2__FAULT(109)) svg2__bar_sync(BARRIER_MERGE, 2 * HOPPER_GROUP); /* these columns are there */
+        if (group == 0) {
+#pragma unroll
+            for (n = 0; n < PART; ++n)
+#pragma unroll
+                for (e = 0; e < 4; ++e)
+                    o[round * PART + n][e] =
+                        fmaf(mine[(4 * n + e) * HOPPER_GROUP], scale[e / 2], o[round * PART + n][e]);
+        }
+    }
+}
+
+/* One warpgroup: 64 rows of each item, or every second tile of them. */
+template <class T, int DP, bool OVERLAP, bool PINGPONG>
+SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
+{
+    typedef hopper_smem<DP> L;
+    enum { KEYS = L::KEYS, STAGES = L::STAGES };
+    const uint32_t base = svg2__smem(smem);
+    hopper_place p;
+    float o[DP / 8][4], s[KEYS / 8][4], alpha[2];
+    uint32_t w[KEYS / 16][4];
+    int n, h, e, i;
+    p.key = p.value = 0;
+    p.group = __shfl_sync(0xffffffffu, (int)threadIdx.x / HOPPER_GROUP - 1, 0);
+    if (PINGPONG && p.group == 1) svg2__bar_arrive(BARRIER_TURN, 2 * HOPPER_GROUP); /* warpgroup 0 begins */
+
+#pragma unroll 1
+    for (n = 0;; ++n) {
+        wait_phase(base + L::ITEM_FULL + 8 * (uint32_t)(n & 1), n >> 1 & 1);
+        const attention_item &item = shared_at<attention_item>(smem, L::ITEM)[n & 1];
+        const int count = __shfl_sync(0xffffffffu, item.count, 0);
+        if (count == 0) break;
+        softmax_rows r;
+        float shift[2];
+        p.is_split = count <= 64;
+        p.tile = p.had_tail = 0;
+        const uint32_t q = base + (uint32_t)(L::QUERY + (p.is_split ? 0 : p.group * L::HALF));
+#pragma unroll
+        for (h = 0; h < 2; ++h) {
+            r.m[h] = -INFINITY;
+            r.l[h] = r.exact[h] = shift[h] = 0.0f;
+            if (a.key_mean && (a.is_relative ? a.lse != NULL : item.block < a.tail_query_blocks)) {
+                const item_head x = head_of(a, item);
+                const int token = token_of(a, item, x, min(row_of(p, h), item.count - 1));
+                shift[h] = a.sign * a.scale2
+                           * mean_logit_quad<T>(a.q, row_at(a.q, x.batch, x.head, token), a.dim,
+                                                a.key_mean + x.kv * a.dim, !a.is_relative);
+            }
+        }
+#pragma unroll
+        for (i = 0; i < DP / 8; ++i) o[i][0] = o[i][1] = o[i][2] = o[i][3] = 0.0f;
+
+        if (!SVG2__FAULT(110)) wait_phase(base + L::QUERY_FULL, n & 1); /* the queries are there */
+        fence_tile();
+        int v = 0, v_next = 0, now = next_tile<DP>(p, base, smem, v);
+        const bool has_tile = now != 0;
+        if (OVERLAP) {
+            if (now) {
+                fence_tile();
+                svg2__wgmma_hold(accumulators(s));
+                svg2__wgmma_fence();
+                multiply_keys<T, DP>(s, q, base + (uint32_t)(L::KEY + (p.key - 1) % STAGES * L::TILE));
+                svg2__wgmma_wait<0>();
+                svg2__wgmma_hold(accumulators(s));
+                finish_logits<DP>(s, now, a, shift, (p.key - 1) % STAGES, base, smem);
+                weigh_tile(s, now & HOPPER_TAIL ? 1.0f : a.scale2, (now & HOPPER_TAIL) != 0, r, alpha);
+#pragma unroll
+                for (i = 0; i < KEYS / 16; ++i) pack_weights<T>(w[i], s, i);
+            }
+#pragma unroll 1
+            while (now && (now = next_tile<DP>(p, base, smem, v_next)) != 0) {
+                const int k = (p.key - 1) % STAGES;
+                /* V of the tile before; it was asked for before K, so that this is no wait of its own */
+                if (!SVG2__FAULT(111)) wait_full<STAGES>(base + L::VALUE_FULL, v);
+                if (PINGPONG && !p.is_split) svg2__bar_sync(BARRIER_TURN + p.group, 2 * HOPPER_GROUP);
+                fence_tile();
+                svg2__wgmma_hold(accumulators(s));
+                svg2__wgmma_hold(accumulators(o));
+                svg2__wgmma_hold(w);
+                svg2__wgmma_fence();
+                multiply_keys<T, DP>(s, q, base + (uint32_t)(L::KEY + k * L::TILE));
+                add_values<T, DP, KEYS / 16>(o, w, base + (uint32_t)(L::VALUE + v % STAGES * L::TILE));
+                if (PINGPONG && !p.is_split) svg2__bar_arrive(BARRIER_TURN + 1 - p.group, 2 * HOPPER_GROUP);
+                if (SVG2__FAULT(112)) release(base + L::KEY_EMPTY + 8 * (uint32_t)k);
+                if (!SVG2__FAULT(113)) svg2__wgmma_wait<1>(); /* S */
+                svg2__wgmma_hold(accumulators(s));
+                finish_logits<DP>(s, now, a, shift, k, base, smem);
+                weigh_tile(s, now & HOPPER_TAIL ? 1.0f : a.scale2, (now & HOPPER_TAIL) != 0, r, alpha);
+                svg2__wgmma_wait<0>(); /* P V of the tile before */
+                svg2__wgmma_hold(accumulators(o));
+                release(base + L::VALUE_EMPTY + 8 * (uint32_t)(v % STAGES));
+                rescale_output(o, alpha);
+#pragma unroll
+                for (i = 0; i < KEYS / 16; ++i) pack_weights<T>(w[i], s, i);
+                v = v_next;
+            }
+        } else {
+#pragma unroll 1
+            for (; now; now = next_tile<DP>(p, base, smem, v)) {
+                const int k = (p.key - 1) % STAGES;
+                if (PINGPONG && !p.is_split) svg2__bar_sync(BARRIER_TURN + p.group, 2 * HOPPER_GROUP);
+                fence_tile();
+                svg2__wgmma_hold(accumulators(s));
+                svg2__wgmma_fence();
+                multiply_keys<T, DP>(s, q, base + (uint32_t)(L::KEY + k * L::TILE));
+                if (PINGPONG && !p.is_split) svg2__bar_arrive(BARRIER_TURN + 1 - p.group, 2 * HOPPER_GROUP);
+                svg2__wgmma_wait<0>();
+                svg2__wgmma_hold(accumulators(s));
+                finish_logits<DP>(s, now, a, shift, k, base, smem);
+                weigh_tile(s, now & HOPPER_TAIL ? 1.0f : a.scale2, (now & HOPPER_TAIL) != 0, r, alpha);
+                rescale_output(o, alpha);
+#pragma unroll
+                for (i = 0; i < KEYS / 16; ++i) pack_weights<T>(w[i], s, i);
+                wait_full<STAGES>(base + L::VALUE_FULL, v);
+                fence_tile();
+                svg2__wgmma_hold(accumulators(o));
+                svg2__wgmma_hold(w);
+                svg2__wgmma_fence();
+                add_values<T, DP, KEYS / 16>(o, w, base + (uint32_t)(L::VALUE + v % STAGES * L::TILE));
+                svg2__wgmma_wait<0>();
+                svg2__wgmma_hold(accumulators(o));
+                release(base + L::VALUE_EMPTY + 8 * (uint32_t)(v % STAGES));
+            }
+        }
+
+        const bool has_matrix = p.had_tail && a.tail_matrix;
+        if (!has_matrix && !p.is_split) release(base + L::QUERY_EMPTY); /* already: the next ones may come */
+        if (OVERLAP && has_tile) {
+            wait_full<STAGES>(base + L::VALUE_FULL, v);
+            fence_tile();
+            svg2__wgmma_hold(accumulators(o));
+            svg2__wgmma_hold(w);
+            svg2__wgmma_fence();
+            add_values<T, DP, KEYS / 16>(o, w, base + (uint32_t)(L::VALUE + v % STAGES * L::TILE));
+            svg2__wgmma_wait<0>();
+            svg2__wgmma_hold(accumulators(o));
+            release(base + L::VALUE_EMPTY + 8 * (uint32_t)(v % STAGES));
+        }
+        if (p.is_split) merge_groups<DP>(o, r, p.group, smem + L::QUERY + L::HALF);
+        const bool is_idle = p.is_split && p.group == 1; /* the rows are the other warpgroup's */
+
+        /* out = o / l, and with a first order out += (tail's part of l) * scale * A^T q */
+        float l[2], inverse[2];
+#pragma unroll
+        for (h = 0; h < 2; ++h) {
+            l[h] = quad_sum(r.l[h]);
+            inverse[h] = l[h] == 0.0f ? 0.0f : 1.0f / l[h];
+        }
+        if (has_matrix) {
+            float weight[2];
+#pragma unroll
+            for (h = 0; h < 2; ++h) {
+                const float exact = quad_sum(r.exact[h]), part = exact == 0.0f ? 0.0f : exact * inverse[h];
+                weight[h] = fmaxf(1.0f - part, 0.0f) * a.scale2 * 0.693147181f;
+#pragma unroll
+                for (i = 0; i < DP / 8; ++i) {
+                    o[i][2 * h] *= inverse[h];
+                    o[i][2 * h + 1] *= inverse[h];
+                }
+                inverse[h] = 1.0f;
+            }
+#pragma unroll
+            for (int strip = 0; strip < DP; strip += KEYS, ++p.value) {
+                enum { MOST = KEYS / 16 };
+                const int steps = (DP - strip) / 16 < MOST ? (DP - strip) / 16 : MOST;
+                if (!SVG2__FAULT(114)) wait_full<STAGES>(base + L::VALUE_FULL, p.value); /* the strip is there */
+                fence_tile();
+                const int t = svg2__fresh((int)threadIdx.x) % HOPPER_GROUP, lane = t % WARP;
+                const uint64_t md =
+                    slab_desc(base + (uint32_t)(L::VALUE + p.value % STAGES * L::TILE), KEYS * 128);
+#pragma unroll
+                for (i = 0; i < steps; ++i) {
+                    const int row = t / WARP * 16 + lane % 16, chunk = strip / 8 + 2 * i + lane / 16;
+                    svg2__ldmatrix_x4(w[i], q + (uint32_t)L::query_at(row, chunk));
+#pragma unroll
+                    for (e = 0; e < 4; ++e) {
+                        float lo, hi;
+                        unpack2(w[i][e], lo, hi, T());
+                        w[i][e] = pack2(lo * weight[e % 2], hi * weight[e % 2], __nv_bfloat16());
+                    }
+                }
+                svg2__wgmma_hold(accumulators(o));
+                svg2__wgmma_hold(w);
+                svg2__wgmma_fence();
+#pragma unroll
+                for (i = 0; i < steps; ++i)
+                    svg2__wgmma_rs<1>(accumulators(o), w[i], md + (uint64_t)((i * 16 * 128) >> 4), 1,
+                                      __nv_bfloat16());
+                svg2__wgmma_commit();
+                svg2__wgmma_wait<0>();
+                svg2__wgmma_hold(accumulators(o));
+                release(base + L::VALUE_EMPTY + 8 * (uint32_t)(p.value % STAGES));
+            }
+        }
+        if (has_matrix || p.is_split) release(base + L::QUERY_EMPTY);
+#pragma unroll
+        for (h = 0; h < 2 && !is_idle; ++h) {
+            const item_head x = head_of(a, item);
+            const int row = row_of(p, h);
+            const bool is_there = row < item.count;
+            const int token = is_there ? token_of(a, item, x, row) : 0;
+            const int quad = svg2__fresh((int)threadIdx.x) % 4;
+            store_row<DP / 8>(a, is_there ? row_at(a.out, x.batch, x.head, token) : 0, is_there, o, h,
+                              inverse[h], quad);
+            if (a.lse && is_there && quad == 0) {
+                float lse = l[h] == 0.0f ? -INFINITY : (r.m[h] + log2f(l[h])) * 0.693147181f;
+                if (l[h] != 0.0f && a.key_mean && a.is_relative) lse += shift[h] * 0.693147181f;
+                a.lse[x.bh * a.tokens + token] = lse;
+            }
+        }
+        release(base + L::ITEM_EMPTY + 8 * (uint32_t)(n & 1));
+    }
+    if (PINGPONG && p.group == 0) svg2__bar_sync(BARRIER_TURN, 2 * HOPPER_GROUP); /* the last turn of warpgroup 1 */
+}
+#endif /* SVG2__SM90A */
+
+/* One block of 384 threads a multiprocessor: items one after the other, in the order of the plan. Its own number
+   first, then whatever the counter says is next: which block computes an item changes no bit of it.
+
+       warpgroup 0, 56 registers     K0 V0 Q | K1 V1 | K2 V2 | ... | Kn Vn | C0 W0 | ... | Cm Wm | A (order 1) | K0 of
+         cp.async, row by row, into rings of 2 places for K and for V                                       the next
+       warpgroups 1 and 2, 224       S0 . | S1 P0 V0 . | S2 P1 V1 . | ...             | Pm Wm | w q A | out
+         . = softmax, beside the products of the other one and P V of the tile before
+
+       Q  128 x D in shared memory, 64 rows a warpgroup
+       S  = Q K^T          64 x 128 a warpgroup, f32 registers          wgmma m64n128k16, both operands shared
+       P  = exp2(scale2 S - m), T: its accumulators are, packed, the fragments of the next product
+       O += P V            64 x D, f32 registers                        wgmma m64nDk16, P from registers
+       m, l in registers
+
+   What a key list is, how virtual keys follow the exact ones, and what is masked, is as in attention_forward; so is
+   the arithmetic but for the order of sums. Of an item of at most 64 rows both warpgroups have all rows: one takes
+   the even tiles, the other one the odd ones, and at the end the first adds the second's part to its own. With
+   order 1 the matrix comes by the way of V. Under a skip rule, where a tile is looked at before it is multiplied by
+   V, run_attention takes attention_forward, and >>mass has its own kernel.
+
+   Every wait has its reason at an mbarrier: a full one (128 threads whose copies have landed, 4 warps whose stores
+   are done) before reading, an empty one (8 warps that have read) before overwriting. No thread of the warpgroups
+   that compute waits for __syncthreads or for global memory while there are tiles.
+
+   head_dim   keys of   places of   shared memory,   registers      spills   S, O, P of them
+   up to      a tile    each ring   bytes            as launched
+       64      128        4         155,552          168            0        64, 32, 32
+       96      128        2         170,848          168            0        64, 48, 32
+      128      128        2         170,848          168            0        64, 64, 32
+      256       80        2         232,352          168            0        40, 128, 20
+   (nvcc 13.0, sm_90a; setmaxnreg then gives 56 and 224. 176 keys at head_dim 128: 8 bytes of spills where the
+   warpgroup loads. P V issued before the wait for V, or fragments of P that the compiler may still touch behind
+   wgmma.fence, serialise the products: C7520.)
+
+   Limiter, by counting at head_dim 128 (a tile of 128 keys, 128 rows): the products take the tensor cores 2,048
+   cycles; 16,384 exp2 take 1,024 and the rest of the softmax some 550 issue slots of each quarter, beside them
+   where the two warpgroups take turns; wgmma reads 160 KB of shared memory and the copies write 64 KB, 1,792
+   cycles; L2 has to bring 64 KB, 32 bytes a cycle and multiprocessor. So the tensor cores, closely followed by
+   shared memory and by L2: K and V of one head should be there, which is why items go head by head. At head_dim 64
+   exp2 takes as long as the products. Not measured; a guess, from FlashAttention-3's 650 TFLOP/s with larger tiles,
+   TMA and multicast, and FlashInfer's nine tenths of that with cp.async: 500 to 580 at head_dim 128.
+
+   Executed beyond what is useful: rows in steps of 64, 11 % with 400 query blocks in 118,800 tokens; half a tile of
+   keys an item, 0.5 % of the 11,880 keys of 10 % density; in an item of 64 rows half a tile once more. The tail
+   adds what it adds above. */
+template <class T, int DP>
+static __global__ void __launch_bounds__(HOPPER_THREADS, 1)
+    attention_hopper(const __grid_constant__ attention_args a)
+{
+#if SVG2__SM90A
+    typedef hopper_smem<DP> L;
+    SVG2_DYN_SMEM(attention_hopper_shared, 1024);
+    if (threadIdx.x == 0) {
+        const uint32_t base = svg2__smem(attention_hopper_shared);
+        for (uint32_t i = 0; i < L::STAGES; ++i) {
+            svg2__mbar_init(base + L::KEY_FULL + 8 * i, HOPPER_ARRIVALS);
+            svg2__mbar_init(base + L::KEY_EMPTY + 8 * i, HOPPER_RELEASES);
+            svg2__mbar_init(base + L::VALUE_FULL + 8 * i, HOPPER_ARRIVALS);
+            svg2__mbar_init(base + L::VALUE_EMPTY + 8 * i, HOPPER_RELEASES);
+        }
+        svg2__mbar_init(base + L::QUERY_FULL, HOPPER_ARRIVALS);
+        svg2__mbar_init(base + L::QUERY_EMPTY, HOPPER_RELEASES);
+        for (uint32_t i = 0; i < 2; ++i) {
+            svg2__mbar_init(base + L::ITEM_FULL + 8 * i, 1);
+            svg2__mbar_init(base + L::ITEM_EMPTY + 8 * i, HOPPER_RELEASES);
+        }
+        svg2__fence_mbar_init();
+    }
+    __syncthreads(); /* the barriers are there */
+    if (threadIdx.x < HOPPER_GROUP) {
+        svg2__registers_less<56>();
+        hopper_load<T, DP>(a, attention_hopper_shared);
+    } else {
+        svg2__registers_more<224>();
+        hopper_compute<T, DP, SVG2_CUDA_OVERLAP != 0, SVG2_CUDA_PINGPONG != 0>(a, attention_hopper_shared);
+    }
+#else
+    (void)a;
+    __trap();
+#endif
 }
 
 /* One thread a head: what a skip rule counts, before and after. */
@@ -5756,6 +6528,7 @@ struct attention_memory {
     void *key, *value, *virtual_key, *virtual_value;
     int32_t *cost, *first_item;
     attention_item *item;
+    uint32_t *next;                                      /* (Hopper) one               */
     float *partial;                                      /* mass: [items, key_blocks] */
     int32_t heads, kv_count, query_blocks, key_blocks, padded, rows, most; /* most: items of a head */
 };
@@ -5789,6 +6562,7 @@ static size_t attention_carve(const svg2_attention_desc *d, bool is_mass, void *
     w.virtual_value = a.take<uint16_t>(count_of(kv_count, tail, w.padded));
     w.cost = a.take<int32_t>(count_of(heads, w.query_blocks));
     w.item = a.take<attention_item>(items);
+    w.next = a.take<uint32_t>(is_mass ? 0 : 1);
     if (is_mass) w.first_item = a.take<int32_t>(count_of(heads, w.query_blocks));
     if (is_mass) w.partial = a.take<float>(mul(items, (size_t)w.key_blocks));
     if (out) *out = w;
@@ -5849,6 +6623,7 @@ struct attention_call {
     pack_args pack;
     plan_args plan;
     int64_t pack_blocks;
+    int32_t blocks; /* of the kernel for wgmma; 0: that for mma.sync */
 };
 
 static void attention_prepare(attention_call *c, const svg2_attention_desc *d, bool is_mass, void *workspace)
@@ -5977,6 +6752,9 @@ static svg2_result attention_launch(const svg2_backend *backend, const attention
     const dim3 grid(grid_of((int64_t)c->memory.heads * c->memory.most)), heads((unsigned)(c->memory.heads + 255) / 256);
     svg2_head_stats *stats = c->args.stats;
     SVG2__RUN((attention_launch_first<T, DP>(backend, c, err)));
+    if (c->blocks)
+        return launch(backend, err, "attention_hopper", attention_hopper<T, DP>, dim3((unsigned)c->blocks),
+                      HOPPER_THREADS, hopper_smem<DP>::BYTES, c->args);
     if (!c->args.skip)
         return launch(backend, err, "attention_forward", attention_forward<T, DP, false>, grid,
                       ATTENTION_THREADS, attention_smem_bytes<false>(DP, c->args.stages), c->args);
@@ -6001,6 +6779,23 @@ static svg2_result attention_launch_dim(const svg2_backend *backend, const atten
     }
 }
 
+/* What differs where the kernel for wgmma is taken: without a skip rule. Its items have 128 rows whatever head_dim
+   is; the workspace has room for either. */
+static svg2_result attention_hopper_plan(const svg2_backend *backend, attention_call *c, svg2_error *err)
+{
+    bool is_wgmma;
+    int device = 0, processors = 0;
+    SVG2__RUN(takes_wgmma(backend, &is_wgmma, err));
+    if (!is_wgmma || c->args.skip) return SVG2_OK;
+    SVG2__CUDA(cudaGetDevice(&device), "device");
+    SVG2__CUDA(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "device");
+    c->plan.rows = HOPPER_ROWS;
+    c->plan.next = c->args.next = c->memory.next;
+    c->args.items = (int64_t)c->memory.heads * c->memory.most;
+    c->blocks = (int32_t)(c->args.items < processors ? c->args.items : processors);
+    return SVG2_OK;
+}
+
 static svg2_result run_attention(const svg2_backend *backend, const svg2_attention_desc *d, void *workspace,
                                  svg2_error *err)
 {
@@ -6013,6 +6808,7 @@ static svg2_result run_attention(const svg2_backend *backend, const svg2_attenti
     c.args.rho = d->skip == SVG2_SKIP_RECALL ? (1.0f - d->recall) / d->recall * 0.999f : 0.0f;
     c.args.lse_seed = d->skip ? d->lse_seed : NULL;
     c.args.stats = d->skip ? d->stats : NULL;
+    SVG2__RUN(attention_hopper_plan(backend, &c, err));
     SVG2__RUN(attention_stages(c.memory.padded, d->skip != SVG2_SKIP_NONE, &c.args.stages, err));
     SVG2__RUN(is_half(d, false) ? attention_launch_dim<__half>(backend, &c, err)
                                 : attention_launch_dim<__nv_bfloat16>(backend, &c, err));

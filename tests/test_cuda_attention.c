@@ -15,6 +15,8 @@
 #define LSE_BF16 1.4e-2
 #define LSE_F16  2e-3
 
+static int32_t arch = 80; /* the kernels of which generation: of mma.sync, or (90) of wgmma */
+
 static const void *to_device(const void *host, size_t bytes) { return host ? device_copy(host, bytes) : 0; }
 static void *tensor_to_device(const tensor *t, int misaligned)
 {
@@ -56,7 +58,7 @@ static svg2_result att_try(att *a, const svg2_backend *backend)
 }
 static void att_run(att *a)
 {
-    svg2_backend backend = svg2_cuda_backend(0);
+    svg2_backend backend = svg2_cuda_backend_arch(0, arch);
     svg2_result r = att_try(a, &backend);
     if (r != SVG2_OK) fail_msg("svg2_attention: %s (%s: %s)", svg2_result_string(r), a->err.field, a->err.text);
     assert_true(tensor_gaps_untouched(&a->out));
@@ -99,6 +101,20 @@ static void dense(void **state)
 }
 
 
+/* Tiles of 128 keys, items of 128 rows; items of up to 64, whose keys the warpgroups share out. */
+static void dense_sizes(void **state)
+{
+    (void)state;
+    static const int sizes[] = {1, 63, 64, 65, 127, 128, 129, 130, 256, 257, 333}, dims[] = {64, 128, 96, 256, 40};
+    for (int i = 0; i < COUNT(sizes); ++i)
+        for (int j = 0; j < COUNT(sizes); ++j) {
+            if ((i + j) % (TEST_SLOW_BUILD ? 7 : 2)) continue;
+            shape s = {1, 1, 1, sizes[i], sizes[j], dims[(i + 3 * j) % COUNT(dims)]};
+            att a = att_new(s, (i + j) % 3 ? bf16x4 : f16x4, BHSD, 0, (uint64_t)(i * 20 + j));
+            att_test(&a, 24, "dense size", i * 20 + j);
+        }
+}
+
 static void block_maps(void **state)
 {
     (void)state;
@@ -111,6 +127,7 @@ static void block_maps(void **state)
             svg2_dtype types[4];
             for (int t = 0; t < 4; ++t) types[t] = j == 0 ? SVG2_F32 : j == 3 ? SVG2_F16 : j == 1 ? SVG2_BF16 : (svg2_dtype)((i + j * (t + 1)) % 3);
             if (TEST_SLOW_BUILD && (shapes[i].Sq > 100 ? j != 2 + i % 2 : (i + j) % 2)) continue;
+            if (arch == 90 && (i + j) % 2) continue;
             att a = att_new(shapes[i], types, (tensor_order)((i + j) % 3), j >= 3 ? 4 : 0, (uint64_t)(i * 10 + j));
             att_blocks(&a, grid[j][0], grid[j][1], filled[j], (uint64_t)(i + 100 * j));
             if (j >= 3) a.d.key_mean = att_key_mean(&a);
@@ -139,7 +156,8 @@ static void many_blocks(void **state)
     static const int grid[][2] = {{2, 1500}, {1100, 600}, {1030, 2}, {3, 512}, {3, 513}};
     for (int n = 0; n < COUNT(grid); ++n) {
         shape s = {1, n == 4 ? 2 : 1, 1, n == 1 ? 1300 : n == 2 ? 700 : 70, n == 1 ? 130 : n == 2 ? 20 : 900, 16};
-        if (TEST_SLOW_BUILD && n == 1) s.Sq = 200;
+        if (n == 1 && (TEST_SLOW_BUILD || arch == 90)) s.Sq = 200;
+        if (n == 2 && arch == 90) s.Sq = 300;
         att a = att_new(s, bf16x4, BHSD, 0, 3 + (uint64_t)n);
         att_blocks(&a, grid[n][0], grid[n][1], n == 3 ? 1 : 0.5, 11);
         att_test(&a, 40, "many blocks", n);
@@ -325,27 +343,29 @@ static void same_bits(void **state)
     (void)state;
     static const char *threads[] = {"rr", "first", "last", "random"}, *copies[] = {"early", "late", "mixed"};
     static const int models[] = {80, 86, 90};
-    for (int n = 0; n < 3; ++n) {
+    for (int n = 0; n < (arch == 90 ? 5 : 3); ++n) {
         uint64_t want = 0;
-        for (int run = 0; run < (TEST_SLOW_BUILD ? 6 : 24); ++run) {
-            shape s = {1, 2, 1, n == 2 ? 60 : 150, 150, n == 0 ? 64 : n == 1 ? 128 : 256};
-            if (TEST_SLOW_BUILD && n) continue;
+        for (int run = 0; run < (TEST_SLOW_BUILD ? 6 : arch == 90 ? 12 : 24); ++run) {
+            shape s = {1, 2, 1, n == 2 ? 60 : n == 3 ? 330 : 150, n == 3 ? 300 : 150, n == 0 ? 64 : n == 1 || n == 3 ? 128 : n == 4 ? 96 : 256};
+            if (TEST_SLOW_BUILD && n && n != 3) continue;
+            if (n == 3 && arch != 90) continue;
             att a = att_new(s, n ? bf16x4 : f32x4, BHSD, 1, 3);
-            att_blocks(&a, 5, 7, 0.4, 6);
+            const int Qb = n == 3 ? 2 : 5; /* 3: items of more than 64 rows, several tiles */
+            att_blocks(&a, Qb, 7, n == 3 ? 0.8 : 0.4, 6);
             float *table = (float *)mem_new((size_t)(7 * s.D) * 4), *matrix = (float *)mem_new((size_t)(2 * 5 * s.D * s.D) * 4);
             uint64_t r = 5;
             for (int i = 0; i < 7 * s.D; ++i) table[i] = (float)rnd_normal(&r);
             for (int i = 0; i < 2 * 5 * s.D * s.D; ++i) matrix[i] = 0.1f * (float)rnd_normal(&r);
             a.d.key_mean = att_key_mean(&a);
-            a.d.tail_query_blocks = 5; a.d.tail_key_blocks = 7;
+            a.d.tail_query_blocks = Qb; a.d.tail_key_blocks = 7;
             a.d.key_centroid = a.d.value_mean = table;
             a.d.tail_matrix = matrix;
             device_schedule(threads[run % 4], copies[run / 4 % 3], (unsigned)run + 1);
-            device_model(models[run % 3]);
+            device_model(arch == 90 ? 90 : models[run % 3]);
             att_run(&a);
             uint64_t got = mem_hash(a.out.data, a.out.bytes) ^ mem_hash(a.d.lse, (size_t)(2 * s.Sq) * 4);
             if (!run) want = got;
-            if (got != want) fail_msg("other bits with %s, %s, model %d", threads[run % 4], copies[run / 4 % 3], models[run % 3]);
+            if (got != want) fail_msg("other bits with %s, %s, model %d", threads[run % 4], copies[run / 4 % 3], arch == 90 ? 90 : models[run % 3]);
             mem_done();
         }
     }
@@ -394,9 +414,24 @@ static void merge(void **state)
     assert_true(error_names(&err, svg2_cuda_merge(0, o, l, o, l, o, l, 1, 0, &err), SVG2_ERR_RANGE, "dim"));
 }
 
+/* The same with the kernel for wgmma. */
+#define WITH_WGMMA(test)                 \
+    static void test##_wgmma(void **state) \
+    {                                    \
+        arch = 90;                       \
+        test(state);                     \
+        arch = 80;                       \
+    }
+WITH_WGMMA(dense) WITH_WGMMA(dense_sizes) WITH_WGMMA(block_maps) WITH_WGMMA(block_sizes) WITH_WGMMA(many_blocks)
+WITH_WGMMA(in_place) WITH_WGMMA(optional_parts) WITH_WGMMA(head_range) WITH_WGMMA(scales) WITH_WGMMA(nan_stays)
+WITH_WGMMA(tails) WITH_WGMMA(same_bits)
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {TEST(dense),  TEST(block_maps), TEST(block_sizes), TEST(many_blocks), TEST(in_place), TEST(optional_parts),
-                                       TEST(head_range), TEST(scales), TEST(nan_stays),   TEST(tails),       TEST(same_bits), TEST(merge)};
+    const struct CMUnitTest tests[] = {
+        TEST(dense), TEST(block_maps), TEST(block_sizes), TEST(many_blocks), TEST(in_place), TEST(optional_parts), TEST(head_range),
+        TEST(scales), TEST(nan_stays), TEST(tails), TEST(same_bits), TEST(merge), TEST(dense_wgmma), TEST(dense_sizes_wgmma),
+        TEST(block_maps_wgmma), TEST(block_sizes_wgmma), TEST(many_blocks_wgmma), TEST(in_place_wgmma), TEST(optional_parts_wgmma),
+        TEST(head_range_wgmma), TEST(scales_wgmma), TEST(nan_stays_wgmma), TEST(tails_wgmma), TEST(same_bits_wgmma)};
     return cmocka_run_group_tests_name("cuda_attention", tests, 0, 0);
 }

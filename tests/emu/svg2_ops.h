@@ -46,6 +46,7 @@ OP void svg2__wgmma_fence(LINE) { cuemu::wgmma_fence(line); }
 OP void svg2__wgmma_commit(LINE) { cuemu::wgmma_commit(line); }
 template <int N> OP void svg2__wgmma_wait(LINE) { cuemu::wgmma_wait(N, line); }
 template <int COUNT> OP void svg2__wgmma_hold(float (&)[COUNT]) {}
+template <int COUNT> OP void svg2__wgmma_hold(uint32_t (&)[COUNT][4]) {}
 static inline cuemu::Ty svg2__type_of(__nv_bfloat16) { return cuemu::Ty::bf16; }
 static inline cuemu::Ty svg2__type_of(__half) { return cuemu::Ty::f16; }
 template <int IS_ROWS, int COUNT, class T>
