@@ -4780,7 +4780,10 @@ template <int DP, bool SKIP = false> struct attention_smem : whole_block {
         RING = QUERY + ROWS * QUERY_ROW               /* tiles [stages][KEYS][DP] */
     };
     static __device__ __forceinline__ uint32_t at(int row, int chunk) { return tile_at<DP>(row, chunk); }
-    static __device__ __forceinline__ int query_at(int row, int chunk) { return row * QUERY_ROW + chunk * 16; }
+    static __device__ __forceinline__ int query_at(int row, int chunk)
+    {
+        return row * QUERY_ROW + chunk * 16;
+    }
 };
 
 /* Two blocks a multiprocessor, which have 228 KB (9.0, 10.0) or 164 KB (8.0), less 1 KB a block; one block
@@ -5024,8 +5027,8 @@ template <class T> SVG2__DEVICE const T *operand_head(const operand &o, int32_t 
     return (const T *)o.data + (kv / heads_kv * o.stride_batch + kv % heads_kv * o.stride_head - o.begin);
 }
 
-/* Rows of the item into the query tile; rows behind the last one, and dimensions behind head_dim, are 0. A lane
-   looks up the token of one row of its warp; then 8 lanes take a row. */
+/* Rows of the item into the query tile; rows behind the last one, and dimensions behind head_dim, are 0. A
+   lane looks up the token of one row of its warp; then 8 lanes take a row. */
 template <class T, int DP, int ROWS, class L = attention_smem<DP>>
 SVG2__DEVICE void load_queries(const tensor &q, const int32_t *order, int64_t batch, int64_t head, int first,
                                int count, int dim, float sign, unsigned char *tile)
@@ -5749,7 +5752,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
 /* ---- forward, Hopper ---- */
 /* Variants that bench/gpu.sh may compare; all of them are right. */
 #ifndef SVG2_CUDA_KEYS_128
-#  define SVG2_CUDA_KEYS_128 128 /* of a tile where head_dim is 65 to 128: 128, or up to 176 (in steps of 16) */
+#  define SVG2_CUDA_KEYS_128 128 /* of a tile where head_dim is 65 to 128: 128 or 176 */
 #endif
 #ifndef SVG2_CUDA_OVERLAP
 #  define SVG2_CUDA_OVERLAP 1 /* the softmax of a tile beside P V of the tile before */
@@ -5767,16 +5770,16 @@ enum {
     HOPPER_TAIL = 1 << 16,                                     /* in a message: the keys are virtual       */
     BARRIER_LOAD = 1, BARRIER_TURN = 2, BARRIER_MERGE = 4      /* named; TURN + warpgroup                  */
 };
-static_assert((int)ATTENTION_THREADS == (int)HOPPER_GROUP, "the functions that load are made for so many threads");
+static_assert((int)ATTENTION_THREADS == (int)HOPPER_GROUP, "so many threads have the functions that load");
 
 /* Keys of a tile and places of the rings of K and of V. */
 template <int DP> struct hopper_tiles {
     enum { KEYS = DP > 128 ? 80 : DP > 64 ? SVG2_CUDA_KEYS_128 : 128, STAGES = DP > 64 ? 2 : 4 };
 };
 
-/* Shared memory of a block, as byte offsets. The tiles are slabs of 64 columns: 128 bytes a row, the chunks of 16
-   bytes swizzled over 8 rows, 1,024 bytes, as the descriptors of wgmma have it (9.7.15.5.1: 128-byte swizzle). Of
-   96 columns the second slab is half empty. */
+/* Shared memory of a block, as byte offsets. The tiles are slabs of 64 columns: 128 bytes a row, the chunks
+   of 16 bytes swizzled over 8 rows, 1,024 bytes, as the descriptors of wgmma have it (9.7.15.5.1: 128-byte
+   swizzle). Of 96 columns the second slab is half empty. */
 template <int DP> struct hopper_smem {
     enum {
         KEYS = hopper_tiles<DP>::KEYS, STAGES = hopper_tiles<DP>::STAGES,
@@ -5811,7 +5814,7 @@ template <int DP> struct hopper_smem {
         BIAS = ROW + 4 * HELD * KEYS,                 /* f32 [STAGES][KEYS] */
         BYTES = BIAS + 4 * STAGES * KEYS
     };
-    static_assert(KEYS % 16 == 0 && TILE % 1024 == 0 && KEY % 1024 == 0, "a tile begins where the swizzle does");
+    static_assert(KEYS % 16 == 0 && TILE % 1024 == 0 && KEY % 1024 == 0, "tiles begin where swizzles do");
     static_assert(STAGES <= 4 && BYTES <= 227 * 1024, "what a block may have");
     static_assert(HALF >= 128 * DP && HALF >= 6 * 4 * HOPPER_GROUP, "what merge_groups stores at a time");
 #if SVG2__SM90A
@@ -5832,12 +5835,12 @@ template <int DP> struct hopper_smem {
 };
 
 #if SVG2__SM90A
-/* Until the phase of that parity is over; of a barrier that is new, the one before its first (parity 1) is. */
+/* Until the phase of that parity is over; of a new barrier, the one before its first (parity 1) is. */
 SVG2__DEVICE void wait_phase(uint32_t bar, int parity)
 {
     while (!svg2__mbar_try_wait(bar, (uint32_t)parity)) {}
 }
-/* Place `use` of a ring, and the parity of its phase: full ones by number, empty ones by the number before. */
+/* Place `use` of a ring, and the parity of its phase: of full ones by number, of empty ones by that before */
 template <int STAGES> SVG2__DEVICE void wait_full(uint32_t bars, int use)
 {
     wait_phase(bars + (uint32_t)(use % STAGES * 8), use / STAGES & 1);
@@ -5846,11 +5849,12 @@ template <int STAGES> SVG2__DEVICE void wait_empty(uint32_t bars, int use)
 {
     wait_phase(bars + (uint32_t)(use % STAGES * 8), (use / STAGES & 1) ^ 1);
 }
-/* What the loading warpgroup has copied and stored is there when all of its threads have come here: each arrives
-   when its cp.async are done, and each warp for its ordinary stores. */
+/* What the loading warpgroup has copied and stored is there when all of its threads have come here: each
+   arrives when its cp.async are done, and each warp for its ordinary stores. */
 SVG2__DEVICE void publish(uint32_t bar)
 {
-    svg2__cp_async_mbar_arrive(bar);
+    if (!SVG2__FAULT(116)) svg2__cp_async_mbar_arrive(bar);
+    else svg2__mbar_arrive(bar); /* before the copies are done */
     __syncwarp(); /* the stores of the warp, before its arrival */
     if (svg2__fresh((int)threadIdx.x) % WARP == 0) svg2__mbar_arrive(bar);
 }
@@ -5860,17 +5864,17 @@ SVG2__DEVICE void release(uint32_t bar)
     __syncwarp(); /* the reads of the warp, before its arrival */
     if (svg2__fresh((int)threadIdx.x) % WARP == 0) svg2__mbar_arrive(bar);
 }
-/* What other threads have written by cp.async or st, and this thread has seen by waiting, before the wgmma that
-   follow read it: writing was the generic proxy's, wgmma reads by the asynchronous one. The memory model asks for
-   a proxy fence between the two on the way from one to the other; here, behind the mbarrier, it is one place for
-   all that a full barrier brings. */
+/* What other threads have written by cp.async or st, and this thread has seen by waiting, before the wgmma
+   that follow read it: writing was the generic proxy's, wgmma reads by the asynchronous one. The memory model
+   asks for a proxy fence between the two on the way from one to the other; here, behind the mbarrier, it is
+   one place for all that a full barrier brings. */
 SVG2__DEVICE void fence_tile()
 {
     if (!SVG2__FAULT(103)) svg2__fence_async();
 }
 
-/* Descriptors of operands in shared memory (9.7.15.5.1.2.2): address, distances in units of 16 bytes, 128-byte
-   swizzle. Rows along k: groups of 8 rows are 1,024 bytes apart. */
+/* Descriptors of operands in shared memory (9.7.15.5.1.2.2): address, distances in units of 16 bytes,
+   128-byte swizzle. Rows along k: groups of 8 rows are 1,024 bytes apart. */
 SVG2__DEVICE uint64_t slab_desc(uint32_t at, uint32_t slab_bytes)
 {
     return (uint64_t)(at >> 4) | (uint64_t)(slab_bytes >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | 1ull << 62;
@@ -5900,7 +5904,8 @@ template <class T, int DP> SVG2__DEVICE void hopper_load(const attention_args &a
                 x = a.item[next];
                 if (x.count) break;
             }
-            wait_phase(base + L::ITEM_EMPTY + 8 * (uint32_t)(n & 1), (n >> 1 & 1) ^ 1);
+            /* both warpgroups are done with the item before the last one */
+            if (!SVG2__FAULT(118)) wait_phase(base + L::ITEM_EMPTY + 8 * (uint32_t)(n & 1), (n >> 1 & 1) ^ 1);
             *slot = x;
             svg2__mbar_arrive(base + L::ITEM_FULL + 8 * (uint32_t)(n & 1));
             /* used after this item: the answer has time */
@@ -5916,7 +5921,7 @@ template <class T, int DP> SVG2__DEVICE void hopper_load(const attention_args &a
 #pragma unroll 1
             for (tile = -1;; ++tile) {
                 if (tile >= 0) {
-                    L::wait(); /* the row numbers of the tile are there; nobody reads those of the tile before */
+                    L::wait(); /* its row numbers are there; nobody reads those of the tile before */
                     const int keys = shared_at<int32_t>(smem, L::INFO)[tile & 1];
                     if (keys) {
                         const int32_t *row = shared_at<int32_t>(smem, L::ROW) + (tile & 1) * KEYS;
@@ -5924,20 +5929,21 @@ template <class T, int DP> SVG2__DEVICE void hopper_load(const attention_args &a
                         /* both warpgroups have read K, bias and message that were here */
                         if (!SVG2__FAULT(101)) wait_empty<STAGES>(base + L::KEY_EMPTY, key);
                         ++key;
-                        if (svg2__fresh((int)threadIdx.x) == 0) message[k] = is_tail ? keys | HOPPER_TAIL : keys;
+                        if (svg2__fresh((int)threadIdx.x) == 0)
+                            message[k] = is_tail ? keys | HOPPER_TAIL : keys;
 #pragma unroll 1
                         for (int i = svg2__fresh((int)threadIdx.x); i < KEYS && is_tail; i += HOPPER_GROUP)
                             shared_at<float>(smem, L::BIAS)[k * KEYS + i] = key_bias(source, row[i]);
-                        load_tile<T, DP, L>((const T *)stream[0].data, stream[0].stride, stream[0].chunks, row,
-                                            base + L::KEY + k * L::TILE);
+                        load_tile<T, DP, L>((const T *)stream[0].data, stream[0].stride, stream[0].chunks,
+                                            row, base + L::KEY + k * L::TILE);
                         publish(base + L::KEY_FULL + 8 * k);
                         if (!SVG2__FAULT(102)) wait_empty<STAGES>(base + L::VALUE_EMPTY, value); /* and V */
                         ++value;
-                        load_tile<T, DP, L>((const T *)stream[1].data, stream[1].stride, stream[1].chunks, row,
-                                            base + L::VALUE + v * L::TILE);
+                        load_tile<T, DP, L>((const T *)stream[1].data, stream[1].stride, stream[1].chunks,
+                                            row, base + L::VALUE + v * L::TILE);
                         publish(base + L::VALUE_FULL + 8 * v);
                     }
-                    if (tile == 0 && !is_tail) { /* behind the first tile: the queries before may still be needed */
+                    if (tile == 0 && !is_tail) { /* behind it: those of the item before may still be needed */
                         const item_head x = head_of(a, *slot);
                         if (!SVG2__FAULT(104)) wait_phase(base + L::QUERY_EMPTY, (n & 1) ^ 1);
                         load_queries<T, DP, L::ROWS, L>(
@@ -5956,16 +5962,18 @@ template <class T, int DP> SVG2__DEVICE void hopper_load(const attention_args &a
         publish(base + L::KEY_FULL + 8 * (uint32_t)(key % STAGES));
         ++key;
         if (!is_tail || tile == 0 || !a.tail_matrix) continue;
-        /* The matrix in strips of KEYS rows (of the key's dimensions), by the way of V; bf16 whatever T is: its
-           range holds any covariance. */
+        /* The matrix in strips of KEYS rows (of the key's dimensions), by the way of V; bf16 whatever T is:
+           its range holds any covariance. */
         const float *matrix =
             a.tail_matrix + ((int64_t)slot->head * a.tail_query_blocks + slot->block) * a.dim * a.dim;
 #pragma unroll 1
         for (int strip = 0; strip < DP; strip += KEYS, ++value) {
             const uint32_t at = (uint32_t)(value % STAGES);
-            wait_empty<STAGES>(base + L::VALUE_EMPTY, value); /* nobody reads this place any more */
+            /* nobody reads this place any more */
+            if (!SVG2__FAULT(117)) wait_empty<STAGES>(base + L::VALUE_EMPTY, value);
 #pragma unroll 2
-            for (int i = svg2__fresh((int)threadIdx.x); i < min((int)KEYS, DP - strip) * (DP / 8); i += HOPPER_GROUP) {
+            for (int i = svg2__fresh((int)threadIdx.x); i < min((int)KEYS, DP - strip) * (DP / 8);
+                 i += HOPPER_GROUP) {
                 const int r = i / (DP / 8), c = i % (DP / 8);
                 float x[8] = {0, 0, 0, 0, 0, 0, 0, 0};
                 if (strip + r < a.dim && c * 8 < a.dim)
@@ -5998,10 +6006,11 @@ SVG2__DEVICE int token_of(const attention_args &a, const attention_item &item, c
     return a.query_order ? a.query_order[x.bh * a.tokens + item.first + row] : item.first + row;
 }
 
-/* The next tile of this warpgroup, when its K is there: the message, 0 = there is none; and the place of its V.
-   Tiles of the other warpgroup are passed on: not before they are there, else the arrival would count for the
-   phase before. */
-template <int DP> SVG2__DEVICE int next_tile(hopper_place &p, uint32_t base, const unsigned char *smem, int &v)
+/* The next tile of this warpgroup, when its K is there: the message, 0 = there is none; and the place of its
+   V. Tiles of the other warpgroup are passed on: not before they are there, else the arrival would count for
+   the phase before. */
+template <int DP>
+SVG2__DEVICE int next_tile(hopper_place &p, uint32_t base, const unsigned char *smem, int &v)
 {
     typedef hopper_smem<DP> L;
     for (;;) {
@@ -6053,8 +6062,8 @@ SVG2__DEVICE void add_values(float (&o)[DP / 8][4], const uint32_t (&p)[N][4], u
     svg2__wgmma_commit();
 }
 
-/* Logits of a tile, when the products are done: of virtual keys with their bias; -Inf behind the last one. K, bias
-   and message are then released. */
+/* Logits of a tile, when the products are done: of virtual keys with their bias; -Inf behind the last one. K,
+   bias and message are then released. */
 template <int DP>
 SVG2__DEVICE void finish_logits(float (&s)[hopper_smem<DP>::KEYS / 8][4], int message,
                                 const attention_args &a, const float (&shift)[2], int k, uint32_t base,
@@ -6127,8 +6136,9 @@ SVG2__DEVICE float mean_logit_quad(const tensor &q, int64_t row, int dim, const 
     return quad_sum(sum);
 }
 
-/* Warpgroup 1's part of rows that both have computed, with other keys, is added to that of warpgroup 0. In the
-   spare half of the query tile, in the order of its threads: the same thread has the same place of the rows. */
+/* Warpgroup 1's part of rows that both have computed, with other keys, is added to that of warpgroup 0. In
+   the spare half of the query tile, in the order of its threads: the same thread has the same place of the
+   rows. */
 template <int DP>
 SVG2__DEVICE void merge_groups(float (&o)[DP / 8][4], softmax_rows &r, int group, unsigned char *spare)
 {
@@ -6198,7 +6208,7 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
 
 #pragma unroll 1
     for (n = 0;; ++n) {
-        wait_phase(base + L::ITEM_FULL + 8 * (uint32_t)(n & 1), n >> 1 & 1);
+        if (!SVG2__FAULT(119)) wait_phase(base + L::ITEM_FULL + 8 * (uint32_t)(n & 1), n >> 1 & 1);
         const attention_item &item = shared_at<attention_item>(smem, L::ITEM)[n & 1];
         const int count = __shfl_sync(0xffffffffu, item.count, 0);
         if (count == 0) break;
@@ -6249,18 +6259,18 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
                 svg2__wgmma_hold(accumulators(s));
                 svg2__wgmma_hold(accumulators(o));
                 svg2__wgmma_hold(w);
-                svg2__wgmma_fence();
+                if (!SVG2__FAULT(115)) svg2__wgmma_fence(); /* S, O and P are the products' from here on */
                 multiply_keys<T, DP>(s, q, base + (uint32_t)(L::KEY + k * L::TILE));
                 add_values<T, DP, KEYS / 16>(o, w, base + (uint32_t)(L::VALUE + v % STAGES * L::TILE));
                 if (PINGPONG && !p.is_split) svg2__bar_arrive(BARRIER_TURN + 1 - p.group, 2 * HOPPER_GROUP);
-                if (SVG2__FAULT(112)) release(base + L::KEY_EMPTY + 8 * (uint32_t)k);
+                if (SVG2__FAULT(112)) release(base + L::VALUE_EMPTY + 8 * (uint32_t)(v % STAGES));
                 if (!SVG2__FAULT(113)) svg2__wgmma_wait<1>(); /* S */
                 svg2__wgmma_hold(accumulators(s));
                 finish_logits<DP>(s, now, a, shift, k, base, smem);
                 weigh_tile(s, now & HOPPER_TAIL ? 1.0f : a.scale2, (now & HOPPER_TAIL) != 0, r, alpha);
                 svg2__wgmma_wait<0>(); /* P V of the tile before */
                 svg2__wgmma_hold(accumulators(o));
-                release(base + L::VALUE_EMPTY + 8 * (uint32_t)(v % STAGES));
+                if (!SVG2__FAULT(112)) release(base + L::VALUE_EMPTY + 8 * (uint32_t)(v % STAGES));
                 rescale_output(o, alpha);
 #pragma unroll
                 for (i = 0; i < KEYS / 16; ++i) pack_weights<T>(w[i], s, i);
@@ -6335,7 +6345,7 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
             for (int strip = 0; strip < DP; strip += KEYS, ++p.value) {
                 enum { MOST = KEYS / 16 };
                 const int steps = (DP - strip) / 16 < MOST ? (DP - strip) / 16 : MOST;
-                if (!SVG2__FAULT(114)) wait_full<STAGES>(base + L::VALUE_FULL, p.value); /* the strip is there */
+                if (!SVG2__FAULT(114)) wait_full<STAGES>(base + L::VALUE_FULL, p.value); /* it is there */
                 fence_tile();
                 const int t = svg2__fresh((int)threadIdx.x) % HOPPER_GROUP, lane = t % WARP;
                 const uint64_t md =
@@ -6382,16 +6392,16 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
         }
         release(base + L::ITEM_EMPTY + 8 * (uint32_t)(n & 1));
     }
-    if (PINGPONG && p.group == 0) svg2__bar_sync(BARRIER_TURN, 2 * HOPPER_GROUP); /* the last turn of warpgroup 1 */
+    if (PINGPONG && p.group == 0) svg2__bar_sync(BARRIER_TURN, 2 * HOPPER_GROUP); /* the last one's */
 }
 #endif /* SVG2__SM90A */
 
-/* One block of 384 threads a multiprocessor: items one after the other, in the order of the plan. Its own number
-   first, then whatever the counter says is next: which block computes an item changes no bit of it.
+/* One block of 384 threads a multiprocessor: items one after the other, in the order of the plan. Its own
+   number first, then whatever the counter says is next: which block computes an item changes no bit of it.
 
-       warpgroup 0, 56 registers     K0 V0 Q | K1 V1 | K2 V2 | ... | Kn Vn | C0 W0 | ... | Cm Wm | A (order 1) | K0 of
-         cp.async, row by row, into rings of 2 places for K and for V                                       the next
-       warpgroups 1 and 2, 224       S0 . | S1 P0 V0 . | S2 P1 V1 . | ...             | Pm Wm | w q A | out
+       warpgroup 0, 56 registers    K0 V0 Q | K1 V1 | K2 V2 | ... | Kn Vn | C0 W0 | ... | Cm Wm | A | next K0
+         cp.async of rows, into rings of 2 places for K and for V               (tail)     (order 1)
+       warpgroups 1 and 2, 224      S0 . | S1 P0 V0 . | S2 P1 V1 . | ...              | Pm Wm | w q A | out
          . = softmax, beside the products of the other one and P V of the tile before
 
        Q  128 x D in shared memory, 64 rows a warpgroup
@@ -6400,15 +6410,15 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
        O += P V            64 x D, f32 registers                        wgmma m64nDk16, P from registers
        m, l in registers
 
-   What a key list is, how virtual keys follow the exact ones, and what is masked, is as in attention_forward; so is
-   the arithmetic but for the order of sums. Of an item of at most 64 rows both warpgroups have all rows: one takes
-   the even tiles, the other one the odd ones, and at the end the first adds the second's part to its own. With
-   order 1 the matrix comes by the way of V. Under a skip rule, where a tile is looked at before it is multiplied by
-   V, run_attention takes attention_forward, and >>mass has its own kernel.
+   What a key list is, how virtual keys follow the exact ones, and what is masked, is as in attention_forward;
+   so is the arithmetic but for the order of sums. Of an item of at most 64 rows both warpgroups have all
+   rows: one takes the even tiles, the other one the odd ones, and at the end the first adds the second's part
+   to its own. With order 1 the matrix comes by the way of V. Under a skip rule, where a tile is looked at
+   before it is multiplied by V, run_attention takes attention_forward, and >>mass has its own kernel.
 
-   Every wait has its reason at an mbarrier: a full one (128 threads whose copies have landed, 4 warps whose stores
-   are done) before reading, an empty one (8 warps that have read) before overwriting. No thread of the warpgroups
-   that compute waits for __syncthreads or for global memory while there are tiles.
+   Every wait has its reason at an mbarrier: a full one (128 threads whose copies have landed, 4 warps whose
+   stores are done) before reading, an empty one (8 warps that have read) before overwriting. No thread of the
+   warpgroups that compute waits for __syncthreads or for global memory while there are tiles.
 
    head_dim   keys of   places of   shared memory,   registers      spills   S, O, P of them
    up to      a tile    each ring   bytes            as launched
@@ -6417,20 +6427,21 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
       128      128        2         170,848          168            0        64, 64, 32
       256       80        2         232,352          168            0        40, 128, 20
    (nvcc 13.0, sm_90a; setmaxnreg then gives 56 and 224. 176 keys at head_dim 128: 8 bytes of spills where the
-   warpgroup loads. P V issued before the wait for V, or fragments of P that the compiler may still touch behind
-   wgmma.fence, serialise the products: C7520.)
+   warpgroup loads. P V issued before the wait for V, or fragments of P that the compiler may still touch
+   behind wgmma.fence, serialise the products: C7520.)
 
-   Limiter, by counting at head_dim 128 (a tile of 128 keys, 128 rows): the products take the tensor cores 2,048
-   cycles; 16,384 exp2 take 1,024 and the rest of the softmax some 550 issue slots of each quarter, beside them
-   where the two warpgroups take turns; wgmma reads 160 KB of shared memory and the copies write 64 KB, 1,792
-   cycles; L2 has to bring 64 KB, 32 bytes a cycle and multiprocessor. So the tensor cores, closely followed by
-   shared memory and by L2: K and V of one head should be there, which is why items go head by head. At head_dim 64
-   exp2 takes as long as the products. Not measured; a guess, from FlashAttention-3's 650 TFLOP/s with larger tiles,
-   TMA and multicast, and FlashInfer's nine tenths of that with cp.async: 500 to 580 at head_dim 128.
+   Limiter, by counting at head_dim 128 (a tile of 128 keys, 128 rows): the products take the tensor cores
+   2,048 cycles; 16,384 exp2 take 1,024 and the rest of the softmax some 550 issue slots of each quarter,
+   beside them where the two warpgroups take turns; wgmma reads 160 KB of shared memory and the copies write
+   64 KB, 1,792 cycles; L2 has to bring 64 KB, 32 bytes a cycle and multiprocessor. So the tensor cores,
+   closely followed by shared memory and by L2: K and V of one head should be there, which is why items go
+   head by head. At head_dim 64 exp2 takes as long as the products. Not measured; a guess, from
+   FlashAttention-3's 650 TFLOP/s with larger tiles, TMA and multicast, and FlashInfer's nine tenths of that
+   with cp.async: 500 to 580 at head_dim 128.
 
-   Executed beyond what is useful: rows in steps of 64, 11 % with 400 query blocks in 118,800 tokens; half a tile of
-   keys an item, 0.5 % of the 11,880 keys of 10 % density; in an item of 64 rows half a tile once more. The tail
-   adds what it adds above. */
+   Executed beyond what is useful: rows in steps of 64, 11 % with 400 query blocks in 118,800 tokens; half a
+   tile of keys an item, 0.5 % of the 11,880 keys of 10 % density; in an item of 64 rows half a tile once
+   more. The tail adds what it adds above. */
 template <class T, int DP>
 static __global__ void __launch_bounds__(HOPPER_THREADS, 1)
     attention_hopper(const __grid_constant__ attention_args a)
@@ -6779,8 +6790,8 @@ static svg2_result attention_launch_dim(const svg2_backend *backend, const atten
     }
 }
 
-/* What differs where the kernel for wgmma is taken: without a skip rule. Its items have 128 rows whatever head_dim
-   is; the workspace has room for either. */
+/* What differs where the kernel for wgmma is taken: without a skip rule. Its items have 128 rows whatever
+   head_dim is; the workspace has room for either. */
 static svg2_result attention_hopper_plan(const svg2_backend *backend, attention_call *c, svg2_error *err)
 {
     bool is_wgmma;
