@@ -198,7 +198,8 @@ static void beside_a_tail(void **state)
     fill_video(&skip.j.q, &skip.j.k, &skip.j.v, 5, 1, 1);
     twin_run(&plain);
     twin_run(&skip);
-    assert_at_most(rel_l2_arrays(tensor_f64(&skip.j.out), tensor_f64(&plain.j.out), (int64_t)2 * d.tokens * 64), 1e-4);
+    /* with wgmma the plain call has another kernel, whose weights are rounded relative to maxima of other tiles */
+    assert_at_most(rel_l2_arrays(tensor_f64(&skip.j.out), tensor_f64(&plain.j.out), (int64_t)2 * d.tokens * 64), 4e-4);
     assert_true(skip.j.stats[0].pairs_pv == skip.j.stats[0].pairs && plain.j.stats[1].pairs_pv == plain.j.stats[1].pairs);
     twin_done();
 }
