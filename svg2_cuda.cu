@@ -578,6 +578,16 @@ template <int DIM> SVG2__DEVICE uint32_t tile_at(int row, int chunk)
     return (uint32_t)(row * DIM * 2 + ((chunk ^ (row >> 1 & 3)) << 4));
 }
 
+/* The matrix descriptor of 16 columns, along k, of a tile_at<DIM> tile in shared memory: DIM = 64 (rows of
+   128 bytes) at a multiple of 1024, or 32 (of 64 bytes) at one of 512. The next 16 columns begin 32 bytes on.
+   9.7.15.5.1.2.2 */
+template <int DIM> SVG2__DEVICE uint64_t slab_desc(uint32_t at)
+{
+    static_assert(DIM == 64 || DIM == 32, "the swizzles of 128 and of 64 bytes");
+    return (uint64_t)((at & 0x3ffffu) >> 4) | (uint64_t)1 << 16 | (uint64_t)DIM << 32
+         | (uint64_t)(DIM == 64 ? 1 : 2) << 62;
+}
+
 /* ---- reductions ---- */
 SVG2__DEVICE float warp_max(float x)
 {
@@ -608,8 +618,8 @@ template <class T> SVG2__DEVICE T warp_sum(T x)
 
    A head where no label changed is done: from then on its blocks leave at once.
 
-   Workspace of a head in bytes, S tokens clustered, C16 = C rounded up to 16, D' = D rounded up to 64, 96,
-   128 or 256: 8 D S/1024 (sums for the mean) + 4 C D (centroids) + (2 D' + 4) C16 (packed) + 4 S (order) + 4
+   Workspace of a head in bytes, S tokens clustered, C64 = C rounded up to 64, D' = D rounded up to 64, 96,
+   128 or 256: 8 D S/1024 (sums for the mean) + 4 C D (centroids) + (2 D' + 4) C64 (packed) + 4 S (order) + 4
    C S/4096 (histograms) + 4.5 D (S/128 + C) (pieces) + 4 min(S, 32 C) (seeding) + 20 C; beyond 2048 clusters
    another 4 S. 24 heads of 118,800 tokens, D = 128, C = 1000: 67 MB. */
 namespace svg2__cuda {
@@ -644,8 +654,8 @@ enum {
 struct kmeans_memory {
     double  *partial;   /* [heads, chunks, D]       sums for the mean                                       */
     float   *centre;    /* [heads, C, D]            centroids relative to the mean                          */
-    void    *packed;    /* [heads, C16, D']         the same in 16 bits, columns in the order of kmeans_at  */
-    float   *bias;      /* [heads, C16]                                                                     */
+    void    *packed;    /* [heads, C64, D']         the same in 16 bits, columns in the order of kmeans_at  */
+    float   *bias;      /* [heads, C64]                                                                     */
     int32_t *order;     /* [heads, pitch]                                                                   */
     int32_t *swap;      /* [heads, pitch]           beyond 2048 clusters                                    */
     int32_t *histogram; /* [heads, sort chunks, bins]                                                       */
@@ -662,7 +672,7 @@ struct kmeans_memory {
 /* Extents that follow from the descriptor. */
 struct kmeans_shape {
     int64_t heads, pitch, chunks;
-    int32_t count, samples, pieces, slot, clusters16, padded;
+    int32_t count, samples, pieces, slot, clusters64, padded;
 };
 
 static int32_t round_up(int32_t a, int32_t unit)
@@ -681,7 +691,7 @@ static kmeans_shape kmeans_shape_of(const svg2_kmeans_desc *d)
     s.samples = (int32_t)(s.count < most ? s.count : most);
     s.pieces = (int32_t)(((int64_t)s.count + KM_PIECE - 1) / KM_PIECE);
     s.slot = round_up(d->head_dim + d->head_dim / 8, 4);
-    s.clusters16 = round_up(d->clusters, 16);
+    s.clusters64 = round_up(d->clusters, KM_STAGE);
     s.padded = d->head_dim <= 64 ? 64 : d->head_dim <= 96 ? 96 : d->head_dim <= 128 ? 128 : 256;
     return s;
 }
@@ -709,8 +719,8 @@ static size_t kmeans_layout(const svg2_kmeans_desc *d, void *base, kmeans_memory
     kmeans_memory m;
     m.partial = a.take<double>(count_of(s.heads, s.chunks, d->head_dim));
     m.centre = a.take<float>(count_of(s.heads, d->clusters, d->head_dim));
-    m.packed = a.take<uint16_t>(count_of(heads, s.clusters16, s.padded));
-    m.bias = a.take<float>(count_of(heads, s.clusters16));
+    m.packed = a.take<uint16_t>(count_of(heads, s.clusters64, s.padded));
+    m.bias = a.take<float>(count_of(heads, s.clusters64));
     m.order = a.take<int32_t>(count_of(heads, s.pitch));
     m.swap = a.take<int32_t>(count_of(j.passes > 1 ? heads : 0, s.pitch));
     m.histogram = a.take<int32_t>(count_of(heads, j.chunks, j.bins));
@@ -856,7 +866,7 @@ struct kmeans_pack_args {
     const int32_t *before; /* [heads] labels that changed in the last round; NULL while seeding */
     int32_t       *moved;  /* [heads] the same of the round that begins                         */
     int64_t        items;
-    int32_t        clusters, clusters16, dim, padded, start_dtype;
+    int32_t        clusters, clusters64, dim, padded, start_dtype;
     int32_t        begin, end; /* clusters; multiples of 16 */
     int32_t        known;      /* clusters from here on must never win */
     int32_t        is_shifted; /* x enters the products with its mean  */
@@ -875,7 +885,7 @@ static __global__ void __launch_bounds__(256) kmeans_pack(const __grid_constant_
     if (p.moved && item % groups == 0 && threadIdx.x == 0) p.moved[head] = 0;
     if (p.before && p.before[head] == 0) return;
     const float scale = kmeans_scale(T()), *mean = p.mean + head * p.dim;
-    T *packed = (T *)p.packed + (head * p.clusters16 + cluster) * p.padded;
+    T *packed = (T *)p.packed + (head * p.clusters64 + cluster) * p.padded;
     const int64_t row = (head * p.clusters + cluster) * p.dim;
     double square = 0.0, shift = 0.0;
     for (int e = lane; e < p.padded; e += WARP) {
@@ -892,7 +902,7 @@ static __global__ void __launch_bounds__(256) kmeans_pack(const __grid_constant_
     square = warp_sum(square);
     shift = warp_sum(shift);
     if (lane == 0)
-        p.bias[head * p.clusters16 + cluster] =
+        p.bias[head * p.clusters64 + cluster] =
             cluster < p.known ? (float)(-0.5 * square / (double)scale - shift) : -INFINITY;
 }
 
@@ -925,7 +935,7 @@ struct kmeans_assign_args {
     int32_t       *label;
     float         *distance;
     int64_t        items, label_stride;
-    int32_t        heads, dim, clusters16, tiles, begin, end; /* clusters begin .. end, multiples of 16  */
+    int32_t        heads, dim, clusters64, tiles, begin, end; /* clusters begin .. end, multiples of 16  */
     int32_t        count, rows;                               /* tokens; samples of them                  */
     int32_t        is_first;                                  /* what label or distance hold is no result */
 };
@@ -949,18 +959,18 @@ SVG2__DEVICE void kmeans_load_operand(uint32_t (&w)[4], const tensor &x, int64_t
     }
 }
 
-/* All fragments of the 32 rows of a warp; square: per row what this lane holds of |x - mean|^2, for
+/* All fragments of the 16 M rows of a warp; square: per row what this lane holds of |x - mean|^2, for
    seeding. */
-template <int KIND, int DIM, class T, bool IS_SEED>
-SVG2__DEVICE void kmeans_load_rows(uint32_t (&a)[2][DIM / 16][4], float (&square)[4], const tensor &x,
-                                   const int64_t (&row)[4], int dim, const float *mean)
+template <int KIND, int DIM, class T, bool IS_SEED, int M>
+SVG2__DEVICE void kmeans_load_rows(uint32_t (&a)[M][DIM / 16][4], float (&square)[2 * M], const tensor &x,
+                                   const int64_t (&row)[2 * M], int dim, const float *mean)
 {
     const int t = (int)threadIdx.x % 4;
 #pragma unroll
     for (int g = 0; g < DIM / 32; ++g) {
         const int e = 32 * g + 8 * t;
 #pragma unroll
-        for (int r = 0; r < 4; ++r) { /* rows r*8 + lane/4: half r%2 of fragment r/2 */
+        for (int r = 0; r < 2 * M; ++r) { /* rows r*8 + lane/4: half r%2 of fragment r/2 */
             uint32_t w[4] = {0, 0, 0, 0};
             if (e < dim) kmeans_load_operand<KIND, T>(w, x, row[r], e, mean);
             a[r / 2][2 * g][r % 2] = w[0];
@@ -1011,8 +1021,8 @@ static __global__ void __launch_bounds__(256, DIM <= 128 ? 2 : 1)
     const int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, quad = lane / 4, t = lane % 4;
     const int32_t first = (int32_t)(item % p.tiles) * KM_TILE + warp * 32;
     const bool is_idle = first >= p.rows; /* the whole warp: it only helps with the copies */
-    const uint16_t *packed = (const uint16_t *)p.packed + head * p.clusters16 * DIM;
-    const float *bias = p.bias + head * p.clusters16, *mean = p.mean + head * p.dim;
+    const uint16_t *packed = (const uint16_t *)p.packed + head * p.clusters64 * DIM;
+    const float *bias = p.bias + head * p.clusters64, *mean = p.mean + head * p.dim;
     const uint32_t smem = svg2__smem(kmeans_smem);
 
     kmeans_fetch<DIM>(smem, packed, bias, p.begin, min(p.begin + KM_STAGE, p.end));
@@ -1126,6 +1136,294 @@ static __global__ void __launch_bounds__(256, DIM <= 128 ? 2 : 1)
         const int changed = __popc(__ballot_sync(0xffffffffu, is_changed));
         if (lane == 0 && changed) atomicAdd(p.moved + head, changed);
     }
+}
+
+/* ---- assign by wgmma ----
+   The same labels: the same fragments of x in registers, the same products in the same order, begun with the
+   same bias, the same comparisons. One block an SM; it takes tiles of 256 tokens (128 at D > 128), one grid
+   apart, and for each of them turns of 64 centroids:
+
+       warpgroup 0   | products n |  look n    | products n+1 |  look n+1    |
+       warpgroup 1   |  look n-1  | products n |  look n      | products n+1 |
+       copies          centroids of turn n + STAGES - 2, a part of the next tile
+
+   A pair of warpgroups takes turns at the tensor cores, where a second pair fills the gaps. A warpgroup holds
+   64 rows of x in registers; those of the next tile come piece by piece to where the same thread takes them
+   from when the tile ends. `done`: all warps are through with the products of a turn, and their copies for
+   the turn after next have arrived. It is that turn which waits for it, so the pairs can drift apart.
+
+   Cycles of an SM for a turn of 256 tokens x 64 centroids     D = 64   D = 128
+       tensor cores    4 x D/16 wgmma m64n64k16 of 32             512      1024
+       look            16384 x 2.25 instructions, of which
+                       (compare, select) 64 a cycle               576       576
+       shared memory   2 KB of B a wgmma, bias, copies, rows      480       830
+       L2              bytes of centroids a cycle                  14        16
+
+   Limiter: the tensor cores from D = 96 on, the look at D = 64, DRAM below about 200 clusters (64 KB of the
+   next tile are under way while one is worked on, so there is a gap between their arrival and the next
+   request). A from shared memory would be another 2 KB a wgmma: all of the 128 bytes a cycle. Tiles of 128
+   would ask L2 for 32 bytes of centroids a cycle and SM, about what it can give; D = 256 has to, for want of
+   registers. With two accumulators a warpgroup could look at one turn during the products of the next, but
+   ptxas 13.0 cannot follow them around the loop and waits for each wgmma (C7514). To look costs one
+   instruction an element for the maximum of 8 columns and one to keep the 8 if that is the best, which column
+   it was is found out at the end; compare, value and index would be three.
+
+   Shared memory at D = 128: 6 stages of 16 KB, 64 KB for the next tile, 10 KB: 170 KB; 127 registers, 512
+   threads. f32 rows and such that are not aligned go to registers without a detour, and are waited for.
+   Labels are not counted here for the sort: to read them again is 4 bytes a token, 11 MB beside the 730 MB of
+   x at 24 heads of 118,800 tokens, D = 128. Seeding has the kernel above: some 32 clusters a round. */
+template <int DIM> struct kmeans_wide {
+    enum {
+        GROUPS = DIM > 128 ? 2 : 4, /* warpgroups; in pairs */
+        ROWS = 64 * GROUPS,
+        THREADS = 128 * GROUPS,
+        STAGES = DIM > 128 ? 4 : 6, /* at least 4 */
+        WIDTH = DIM % 64 ? 32 : 64, /* columns of a slab: rows of 128 bytes with their swizzle, or of 64 */
+        SLAB = KM_STAGE * WIDTH * 2,
+        STAGE = KM_STAGE * DIM * 2,
+        CHUNKS = DIM / 16, /* of 16 bytes, that a thread has of its two rows */
+        BIAS_AT = STAGES * STAGE,
+        X_AT = BIAS_AT + STAGES * KM_STAGE * 4, /* [CHUNKS][THREADS] */
+        ROW_AT = X_AT + CHUNKS * THREADS * 16,  /* [THREADS] two rows of x, as their first elements */
+        BAR_AT = ROW_AT + THREADS * 16,         /* [2] */
+        BYTES = BAR_AT + 16,
+        KEPT = 8
+    };
+};
+
+/* c += products of the rows of the warpgroup with 64 centroids; waits for them */
+template <int DIM, class T>
+SVG2__DEVICE void kmeans_product(float (&c)[32], const uint32_t (&a)[1][DIM / 16][4], uint32_t stage)
+{
+    enum { WIDTH = kmeans_wide<DIM>::WIDTH, STEPS = WIDTH / 16, SLAB = kmeans_wide<DIM>::SLAB };
+    svg2__wgmma_hold(c);
+    svg2__wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < DIM / 16; ++k)
+        svg2__wgmma_rs<0>(
+            c, a[0][k], slab_desc<WIDTH>(stage + (uint32_t)(k / STEPS * SLAB + k % STEPS * 32)), 1, T());
+    svg2__wgmma_commit();
+    if (!SVG2__FAULT(123)) svg2__wgmma_wait<0>();
+    svg2__wgmma_hold(c);
+}
+
+/* The best so far of the two rows of a lane: the columns of the best group of KEPT, and where it begins. */
+template <int KEPT> struct kmeans_best {
+    float   value[2], kept[2][KEPT];
+    int32_t at[2];
+};
+template <int KEPT> SVG2__DEVICE void kmeans_clear(kmeans_best<KEPT> &best)
+{
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        best.value[r] = -INFINITY, best.at[r] = 0;
+#pragma unroll
+        for (int k = 0; k < KEPT; ++k) best.kept[r][k] = -INFINITY;
+    }
+}
+template <int KEPT>
+SVG2__DEVICE void kmeans_look(kmeans_best<KEPT> &best, const float (&c)[32], int32_t column)
+{
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+        for (int g = 0; g < 16 / KEPT; ++g) {
+            float x[KEPT], top;
+#pragma unroll
+            for (int k = 0; k < KEPT; ++k) x[k] = c[4 * (g * KEPT / 2 + k / 2) + 2 * r + k % 2];
+            top = x[0];
+#pragma unroll
+            for (int k = 1; k < KEPT; ++k) top = fmaxf(top, x[k]);
+            const bool is_better = top > best.value[r]; /* NaN never wins */
+            best.value[r] = is_better ? top : best.value[r];
+            best.at[r] = is_better ? column + g * KEPT * 4 : best.at[r];
+#pragma unroll
+            for (int k = 0; k < KEPT; ++k) best.kept[r][k] = is_better ? x[k] : best.kept[r][k];
+        }
+}
+template <int KEPT> SVG2__DEVICE int32_t kmeans_index(const kmeans_best<KEPT> &best, int r)
+{
+    int32_t index = 0;
+#pragma unroll
+    for (int k = KEPT - 1; k >= 0; --k)
+        if (best.kept[r][k] == best.value[r]) index = 8 * (k / 2) + k % 2; /* the first one */
+    return best.at[r] + index + 2 * ((int)threadIdx.x % 4);
+}
+
+template <int DIM, class T>
+static __global__ void __launch_bounds__(kmeans_wide<DIM>::THREADS, 1)
+    kmeans_assign_wgmma(const __grid_constant__ kmeans_assign_args p)
+{
+#if SVG2__SM90A
+    typedef kmeans_wide<DIM> w;
+    enum { STAGES = w::STAGES, THREADS = w::THREADS, CHUNKS = w::CHUNKS };
+    SVG2_DYN_SMEM(kmeans_stages, 1024);
+    const uint32_t smem = svg2__smem(kmeans_stages);
+    const int tid = (int)threadIdx.x, warp = tid / WARP, lane = tid % WARP, quad = lane / 4, t = lane % 4;
+    const int group = warp / 4, items = (int)p.items, grid = (int)gridDim.x, stages = p.end / KM_STAGE;
+    const uint32_t mine = smem + (uint32_t)(w::X_AT + tid * 16), done = smem + (uint32_t)w::BAR_AT;
+    const bool is_vector = p.x.dtype != SVG2_F32 && p.x.is_vector;
+    int64_t *const row = (int64_t *)(void *)(kmeans_stages + w::ROW_AT + tid * 16);
+
+    /* the first item of this block from `item` on whose head is not done */
+    const auto live = [&](int item) {
+        while (item < items && p.before[item / p.tiles] == 0) {
+            const int left = (item / p.tiles + 1) * p.tiles - item; /* of the head */
+            item += (left + grid - 1) / grid * grid;
+        }
+        return item;
+    };
+    const auto locate = [&](int item) { /* rows behind the last one repeat it */
+        const int head = item / p.tiles, first = item % p.tiles * w::ROWS + warp * 16 + quad;
+        for (int r = 0; r < 2; ++r)
+            row[r] = row_at(p.x, head / p.heads, head % p.heads, min(first + 8 * r, p.rows - 1));
+    };
+    const auto prefetch = [&](int begin, int end) { /* chunks: 2 g + r = columns 32 g + 8 t of row r */
+        for (int i = begin; i < end; ++i) {
+            const int e = 32 * (i / 2) + 8 * t;
+            svg2__cp_async16(mine + (uint32_t)(i * THREADS * 16),
+                             (const T *)p.x.data + row[i & 1] + (e < p.dim ? e : 0), e < p.dim ? 16 : 0);
+        }
+    };
+    uint32_t a[1][DIM / 16][4];
+    const auto take = [&](int item) { /* the rows of the item */
+        if (is_vector) {
+#pragma unroll
+            for (int i = 0; i < CHUNKS; ++i) {
+                const int g = i / 2, r = i % 2, at = w::X_AT + (i * THREADS + tid) * 16;
+                const uint4 v = *(const uint4 *)(const void *)(kmeans_stages + at);
+                a[0][2 * g][r] = v.x, a[0][2 * g][r + 2] = v.y;
+                a[0][2 * g + 1][r] = v.z, a[0][2 * g + 1][r + 2] = v.w;
+            }
+            return;
+        }
+        const int64_t rows[2] = {row[0], row[1]};
+        const float *mean = p.mean + (int64_t)(item / p.tiles) * p.dim;
+        float square[2] = {0, 0};
+        if (p.x.dtype == SVG2_F32)
+            kmeans_load_rows<KM_F32, DIM, T, false, 1>(a, square, p.x, rows, p.dim, mean);
+        else kmeans_load_rows<KM_SCALAR16, DIM, T, false, 1>(a, square, p.x, rows, p.dim, mean);
+    };
+
+    /* Centroids, STAGES - 2 turns ahead; one group of copies a turn, empty behind the last. */
+    int item = live((int)blockIdx.x);
+    int ahead = item, head_ahead = item / p.tiles, ahead_stage = 0, ahead_buffer = 0;
+    const auto fetch = [&]() {
+        if (ahead >= items) return;
+        const int64_t from = (int64_t)head_ahead * p.clusters64 + ahead_stage * KM_STAGE;
+        const uint16_t *packed = (const uint16_t *)p.packed + from * DIM;
+        const uint32_t to = smem + (uint32_t)(ahead_buffer * w::STAGE);
+        for (int i = tid; i < KM_STAGE * DIM / 8; i += THREADS) {
+            const int c = i % (DIM / 8), slab = c / (w::WIDTH / 8);
+            svg2__cp_async16(to + (uint32_t)(slab * w::SLAB)
+                                 + tile_at<w::WIDTH>(i / (DIM / 8), c % (w::WIDTH / 8)),
+                             packed + i * 8, 16);
+        }
+        if (tid < KM_STAGE / 4)
+            svg2__cp_async16(smem + (uint32_t)(w::BIAS_AT + ahead_buffer * KM_STAGE * 4 + tid * 16),
+                             p.bias + from + tid * 4, 16);
+        ahead_buffer = ahead_buffer + 1 < STAGES ? ahead_buffer + 1 : 0;
+        if (++ahead_stage < stages) return;
+        ahead_stage = 0;
+        ahead = live(ahead + grid);
+        head_ahead = ahead / p.tiles;
+    };
+    if (item >= items) return;
+
+    locate(item);
+    if (tid == 0) {
+        svg2__mbar_init(done, THREADS / WARP);
+        svg2__mbar_init(done + 8, THREADS / WARP);
+        svg2__fence_mbar_init();
+    }
+    if (is_vector) prefetch(0, CHUNKS);
+    for (int i = 0; i < STAGES - 2; ++i) {
+        fetch();
+        svg2__cp_async_commit();
+    }
+    svg2__cp_async_wait<STAGES - 4>();
+    svg2__fence_async();
+    __syncthreads(); /* the centroids of two turns are there, for wgmma, too; and the barriers */
+    take(item);
+
+    /* Tokens are spread over the turns of a tile, if it has enough of them that the last one has waited for
+       all. */
+    const int spread = stages + 4 - STAGES, part = spread > 1 ? (CHUNKS + spread - 1) / spread : CHUNKS;
+    int stage = 0, buffer = 0, next_item = live(item + grid), sent = 0;
+    kmeans_best<w::KEPT> best;
+    kmeans_clear(best);
+    if (next_item < items) locate(next_item);
+    if (group & 1) svg2__bar_arrive(1 + (group ^ 1), 256); /* the other one of the pair begins */
+    for (uint32_t n = 0;; ++n) {
+        /* what every thread has copied for this turn is there for all; all are done with the buffer of two
+           turns ago, which is filled next */
+        if (n >= 2 && !SVG2__FAULT(120))
+            while (!svg2__mbar_try_wait(done + n % 2 * 8, (n / 2 - 1) & 1)) {}
+        fetch();
+        if (is_vector && next_item < items && sent < CHUNKS) {
+            prefetch(sent, min(sent + part, (int)CHUNKS));
+            sent += part;
+        }
+        svg2__cp_async_commit();
+
+        const bool is_last = stage + 1 == stages, is_end = is_last && next_item >= items;
+        const float *bias = (const float *)(const void *)(kmeans_stages + w::BIAS_AT) + buffer * KM_STAGE;
+        float c[32];
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            const float2 b = *(const float2 *)(const void *)(bias + 8 * j + 2 * t);
+            c[4 * j] = c[4 * j + 2] = b.x;
+            c[4 * j + 1] = c[4 * j + 3] = b.y;
+        }
+        svg2__bar_sync(1 + group, 256); /* the other one's products are done; no memory depends on it */
+        kmeans_product<DIM, T>(c, a, smem + (uint32_t)(buffer * w::STAGE));
+        if (!is_end || !(group & 1)) svg2__bar_arrive(1 + (group ^ 1), 256);
+        if (!SVG2__FAULT(121)) svg2__cp_async_wait<STAGES - 4>();
+        if (!SVG2__FAULT(122)) svg2__fence_async();
+        __syncwarp(); /* all lanes have read the bias, and their copies for the turn after next are there */
+        if (lane == 0) svg2__mbar_arrive(done + n % 2 * 8);
+        kmeans_look(best, c, stage * KM_STAGE);
+        buffer = buffer + 1 < STAGES ? buffer + 1 : 0;
+        ++stage;
+        if (!is_last) continue;
+
+        int32_t index[2];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            float value = best.value[r];
+            index[r] = kmeans_index(best, r);
+            for (int o = 1; o < 4; o *= 2) {
+                const float other = __shfl_xor_sync(0xffffffffu, value, o);
+                const int32_t other_index = __shfl_xor_sync(0xffffffffu, index[r], o);
+                const bool is_better = other > value || (other == value && other_index < index[r]);
+                value = is_better ? other : value;
+                index[r] = is_better ? other_index : index[r];
+            }
+        }
+        /* lanes 0 and 1 of a quad write rows quad and 8 + quad: a warp writes 16 consecutive labels */
+        const int head = item / p.tiles, at = item % p.tiles * w::ROWS + warp * 16 + 8 * t + quad;
+        const int32_t found = t == 0 ? index[0] : index[1];
+        int32_t *label = p.label + head * p.label_stride + at;
+        const bool is_changed = t < 2 && at < p.rows && (p.is_first || *label != found);
+        if (is_changed) *label = found;
+        const int changed = __popc(__ballot_sync(0xffffffffu, is_changed));
+        if (lane == 0 && changed) atomicAdd(p.moved + head, changed);
+        if (is_end) break;
+        /* a short tile: its tokens were sent in its first turn, one group of copies before the last, or with
+           it */
+        if (stages == 1) svg2__cp_async_wait<0>();
+        else if (stages < STAGES - 3 && !SVG2__FAULT(124)) svg2__cp_async_wait<1>();
+        item = next_item;
+        take(item);
+        next_item = live(item + grid);
+        if (next_item < items) locate(next_item);
+        stage = sent = 0;
+        kmeans_clear(best);
+    }
+#else
+    (void)p;
+    __trap();
+#endif
 }
 
 /* ---- seeding ----
@@ -1584,10 +1882,22 @@ static svg2_result kmeans_pack_run(const svg2_backend *backend, kmeans_pack_args
 }
 
 template <int DIM>
-static svg2_result kmeans_assign_dim(const svg2_backend *backend, const kmeans_assign_args &p, bool is_seed,
-                                     svg2_error *err)
+static svg2_result kmeans_assign_dim(const svg2_backend *backend, kmeans_assign_args p, int64_t heads,
+                                     bool is_seed, bool is_wgmma, svg2_error *err)
 {
     const bool is_f16 = p.x.dtype == SVG2_F16;
+    const int rows = is_wgmma ? (int)kmeans_wide<DIM>::ROWS : (int)KM_TILE;
+    p.tiles = (int32_t)(((int64_t)p.rows + rows - 1) / rows);
+    p.items = heads * p.tiles; /* below 2^30: a label has 4 bytes */
+    if (is_wgmma) {
+        int device = 0, blocks = 0;
+        SVG2__CUDA(cudaGetDevice(&device), "device");
+        SVG2__CUDA(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device), "device");
+        return launch(backend, err, "kmeans_assign_wgmma",
+                      is_f16 ? kmeans_assign_wgmma<DIM, __half> : kmeans_assign_wgmma<DIM, __nv_bfloat16>,
+                      dim3((unsigned)(p.items < blocks ? p.items : blocks)), kmeans_wide<DIM>::THREADS,
+                      kmeans_wide<DIM>::BYTES, p);
+    }
     void (*kernel)(kmeans_assign_args);
     if (is_seed) kernel = is_f16 ? kmeans_assign<DIM, __half, true> : kmeans_assign<DIM, __nv_bfloat16, true>;
     else kernel = is_f16 ? kmeans_assign<DIM, __half, false> : kmeans_assign<DIM, __nv_bfloat16, false>;
@@ -1595,16 +1905,14 @@ static svg2_result kmeans_assign_dim(const svg2_backend *backend, const kmeans_a
                   grid_items(p.items), 256, 2 * kmeans_stage<DIM>::BYTES, p);
 }
 
-static svg2_result kmeans_assign_run(const svg2_backend *backend, kmeans_assign_args p, int64_t heads,
-                                     int32_t padded, bool is_seed, svg2_error *err)
+static svg2_result kmeans_assign_run(const svg2_backend *backend, const kmeans_assign_args &p, int64_t heads,
+                                     int32_t padded, bool is_seed, bool is_wgmma, svg2_error *err)
 {
-    p.tiles = (int32_t)(((int64_t)p.rows + KM_TILE - 1) / KM_TILE);
-    p.items = heads * p.tiles;
     switch (padded) {
-    case 64: return kmeans_assign_dim<64>(backend, p, is_seed, err);
-    case 96: return kmeans_assign_dim<96>(backend, p, is_seed, err);
-    case 128: return kmeans_assign_dim<128>(backend, p, is_seed, err);
-    default: return kmeans_assign_dim<256>(backend, p, is_seed, err);
+    case 64: return kmeans_assign_dim<64>(backend, p, heads, is_seed, is_wgmma, err);
+    case 96: return kmeans_assign_dim<96>(backend, p, heads, is_seed, is_wgmma, err);
+    case 128: return kmeans_assign_dim<128>(backend, p, heads, is_seed, is_wgmma, err);
+    default: return kmeans_assign_dim<256>(backend, p, heads, is_seed, is_wgmma, err);
     }
 }
 
@@ -1625,9 +1933,11 @@ static svg2_result run_kmeans(const svg2_backend *backend, const svg2_kmeans_des
     const int32_t dim = d->head_dim, rounds = d->iterations > 0 ? d->iterations : 1;
     const svg2_dtype dtype = d->layout.dtype;
     const bool is_single = d->clusters == 1;
+    bool is_wgmma;
     kmeans_memory m;
     tensor x = tensor_of(d->x, d->layout, d->heads, d->tokens, dim);
     int32_t *label = d->label + d->token_begin;
+    SVG2__RUN(takes_wgmma(backend, &is_wgmma, err));
     (void)kmeans_layout(d, workspace, &m);
     x.data = (const char *)x.data + (size_t)d->token_begin * (size_t)x.stride_token * dtype_bytes(dtype);
 
@@ -1655,7 +1965,7 @@ static svg2_result run_kmeans(const svg2_backend *backend, const svg2_kmeans_des
         pack.packed = m.packed;
         pack.bias = m.bias;
         pack.clusters = d->clusters;
-        pack.clusters16 = s.clusters16;
+        pack.clusters64 = s.clusters64;
         pack.dim = dim;
         pack.padded = s.padded;
         pack.start_dtype = d->store_dtype;
@@ -1671,7 +1981,7 @@ static svg2_result run_kmeans(const svg2_backend *backend, const svg2_kmeans_des
         assign.distance = m.distance;
         assign.heads = d->heads;
         assign.dim = dim;
-        assign.clusters16 = s.clusters16;
+        assign.clusters64 = s.clusters64;
         assign.count = s.count;
 
         if (!d->start) {
@@ -1701,7 +2011,7 @@ static svg2_result run_kmeans(const svg2_backend *backend, const svg2_kmeans_des
                 assign.rows = s.samples;
                 assign.is_first = draw.first == 0;
                 SVG2__RUN(kmeans_pack_run(backend, pack, s.heads, dtype, err));
-                SVG2__RUN(kmeans_assign_run(backend, assign, s.heads, s.padded, true, err));
+                SVG2__RUN(kmeans_assign_run(backend, assign, s.heads, s.padded, true, false, err));
                 draw.first = pack.known;
             }
         }
@@ -1712,7 +2022,8 @@ static svg2_result run_kmeans(const svg2_backend *backend, const svg2_kmeans_des
         sort.swap = m.swap;
         sort.histogram = m.histogram;
         pack.begin = assign.begin = 0;
-        pack.end = assign.end = s.clusters16;
+        pack.end = s.clusters64;
+        assign.end = is_wgmma ? s.clusters64 : round_up(d->clusters, 16);
         pack.known = d->clusters;
         assign.rows = s.count;
         for (int32_t round = 0; round < rounds; ++round) {
@@ -1725,7 +2036,7 @@ static svg2_result run_kmeans(const svg2_backend *backend, const svg2_kmeans_des
             pack.start = round == 0 ? d->start : NULL;
             assign.is_first = round == 0;
             SVG2__RUN(kmeans_pack_run(backend, pack, s.heads, dtype, err));
-            SVG2__RUN(kmeans_assign_run(backend, assign, s.heads, s.padded, false, err));
+            SVG2__RUN(kmeans_assign_run(backend, assign, s.heads, s.padded, false, is_wgmma, err));
             SVG2__RUN(sort_run(backend, &sort, err));
 
             memset(&pieces, 0, sizeof pieces);

@@ -8,6 +8,8 @@
 #include "device.h"
 #include "test.h"
 
+static int32_t arch = 80; /* the kernels that are tested: for mma.sync (80) or for wgmma (90) */
+
 typedef struct km {
     svg2_kmeans_desc d; /* host pointers; results of the last run */
     tensor x;
@@ -41,7 +43,7 @@ static size_t km_heads(const km *m) { return (size_t)(m->B * m->H); }
 /* On the device; results go to the host arrays of m. */
 static void km_cuda(km *m)
 {
-    svg2_backend cuda = svg2_cuda_backend(0);
+    svg2_backend cuda = svg2_cuda_backend_arch(0, arch);
     svg2_kmeans_desc g = m->d;
     size_t n = km_heads(m), elements = n * (size_t)(m->C * m->D), unit = dtype_bytes(m->d.store_dtype);
     size_t shift = (size_t)m->shift * dtype_bytes(m->x.layout.dtype), bytes = svg2_stage_workspace_bytes(&cuda, SVG2_STAGE_KMEANS, &m->d);
@@ -762,11 +764,12 @@ static void every_kernel(void **state)
         {270, 40, 7}, /* several blocks that assign, several pieces of a cluster, several empty ones */
         {30, 8, 66},  /* centroids through both buffers */
         {40, 72, 5},  /* seeds, two rounds of them; unaligned */
+        {530, 8, 130} /* wgmma: several tiles of a block, three turns of centroids, rows ahead */
     };
     for (int i = 0; i < COUNT(shapes); ++i) {
-        km m = km_new(1, 1, shapes[i][0], shapes[i][1], shapes[i][2], (svg2_dtype)i, i == 2 ? GAPS : BSHD);
+        km m = km_new(1, 1, shapes[i][0], shapes[i][1], shapes[i][2], (svg2_dtype)(i % 3 + i / 3), i == 2 ? GAPS : BSHD);
         svg2_kmeans_desc cpu;
-        m.d.keep_empty = i == 1;
+        m.d.keep_empty = i % 2;
         m.d.iterations = 1;
         fill_integers(&m, 3, 2, 10);
         if (i == 0) memcpy(m.start + 4 * m.D, m.start, (size_t)(3 * m.D) * 4);
@@ -774,13 +777,51 @@ static void every_kernel(void **state)
         km_cuda(&m);
         check_means(&m);
         cpu = km_cpu(&m);
-        if (i < 2) assert_same_as(&m, &cpu, 0);
+        if (i != 2) assert_same_as(&m, &cpu, 0);
         mem_done();
     }
     km m = km_new(1, 1, 20, 8, 1, SVG2_F32, BHSD);
     fill_groups(&m.x, 8, 1);
     km_cuda(&m);
     check_means(&m);
+}
+
+/* The emulation adds up the products of both kernels in one order: the bits are the same. Tiles of 256 (D > 128: 128) tokens, by
+   2 blocks there: every block has several, of heads that are done, too, with one turn of 64 centroids and with many. */
+static void both_kernels_agree(void **state)
+{
+    (void)state;
+    static const int shapes[][5] = {/* heads, tokens, D, clusters, iterations */
+                                    {2, 1100, 128, 40, 1}, {3, 600, 64, 130, 3},  {1, 1300, 128, 100, 1}, {2, 700, 96, 200, 2}, {2, 513, 72, 64, 2},
+                                    {2, 800, 128, 333, 1}, {1, 700, 256, 140, 1}, {1, 300, 160, 65, 2},   {5, 257, 40, 450, 1}, {2, 900, 64, 400, 1},
+                                    {40, 20, 8, 3, 4},     {2, 300, 256, 30, 1}};
+    if (!device_is_emulated()) return;
+    for (int i = 0; i < COUNT(shapes); ++i)
+        for (int dtype = 0; dtype < 3; ++dtype) {
+            const int *n = shapes[i];
+            int S = TEST_SLOW_BUILD ? n[1] / 2 : n[1];
+            uint64_t hash[2];
+            if (TEST_SLOW_BUILD ? dtype || i % 3 : (i + dtype) % 2) continue;
+            km m = km_new(1, n[0], S, n[2], n[3], (svg2_dtype)((dtype + i) % 3), (tensor_order)(i / 2 % 3));
+            fill_groups(&m.x, (uint64_t)(i + 3), 1);
+            m.shift = (i + dtype) % 5 == 4;
+            m.d.iterations = n[4];
+            if (i % 2) {
+                start_from_tokens(&m, 3);
+                for (int c = 0; c < n[3]; ++c) /* the last head has one start: it is done after a round */
+                    memcpy(m.start + ((n[0] - 1) * n[3] + c) * n[2], m.start + (n[0] - 1) * n[3] * n[2], (size_t)n[2] * 4);
+                m.d.keep_empty = 1;
+            }
+            device_schedule(i % 2 ? "random" : "first", i % 3 ? "late" : "mixed", (unsigned)(i + 1));
+            for (int run = 0; run < 2; ++run) {
+                arch = run ? 90 : 80;
+                km_cuda(&m);
+                hash[run] = km_hash(&m);
+            }
+            assert_true(hash[0] == hash[1]);
+            mem_done();
+        }
+    device_schedule("rr", "late", 1);
 }
 
 static void memory(void **state)
@@ -799,6 +840,27 @@ static void memory(void **state)
     assert_true(svg2_stage_workspace_bytes(&cuda, SVG2_STAGE_KMEANS, &d) > ((size_t)1 << 50));
 }
 
+/* Whether there are kernels for wgmma, and a device for them. */
+static int has_wgmma(void)
+{
+    svg2_error err;
+    svg2_kmeans_desc d = SVG2_ZERO;
+    svg2_backend cuda = svg2_cuda_backend_arch(0, 90);
+    d.batch = d.heads = d.tokens = d.clusters = d.iterations = 1;
+    d.head_dim = 8;
+    d.layout.dtype = SVG2_F32;
+    d.x = device_copy("8 floats that no one looks at now", 32);
+    d.centroid = (float *)device_new(32);
+    d.mean = (float *)device_new(32);
+    d.label = (int32_t *)device_new(4);
+    d.size = (int32_t *)device_new(4);
+    size_t bytes = svg2_stage_workspace_bytes(&cuda, SVG2_STAGE_KMEANS, &d);
+    svg2_result r = svg2_kmeans(&cuda, &d, device_new(bytes), bytes, &err);
+    device_reset();
+    if (r != SVG2_OK) printf("without the kernels for wgmma: %s\n", err.text);
+    return r == SVG2_OK;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -808,5 +870,19 @@ int main(void)
         TEST(store_and_start), TEST(one_cluster), TEST(ties_go_to_the_lower_index), TEST(large_f16), TEST(many_clusters), TEST(bad_numbers),
         TEST(same_bits_under_every_schedule), TEST(memory),
     };
-    return cmocka_run_group_tests_name("cuda_kmeans", tests, 0, 0);
+    const struct CMUnitTest wgmma[] = {
+        TEST(every_kernel), TEST(assign_is_nearest), TEST(integers_have_the_bits_of_the_cpu), TEST(wide_gaps_have_the_labels_of_the_cpu),
+        TEST(giant_and_tiny_clusters), TEST(token_range), TEST(done_heads_rest), TEST(store_and_start), TEST(ties_go_to_the_lower_index), TEST(large_f16),
+        TEST(many_clusters), TEST(bad_numbers), TEST(same_bits_under_every_schedule), TEST(both_kernels_agree),
+    };
+    int failed = cmocka_run_group_tests_name("cuda_kmeans", tests, 0, 0);
+    if (!has_wgmma()) return failed;
+    arch = 90;
+#ifdef __SANITIZE_THREAD__ /* blocks of 512 threads: no time for more */
+    const struct CMUnitTest few[] = {TEST(every_kernel)};
+    (void)wgmma;
+    return failed + cmocka_run_group_tests_name("cuda_kmeans, wgmma", few, 0, 0);
+#else
+    return failed + cmocka_run_group_tests_name("cuda_kmeans, wgmma", wgmma, 0, 0);
+#endif
 }
