@@ -1162,8 +1162,8 @@ static __global__ void __launch_bounds__(256, DIM <= 128 ? 2 : 1)
    Limiter: the tensor cores from D = 96 on, the look at D = 64, DRAM below about 200 clusters (64 KB of the
    next tile are under way while one is worked on, so there is a gap between their arrival and the next
    request). A from shared memory would be another 2 KB a wgmma: all of the 128 bytes a cycle. Tiles of 128
-   would ask L2 for 32 bytes of centroids a cycle and SM, about what it can give; D = 256 has to, for want of
-   registers. With two accumulators a warpgroup could look at one turn during the products of the next, but
+   would ask L2 for 32 bytes of centroids a cycle and SM, and published measurements end at 24 to 30; D = 256
+   has to, for want of registers. With two accumulators a warpgroup could look at one turn during the products of the next, but
    ptxas 13.0 cannot follow them around the loop and waits for each wgmma (C7514). To look costs one
    instruction an element for the maximum of 8 columns and one to keep the 8 if that is the best, which column
    it was is found out at the end; compare, value and index would be three.
@@ -2940,7 +2940,14 @@ SVG2__DEVICE void score_rows(uint32_t (&b)[score_shape<DP>::COLUMNS][score_shape
    over rows (pass 2) along them. Why products twice: the weights of 64 rows and 1000 clusters would fill 128
    KB as f16, units would be a quarter as large, and streaming the key centroids, Ck D 2 bytes a unit, would
    ask L2 for more than it has; and any Ck works on any device. Shared memory 3 x 16 KB + 5 KB at D = 128, 128
-   registers: 2 blocks an SM. Limiter: tensor cores at mma.sync rate, then the 2 exponentials per 4 D flop. */
+   registers: 2 blocks an SM. Limiter: tensor cores at mma.sync rate, then the 2 exponentials per 4 D flop.
+
+   Why not wgmma, by count, at 24 heads of 118,800 rows, D = 128, 400 x 1000 clusters, where attention takes
+   some 50 ms: both passes are 1.46 Tflop, 1.8 ms at 790 Tflop/s and 2.8 ms at two thirds of that, over 5.7 G
+   exponentials, 1.5 ms at 16 a cycle and SM: 1 ms to gain at the most, a part of which goes for blocks of
+   which only one fits an SM, while half the units are not full. In one pass wgmma would have 64 rows and their
+   128 KB of weights an SM, and 256 KB of centroids to stream for 4000 cycles of products: 64 bytes a cycle,
+   twice what L2 has been seen to give. The log mass is 0.29 Tflop: 0.2 ms to gain. */
 template <class T, int DP>
 static __global__ void __launch_bounds__(256, 2) score_share(const __grid_constant__ score_args a)
 {
