@@ -1163,10 +1163,10 @@ static __global__ void __launch_bounds__(256, DIM <= 128 ? 2 : 1)
    next tile are under way while one is worked on, so there is a gap between their arrival and the next
    request). A from shared memory would be another 2 KB a wgmma: all of the 128 bytes a cycle. Tiles of 128
    would ask L2 for 32 bytes of centroids a cycle and SM, and published measurements end at 24 to 30; D = 256
-   has to, for want of registers. With two accumulators a warpgroup could look at one turn during the products of the next, but
-   ptxas 13.0 cannot follow them around the loop and waits for each wgmma (C7514). To look costs one
-   instruction an element for the maximum of 8 columns and one to keep the 8 if that is the best, which column
-   it was is found out at the end; compare, value and index would be three.
+   has to, for want of registers. With two accumulators a warpgroup could look at one turn during the products
+   of the next, but ptxas 13.0 cannot follow them around the loop and waits for each wgmma (C7514). To look
+   costs one instruction an element for the maximum of 8 columns and one to keep the 8 if that is the best;
+   which column it was is found out at the end. Compare, value and index would be three.
 
    Shared memory at D = 128: 6 stages of 16 KB, 64 KB for the next tile, 10 KB: 170 KB; 127 registers, 512
    threads. f32 rows and such that are not aligned go to registers without a detour, and are waited for.
@@ -2943,11 +2943,11 @@ SVG2__DEVICE void score_rows(uint32_t (&b)[score_shape<DP>::COLUMNS][score_shape
    registers: 2 blocks an SM. Limiter: tensor cores at mma.sync rate, then the 2 exponentials per 4 D flop.
 
    Why not wgmma, by count, at 24 heads of 118,800 rows, D = 128, 400 x 1000 clusters, where attention takes
-   some 50 ms: both passes are 1.46 Tflop, 1.8 ms at 790 Tflop/s and 2.8 ms at two thirds of that, over 5.7 G
-   exponentials, 1.5 ms at 16 a cycle and SM: 1 ms to gain at the most, a part of which goes for blocks of
-   which only one fits an SM, while half the units are not full. In one pass wgmma would have 64 rows and their
-   128 KB of weights an SM, and 256 KB of centroids to stream for 4000 cycles of products: 64 bytes a cycle,
-   twice what L2 has been seen to give. The log mass is 0.29 Tflop: 0.2 ms to gain. */
+   some 50 ms: both passes are 1.46 TFLOP, 1.8 ms at 790 TFLOP/s against 2.4 at the 610 that others have seen
+   of mma.sync, and the 5.7 G exponentials 1.5 ms at 16 a cycle and SM: 0.6 ms to gain if the overlap were as
+   good, but of blocks of four warpgroups one fits an SM, and half the units are not full. In one pass wgmma
+   would have 64 rows and their 128 KB of weights an SM, and 256 KB of centroids to stream for 4000 cycles of
+   products: 64 bytes a cycle, twice what L2 has been seen to give. The log mass is 0.29 TFLOP: 0.1 ms. */
 template <class T, int DP>
 static __global__ void __launch_bounds__(256, 2) score_share(const __grid_constant__ score_args a)
 {
