@@ -173,7 +173,7 @@ fuzz: build/.deps
 	@CC="$(CC)" MAKE="$(MAKE)" tests/fuzz.sh $(or $(seconds),300)
 demo: $B/wan $B/svg2
 	@examples/wan/demo.sh $B/wan $B/svg2
-pareto: $B/wan
+pareto: $B/wan $B/svg2
 	@examples/wan/pareto.sh $B/wan $(args)
 bench: $B/bench
 	$B/bench $(args)
@@ -184,7 +184,7 @@ clean:
 help:
 	@echo "make            build/svg2, the command-line tool; build/wan, a video transformer; build/minimal"
 	@echo "make demo       generates a clip with dense and with sparse attention and compares them; in out/"
-	@echo "make pareto     quality of generated clips against density: CSV and plot       args='--quick', --methods"
+	@echo "make pareto     quality of generated clips against density: CSV and plot       args='--quick', --methods, --times"
 	@echo "make test       all tests: the programs of tests/, sanitizers, header hygiene, a short fuzz run"
 	@echo "make bench      speed beside the machine's own FMA peak        args='--quick'"
 	@echo "make compare    speed beside PyTorch and scikit-learn, if there"

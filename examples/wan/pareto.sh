@@ -2,19 +2,22 @@
 # make pareto: quality of generated clips against density. Writes out/pareto/runs.csv (every clip), pareto.csv (means
 # over the clips), pareto.png (gnuplot) and a table.
 #
-#   examples/wan/pareto.sh BINARY [--quick | --brief | --methods] [--clips N] [--out DIR] [--only NAME,NAME] [--extra "wan options"]
+#   examples/wan/pareto.sh BINARY [--quick | --brief | --methods | --times] [--clips N] [--out DIR] [--only NAME,NAME] [--extra "wan options"]
 #
 # A clip is one prompt and seed. Each is generated dense, then with every setting, all from the same noise; PSNR is
 # against the dense one. The first steps are dense in all, as in the published settings; density counts the others.
 # --methods: all methods at about the same density, with the error of attention and recall (which double the time).
+# --times: what a call of each of these takes beside a dense one, in turn, on Q, K and V of three layers at step 12; writes
+# out/pareto/times.csv. Wants a quiet machine, 5 minutes on 2 cores.
 set -eu
 wan=$1; shift
-clips=3; out=out/pareto; quick=; brief=; methods=; only=; extra=
+clips=3; out=out/pareto; quick=; brief=; methods=; times=; only=; extra=
 while [ $# -gt 0 ]; do
     case $1 in
     --quick) quick=1; clips=1 ;;
     --brief) brief=1 ;; # the curves without the ablations, a third of the time
     --methods) methods=1 ;;
+    --times) methods=1; times=1 ;;
     --clips) clips=$2; shift ;;
     --out) out=$2; shift ;;
     --only) only=,$2,; shift ;;
@@ -89,6 +92,41 @@ else
     sweep cold "svg2,tail=2,cold=1,init-iters=2,target-error=X" 0.03
     sweep fresh "svg2,tail=2,cold=1,init-iters=10,target-error=X" 0.03
     sweep no-bf16 "svg2,tail=2,simd=avx512,target-error=X" 0.03
+fi
+
+if [ -n "$times" ]; then
+    svg2=$(dirname "$wan")/svg2
+    "$wan" dense --out none --dump-qkv "$out/qkv" --dump-steps 12 >"$out/qkv.txt"
+    echo "series,value,layer,round,seconds,dense_seconds" >"$out/rounds.csv"
+    # mean of the second and third of three calls: what the first one prepares (clusters, search) is not repeated
+    call() { # file of Q, K, V; options
+        qkv=$1; shift
+        "$svg2" attend --q "$qkv:q" --k "$qkv:k" --v "$qkv:v" --frames 16 --repeat 3 --report "$out/time.json" "$@" >"$out/time.txt"
+        sed -n 's/.*"step_seconds":.*\[[^,]*, *\(.*\)\].*/\1/p' "$out/time.json" | awk -F, '{ print ($1 + $2) / 2 }'
+    }
+    for round in 1 2 3; do
+        for layer in 1 3 5; do
+            qkv=$out/qkv/step12-layer0$layer.safetensors
+            while IFS=: read -r name settings; do
+                # "svg2,tail=0,density=0.1,dense-steps=4" -> --method svg2 --tail 0 --density 0.1
+                options=$(echo "--method $settings" | sed "s/,$start//; s/,/ --/g; s/=/ /g")
+                dense=$(call "$qkv" --method dense)
+                # shellcheck disable=SC2086
+                echo "${name%_*},${name##*_},$layer,$round,$(call "$qkv" $options),$dense" >>"$out/rounds.csv"
+            done <"$runs"
+        done
+    done
+    # the median of the rounds of a layer, and the mean of the layers
+    awk -F, 'NR > 1 { key = $1 "," $2; if (!(key in seen)) { seen[key] = 1; order[++count] = key }
+                      n = ++rounds[key, $3]; ratio[key, $3, n] = $5 / $6 }
+        END { print "series,value,time"
+              for (i = 1; i <= count; ++i) { key = order[i]; sum = 0
+                  for (layer = 1; layer < 6; layer += 2) {
+                      a = ratio[key, layer, 1]; b = ratio[key, layer, 2]; c = ratio[key, layer, 3]
+                      sum += a > b ? (b > c ? b : a > c ? c : a) : (a > c ? a : b > c ? c : b) }
+                  printf "%s,%.4f\n", key, sum / 3 } }' "$out/rounds.csv" >"$out/times.csv"
+    cat "$out/times.csv"
+    exit 0
 fi
 
 clip=0
