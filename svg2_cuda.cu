@@ -8609,7 +8609,7 @@ SVG2__DEVICE void front_four(float (&x)[4], const float *p, bool is_vector)
    bytes), D/2 apart where they are halves. All loads of a token are issued before anything waits for one, and
    elements stay as they came until the norm is known: squares are added by thread; then for a head by
    shuffles (D/8 a power of two: no barrier at all) or in shared memory (D/8 numbers, in order), for a token
-   by warp and in shared memory, where two places alternate, so that a barrier a token will do. Keys are summed
+   by warp and in shared memory; two places alternate, so that a barrier a token will do. Keys are summed
    in registers over the stretch.
    Shared memory: 8 KB. Bytes a token: 2 e D (H + Hkv) for elements of e bytes, and 4 D for its angles (blocks
    of q and k are neighbours: the second has them from L2); weights stay in L1; with key_mean 8 D Hkv a
