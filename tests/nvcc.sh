@@ -9,7 +9,7 @@ NVCC=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 # Code for sm_90 has what sm_80 has: it differs from sm_90a only in what SVG2__SM90A leaves out.
 ARCHS=${ARCHS:-80 90a}
 # user time of one architecture; on two cores nvcc --split-compile=0 needs two thirds of it
-seconds_max() { case $1 in 90a) echo 160 ;; *) echo 100 ;; esac; }
+seconds_max() { case $1 in 90a) echo 160 ;; *) echo 120 ;; esac; }
 if ! "$NVCC" --version >/dev/null 2>&1; then
     echo "skipped: nvcc not found, so svg2_cuda.cu is not compiled for a GPU"
     echo "0 passed, 0 failed, 1 skipped"

@@ -76,6 +76,12 @@ PROBE probe_wgmma_hold(float *out)
     svg2__wgmma_hold(d);
     out[0] = d[0], out[1] = d[1];
 }
+PROBE probe_wgmma_hold_fragments(uint32_t *out)
+{
+    uint32_t a[1][4] = {{out[0], out[1], out[2], out[3]}};
+    svg2__wgmma_hold(a);
+    for (int i = 0; i < 4; ++i) out[i] = a[0][i];
+}
 /* Operands of wgmma: d from and to out[], descriptors from in[0] and in[1]; a flag from in[2]. Fragments from flag[]. */
 template <int COUNT, int IS_ROWS, class T>
 static __device__ void wgmma_ss_of(float *out, const unsigned long long *in, const int *flag)
