@@ -457,6 +457,44 @@ template <int COUNT> static void test_wgmma_of_width()
     test_wgmma<COUNT, 1, 1, __half>("f16");
 }
 
+/* b in slabs of 32 columns: rows of 64 bytes from a multiple of 512 on, under the swizzle of 64 bytes. out is
+   the sum over the slices of a b^T; a: [64, 64], in registers, b: [64, 64]. */
+static __global__ void __launch_bounds__(128) narrow_kernel(const uint16_t *a, const uint16_t *b, float *out)
+{
+#if SVG2__SM90A
+    SVG2_DYN_SMEM(slabs, 1024);
+    const int t = (int)threadIdx.x;
+    for (int i = t; i < 64 * 8; i += 128) {
+        const int row = i / 8, chunk = i % 8;
+        memcpy(slabs + chunk / 4 * 4096 + row * 64 + ((chunk % 4 ^ (row >> 1 & 3)) << 4), b + 8 * i, 16);
+    }
+    svg2__fence_async();
+    __syncthreads(); /* slabs written -> read by wgmma */
+    uint32_t fragment[4][4];
+    float sum[32];
+    for (int i = 0; i < 16; ++i)
+        memcpy(&fragment[i / 4][i % 4],
+               a + row_of(t, 2 * i) * 64 + 16 * (i / 4) + 2 * (t % 4) + 8 * (i >> 1 & 1), 4);
+    svg2__wgmma_hold(fragment);
+    svg2__wgmma_fence();
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+        const uint32_t at = svg2__smem(slabs) + (uint32_t)(s / 2 * 4096 + s % 2 * 32);
+        svg2__wgmma_rs<0>(sum, fragment[s],
+                          (uint64_t)(at >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)(512 >> 4) << 32
+                              | (uint64_t)2 << 62,
+                          s > 0, __nv_bfloat16());
+    }
+    svg2__wgmma_commit();
+    svg2__wgmma_wait<0>();
+    svg2__wgmma_hold(sum);
+    for (int i = 0; i < 32; ++i) out[row_of(t, i) * 64 + column_of(t, i)] = sum[i];
+#else
+    (void)a, (void)b, (void)out;
+    __trap();
+#endif
+}
+
 /* Two groups, of which the first is read while the second may be under way. All elements of a tile are 1, or
    all are 2. */
 static __global__ void __launch_bounds__(128) groups_kernel(float *out)
@@ -775,6 +813,23 @@ static double number(const std::vector<uint16_t> &v, int at)
     return value_of(v[(size_t)at], __nv_bfloat16());
 }
 
+static void test_narrow()
+{
+    const std::vector<uint16_t> a = integers(64 * 64, 8), b = integers(64 * 64, 8);
+    buffer<uint16_t> da(a), db(b);
+    buffer<float> out(std::vector<float>(64 * 64, -1.0f));
+    run(narrow_kernel, 1, 128, 8192, da.data, db.data, out.data);
+    const std::vector<float> got = out.read();
+    long long bad = 0;
+    for (int i = 0; i < 64; ++i)
+        for (int j = 0; j < 64; ++j) {
+            double want = 0;
+            for (int k = 0; k < 64; ++k) want += number(a, i * 64 + k) * number(b, j * 64 + k);
+            bad += got[(size_t)(i * 64 + j)] != want;
+        }
+    report("wgmma, swizzle of 64 bytes", bad, 64 * 64, "");
+}
+
 static void test_chain()
 {
     const int last = 37;
@@ -945,6 +1000,7 @@ int main()
         test_wgmma_of_width<88>();
         test_wgmma_of_width<128>();
         test_groups();
+        test_narrow();
         test_boxes();
         test_chain();
         test_flash();
