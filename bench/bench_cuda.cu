@@ -1012,8 +1012,8 @@ static void bench_attention(const tensors *t, double budget)
             got->agreement = difference(other, t->out, t->elements);
         }
         for (int e = 1; other && e < got->engine_count; ++e) { /* and all engines the same, over a map */
-            svg2_attention_desc mine = d[4];
-            attend(0, &d[4]);
+            svg2_attention_desc mine = d[n - 1];
+            attend(0, &d[n - 1]);
             mine.out = other;
             attend(e, &mine);
             const double x = difference(other, t->out, t->elements);
