@@ -581,7 +581,7 @@ template <int DIM> SVG2__DEVICE uint32_t tile_at(int row, int chunk)
 /* The matrix descriptor of 16 columns, along k, of a tile_at<DIM> tile in shared memory: DIM = 64 (rows of
    128 bytes) at a multiple of 1024, or 32 (of 64 bytes) at one of 512. The next 16 columns begin 32 bytes on.
    9.7.15.5.1.2.2 */
-template <int DIM> SVG2__DEVICE uint64_t slab_desc(uint32_t at)
+template <int DIM> SVG2__DEVICE uint64_t tile_desc(uint32_t at)
 {
     static_assert(DIM == 64 || DIM == 32, "the swizzles of 128 and of 64 bytes");
     return (uint64_t)((at & 0x3ffffu) >> 4) | (uint64_t)1 << 16 | (uint64_t)DIM << 32
@@ -1201,7 +1201,7 @@ SVG2__DEVICE void kmeans_product(float (&c)[32], const uint32_t (&a)[1][DIM / 16
 #pragma unroll
     for (int k = 0; k < DIM / 16; ++k)
         svg2__wgmma_rs<0>(
-            c, a[0][k], slab_desc<WIDTH>(stage + (uint32_t)(k / STEPS * SLAB + k % STEPS * 32)), 1, T());
+            c, a[0][k], tile_desc<WIDTH>(stage + (uint32_t)(k / STEPS * SLAB + k % STEPS * 32)), 1, T());
     svg2__wgmma_commit();
     if (!SVG2__FAULT(123)) svg2__wgmma_wait<0>();
     svg2__wgmma_hold(c);
