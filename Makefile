@@ -66,6 +66,13 @@ $B/emu:
 	@mkdir -p $@
 $B/emu/svg2_cuda$(fault).o: svg2_cuda.cu | $B/emu
 	$(CXX) $(EMU_FLAGS) $(EMU_DEFS) $(or $(EMU_FLAGS_$(config)),$(FLAGS_$(config))) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h -c $< -o $@
+# other variants of the kernel of wgmma: make build/tests/tma_attention build/tests/keys176_attention build/tests/simple_attention
+VARIANT_tma := -DSVG2_CUDA_TMA=1
+VARIANT_keys176 := -DSVG2_CUDA_KEYS_128=176
+VARIANT_simple := -DSVG2_CUDA_OVERLAP=0 -DSVG2_CUDA_PINGPONG=0
+VARIANTS := tma keys176 simple
+$(VARIANTS:%=$B/emu/svg2_cuda_%.o): $B/emu/svg2_cuda_%.o: svg2_cuda.cu | $B/emu
+	$(CXX) $(EMU_FLAGS) $(EMU_DEFS) $(VARIANT_$*) $(or $(EMU_FLAGS_$(config)),$(FLAGS_$(config))) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h -c $< -o $@
 $B/emu/cuda_emu.o: tests/emu/cuda_emu.cc | $B/emu
 	$(CXX) $(EMU_FLAGS) $(filter-out -fsanitize=thread,$(FLAGS_$(config))) -O2 -c $< -o $@
 $B/emu/test_emu.o: tests/emu/test_emu.cc | $B/emu
@@ -75,6 +82,8 @@ $B/emu/test_emu: $B/emu/test_emu.o $B/emu/cuda_emu.o
 $B/emu/device.o: tests/device.cc | $B/emu
 	$(CXX) $(EMU_FLAGS) $(filter-out -fsanitize=thread,$(FLAGS_$(config))) -c $< -o $@
 $B/tests/test_cuda_%: $B/tests/test_cuda_%.o $B/tests/impl.o $B/emu/svg2_cuda.o $B/emu/cuda_emu.o $B/emu/device.o
+	$(CXX) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lpthread -lm -o $@
+$(VARIANTS:%=$B/tests/%_attention): $B/tests/%_attention: $B/tests/test_cuda_attention.o $B/tests/impl.o $B/emu/svg2_cuda_%.o $B/emu/cuda_emu.o $B/emu/device.o
 	$(CXX) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lpthread -lm -o $@
 # the device operations alone
 build/ops/ops.inc: svg2_cuda.cu

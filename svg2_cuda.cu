@@ -267,7 +267,7 @@ SVG2__OP int svg2__fresh(int x)
 /* ---- Hopper ----
    For sm_90a alone, not even for sm_90: in code for anything else the kernels that use these are a __trap. The
    host's pass has to know them, too. */
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
+#if (defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)) && CUDART_VERSION >= 12000
 #  define SVG2__SM90A 1
 #else
 #  define SVG2__SM90A 0
@@ -6037,8 +6037,8 @@ SVG2__DEVICE void attend_rows(const attention_args &a, unsigned char *smem)
 
    head_dim   shared memory, bytes        registers   blocks and stages a multiprocessor
    up to        2 / 3 / 4 stages          8.0 / 9.0   8.0: 164 KB   8.6, 8.9, 12.0: 100 KB   9.0, 10.0: 228 KB
-       64     47,616 / 55,808 / 64,000    210 / 212   2 of 4        2 of 2                   2 of 4
-       96     64,000 / 76,288 / 88,576    244 / 246   2 of 3        1 of 4                   2 of 4
+       64     47,616 / 55,808 / 64,000    216 / 218   2 of 4        2 of 2                   2 of 4
+       96     64,000 / 76,288 / 88,576    247 / 250   2 of 3        1 of 4                   2 of 4
       128     80,384 / 96,768 / 113,152   255 / 255   2 of 2        1 of 3                   2 of 4
       256     75,136 / 91,520 / 107,904   227 / 229   2 of 2        1 of 3                   2 of 4
 
@@ -6075,6 +6075,9 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
 #ifndef SVG2_CUDA_OVERLAP
 #  define SVG2_CUDA_OVERLAP 1 /* the softmax of a tile beside P V of the tile before */
 #endif
+#ifndef SVG2_CUDA_TMA
+#  define SVG2_CUDA_TMA 0 /* K and V that were packed come as boxes of the copy engine, not by cp.async */
+#endif
 #ifndef SVG2_CUDA_PINGPONG
 #  define SVG2_CUDA_PINGPONG 1 /* the two warpgroups take turns at the tensor cores */
 #endif
@@ -6086,6 +6089,7 @@ enum {
     HOPPER_RELEASES = 2 * HOPPER_GROUP / WARP,                 /* on an empty barrier: warps that compute  */
     HOPPER_ROWS = 128,                                         /* of an item                               */
     HOPPER_TAIL = 1 << 16,                                     /* in a message: the keys are virtual       */
+    HOPPER_BOXES = 8,                                          /* 1, 2, 4, ..., 128 rows                   */
     BARRIER_LOAD = 1, BARRIER_TURN = 2, BARRIER_MERGE = 4      /* named; TURN + warpgroup                  */
 };
 static_assert((int)ATTENTION_THREADS == (int)HOPPER_GROUP, "so many threads have the functions that load");
@@ -6152,6 +6156,17 @@ template <int DP> struct hopper_smem {
     }
 };
 
+/* Tensor maps of the packed K and V of all heads of the call, for boxes of 64 columns and 2^i rows. */
+template <bool TMA> struct hopper_maps {
+    int32_t unused;
+};
+#if SVG2_CUDA_TMA
+template <> struct hopper_maps<true> {
+    CUtensorMap box[2][HOPPER_BOXES];
+    int32_t     is_there[2], rows;
+};
+#endif
+
 #if SVG2__SM90A
 /* Until the phase of that parity is over; of a new barrier, the one before its first (parity 1) is. */
 SVG2__DEVICE void wait_phase(uint32_t bar, int parity)
@@ -6168,13 +6183,16 @@ template <int STAGES> SVG2__DEVICE void wait_empty(uint32_t bars, int use)
     wait_phase(bars + (uint32_t)(use % STAGES * 8), (use / STAGES & 1) ^ 1);
 }
 /* What the loading warpgroup has copied and stored is there when all of its threads have come here: each
-   arrives when its cp.async are done, and each warp for its ordinary stores. */
-SVG2__DEVICE void publish(uint32_t bar)
+   arrives when its cp.async are done, and each warp for its ordinary stores; and when the copy engine has
+   brought so many bytes. */
+SVG2__DEVICE void publish(uint32_t bar, uint32_t bytes = 0)
 {
+    const int tid = svg2__fresh((int)threadIdx.x);
     if (!SVG2__FAULT(116)) svg2__cp_async_mbar_arrive(bar);
     else svg2__mbar_arrive(bar); /* before the copies are done */
     __syncwarp(); /* the stores of the warp, before its arrival */
-    if (svg2__fresh((int)threadIdx.x) % WARP == 0) svg2__mbar_arrive(bar);
+    if (bytes && tid == 0) svg2__mbar_arrive_expect(bar, bytes);
+    else if (tid % WARP == 0) svg2__mbar_arrive(bar);
 }
 /* This warp has read what it is to read there. */
 SVG2__DEVICE void release(uint32_t bar)
@@ -6199,8 +6217,70 @@ SVG2__DEVICE uint64_t slab_desc(uint32_t at, uint32_t slab_bytes)
 }
 
 /* ---- the warpgroup that loads ---- */
+#if SVG2_CUDA_TMA
+/* The first `keys` rows of a tile, and zeros behind them, as boxes: one warp. A piece, rows that follow each
+   other in memory, too, is cut into boxes as its length into powers of two; lane 8*slab + i brings that of
+   2^i rows. Where a row stands in the swizzle's pattern is a matter of its address, so that a box may begin
+   at any row. Zeros are rows behind the tensor. */
+template <class L>
+SVG2__DEVICE void load_boxes(const CUtensorMap *box, int first, int rows, const int32_t *row, int keys,
+                             uint32_t tile, uint32_t bar)
+{
+    enum { WORDS = (L::KEYS + WARP - 1) / WARP };
+    const int lane = svg2__fresh((int)threadIdx.x) % WARP, bit = lane % HOPPER_BOXES,
+              slab = lane / HOPPER_BOXES;
+    unsigned begins[WORDS]; /* where a piece begins */
+    int next[WORDS], i;     /* the first piece that begins behind those 32 rows */
+#pragma unroll
+    for (i = 0; i < WORDS; ++i) {
+        const int k = i * WARP + lane;
+        begins[i] = __ballot_sync(0xffffffffu, k < keys && (k == 0 || row[k] != row[k - 1] + 1));
+    }
+#pragma unroll
+    for (i = WORDS - 1; i >= 0; --i)
+        next[i] = i + 1 == WORDS       ? keys
+                  : begins[i + 1] != 0 ? (i + 1) * WARP + __ffs((int)begins[i + 1]) - 1
+                                       : next[i + 1];
+#pragma unroll
+    for (i = 0; i <= WORDS; ++i) {
+        unsigned left = i < WORDS ? begins[i] : keys < L::KEYS;
+        while (left) {
+            const int at = i < WORDS ? i * WARP + __ffs((int)left) - 1 : keys;
+            left &= left - 1;
+            const int end = i == WORDS ? (int)L::KEYS : left ? i * WARP + __ffs((int)left) - 1 : next[i];
+            const int size = end - at, before = size & ((1 << bit) - 1);
+            if (size >> bit & 1 && slab < L::SLABS)
+                svg2__tma_load_2d(tile + (uint32_t)((slab * L::KEYS + at + before) * 128), box + bit, bar,
+                                  slab * 64, i < WORDS ? first + row[at] + before : rows);
+        }
+    }
+}
+
+/* Tile of K (which = 0) or V: the map's row where the head begins is that of its data. */
+template <class T, int DP, class L>
+SVG2__DEVICE bool load_packed(const hopper_maps<true> &maps, const attention_args &a, int which, int is_tail,
+                              const tile_rows &from, const int32_t *row, int keys, uint32_t tile,
+                              uint32_t bar)
+{
+    if (is_tail || !maps.is_there[which]) return false;
+    publish(bar, L::TILE);
+    if (svg2__fresh((int)threadIdx.x) < WARP)
+        load_boxes<L>(maps.box[which],
+                      (int)(((const T *)from.data - (const T *)(which ? a.value : a.key).data) / DP),
+                      maps.rows, row, keys, tile, bar);
+    return true;
+}
+#endif
+template <class T, int DP, class L>
+SVG2__DEVICE bool load_packed(const hopper_maps<false> &, const attention_args &, int, int, const tile_rows &,
+                              const int32_t *, int, uint32_t, uint32_t)
+{
+    return false;
+}
+
 /* Keys, values, queries and matrices of the items that this block takes, one after the other. */
-template <class T, int DP> SVG2__DEVICE void hopper_load(const attention_args &a, unsigned char *smem)
+template <class T, int DP, bool TMA>
+SVG2__DEVICE void hopper_load(const attention_args &a, const hopper_maps<TMA> &maps, unsigned char *smem)
 {
     typedef hopper_smem<DP> L;
     enum { KEYS = L::KEYS, STAGES = L::STAGES };
@@ -6252,14 +6332,20 @@ template <class T, int DP> SVG2__DEVICE void hopper_load(const attention_args &a
 #pragma unroll 1
                         for (int i = svg2__fresh((int)threadIdx.x); i < KEYS && is_tail; i += HOPPER_GROUP)
                             shared_at<float>(smem, L::BIAS)[k * KEYS + i] = key_bias(source, row[i]);
-                        load_tile<T, DP, L>((const T *)stream[0].data, stream[0].stride, stream[0].chunks,
-                                            row, base + L::KEY + k * L::TILE);
-                        publish(base + L::KEY_FULL + 8 * k);
+                        if (!load_packed<T, DP, L>(maps, a, 0, is_tail, stream[0], row, keys,
+                                               base + L::KEY + k * L::TILE, base + L::KEY_FULL + 8 * k)) {
+                            load_tile<T, DP, L>((const T *)stream[0].data, stream[0].stride, stream[0].chunks,
+                                                row, base + L::KEY + k * L::TILE);
+                            publish(base + L::KEY_FULL + 8 * k);
+                        }
                         if (!SVG2__FAULT(102)) wait_empty<STAGES>(base + L::VALUE_EMPTY, value); /* and V */
                         ++value;
-                        load_tile<T, DP, L>((const T *)stream[1].data, stream[1].stride, stream[1].chunks,
-                                            row, base + L::VALUE + v * L::TILE);
-                        publish(base + L::VALUE_FULL + 8 * v);
+                        if (!load_packed<T, DP, L>(maps, a, 1, is_tail, stream[1], row, keys,
+                                               base + L::VALUE + v * L::TILE, base + L::VALUE_FULL + 8 * v)) {
+                            load_tile<T, DP, L>((const T *)stream[1].data, stream[1].stride, stream[1].chunks,
+                                                row, base + L::VALUE + v * L::TILE);
+                            publish(base + L::VALUE_FULL + 8 * v);
+                        }
                     }
                     if (tile == 0 && !is_tail) { /* behind it: those of the item before may still be needed */
                         const item_head x = head_of(a, *slot);
@@ -6734,6 +6820,11 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
    to its own. With order 1 the matrix comes by the way of V. Under a skip rule, where a tile is looked at
    before it is multiplied by V, run_attention takes attention_forward, and >>mass has its own kernel.
 
+   With SVG2_CUDA_TMA packed K and V come as boxes of the copy engine (load_boxes), issued by one warp;
+   virtual keys, and what is read where it is, still by cp.async. That a box may begin inside the swizzle's
+   pattern is what tests of the operations on a GPU have to show first; until then, and until it is faster, it
+   is no default.
+
    Every wait has its reason at an mbarrier: a full one (128 threads whose copies have landed, 4 warps whose
    stores are done) before reading, an empty one (8 warps that have read) before overwriting. No thread of the
    warpgroups that compute waits for __syncthreads or for global memory while there are tiles.
@@ -6744,9 +6835,9 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
        96      128        2         170,848          168            0        64, 48, 32
       128      128        2         170,848          168            0        64, 64, 32
       256       80        2         232,352          168            0        40, 128, 20
-   (nvcc 13.0, sm_90a; setmaxnreg then gives 56 and 224. 176 keys at head_dim 128: 8 bytes of spills where the
-   warpgroup loads. P V issued before the wait for V, or fragments of P that the compiler may still touch
-   behind wgmma.fence, serialise the products: C7520.)
+   (nvcc 13.0, sm_90a, with either feed; setmaxnreg then gives 56 and 224. 176 keys at head_dim 128: 8 bytes
+   of spills where it loads. A wait for V between S and P V, or fragments of P that the compiler may
+   still touch behind wgmma.fence, serialise the products: C7520.)
 
    Limiter, by counting at head_dim 128 (a tile of 128 keys, 128 rows): the products take the tensor cores
    2,048 cycles; 16,384 exp2 take 1,024 and the rest of the softmax some 550 issue slots of each quarter,
@@ -6760,9 +6851,9 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
    Executed beyond what is useful: rows in steps of 64, 11 % with 400 query blocks in 118,800 tokens; half a
    tile of keys an item, 0.5 % of the 11,880 keys of 10 % density; in an item of 64 rows half a tile once
    more. The tail adds what it adds above. */
-template <class T, int DP>
+template <class T, int DP, bool TMA>
 static __global__ void __launch_bounds__(HOPPER_THREADS, 1)
-    attention_hopper(const __grid_constant__ attention_args a)
+    attention_hopper(const __grid_constant__ attention_args a, const __grid_constant__ hopper_maps<TMA> maps)
 {
 #if SVG2__SM90A
     typedef hopper_smem<DP> L;
@@ -6786,13 +6877,13 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 1)
     __syncthreads(); /* the barriers are there */
     if (threadIdx.x < HOPPER_GROUP) {
         svg2__registers_less<56>();
-        hopper_load<T, DP>(a, attention_hopper_shared);
+        hopper_load<T, DP, TMA>(a, maps, attention_hopper_shared);
     } else {
         svg2__registers_more<224>();
         hopper_compute<T, DP, SVG2_CUDA_OVERLAP != 0, SVG2_CUDA_PINGPONG != 0>(a, attention_hopper_shared);
     }
 #else
-    (void)a;
+    (void)a, (void)maps;
     __trap();
 #endif
 }
@@ -7075,15 +7166,69 @@ static svg2_result attention_stages(int32_t padded, bool is_skip, int32_t *stage
     return set_error(err, SVG2_ERR_BACKEND, "device", "has too little shared memory", cudaSuccess);
 }
 
+#if SVG2_CUDA_TMA
+/* The driver's encoder is found at run time, so that nothing has to be linked with the driver. */
+static svg2_result hopper_maps_of(hopper_maps<true> *maps, const attention_call *c, bool is_bf16,
+                                  svg2_error *err)
+{
+    typedef CUresult (*encoder)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
+                                const cuuint64_t *, const cuuint32_t *, const cuuint32_t *,
+                                CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
+                                CUtensorMapFloatOOBfill);
+    static const char name[] = "cuTensorMapEncodeTiled";
+    void *found = NULL;
+    cudaDriverEntryPointQueryResult how = cudaDriverEntryPointSymbolNotFound;
+    memset(maps, 0, sizeof *maps);
+#if CUDART_VERSION >= 12050
+    SVG2__CUDA(cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &how), name);
+#else
+    SVG2__CUDA(cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, &how), name);
+#endif
+    if (!found || how != cudaDriverEntryPointSuccess)
+        return set_error(err, SVG2_ERR_BACKEND, name, "is not in this driver", cudaSuccess);
+    const CUtensorMapDataType type =
+        is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    const int64_t rows = (int64_t)c->memory.kv_count * c->args.tokens_kv;
+    if (rows > 0x7fffff00) return SVG2_OK; /* more than coordinates count */
+    maps->rows = (int32_t)rows;
+    for (int which = 0; which < 2; ++which) {
+        void *base = which ? c->memory.value : c->memory.key;
+        if ((which ? c->args.value : c->args.key).data != base) continue; /* read where it is */
+        maps->is_there[which] = 1;
+        for (int i = 0; i < HOPPER_BOXES; ++i) {
+            const cuuint64_t dim[2] = {(cuuint64_t)c->memory.padded, (cuuint64_t)rows},
+                             stride[1] = {(cuuint64_t)c->memory.padded * 2};
+            const cuuint32_t size[2] = {64, 1u << i}, step[2] = {1, 1};
+            if (((encoder)found)(&maps->box[which][i], type, 2, base, dim, stride, size, step,
+                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
+                != CUDA_SUCCESS)
+                return set_error(err, SVG2_ERR_BACKEND, name, "failed", cudaSuccess);
+        }
+    }
+    return SVG2_OK;
+}
+#else
+static svg2_result hopper_maps_of(hopper_maps<false> *maps, const attention_call *, bool, svg2_error *)
+{
+    maps->unused = 0;
+    return SVG2_OK;
+}
+#endif
+
 template <class T, int DP>
 static svg2_result attention_launch(const svg2_backend *backend, const attention_call *c, svg2_error *err)
 {
     const dim3 grid(grid_of((int64_t)c->memory.heads * c->memory.most)), heads((unsigned)(c->memory.heads + 255) / 256);
     svg2_head_stats *stats = c->args.stats;
     SVG2__RUN((attention_launch_first<T, DP>(backend, c, err)));
-    if (c->blocks)
-        return launch(backend, err, "attention_hopper", attention_hopper<T, DP>, dim3((unsigned)c->blocks),
-                      HOPPER_THREADS, hopper_smem<DP>::BYTES, c->args);
+    if (c->blocks) {
+        enum { TMA = SVG2_CUDA_TMA != 0 };
+        hopper_maps<TMA> maps;
+        SVG2__RUN(hopper_maps_of(&maps, c, dtype_of(T()) == SVG2_BF16, err));
+        return launch(backend, err, "attention_hopper", attention_hopper<T, DP, TMA>,
+                      dim3((unsigned)c->blocks), HOPPER_THREADS, hopper_smem<DP>::BYTES, c->args, maps);
+    }
     if (!c->args.skip)
         return launch(backend, err, "attention_forward", attention_forward<T, DP, false>, grid,
                       ATTENTION_THREADS, attention_smem_bytes<false>(DP, c->args.stages), c->args);
