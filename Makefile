@@ -66,11 +66,8 @@ $B/emu:
 	@mkdir -p $@
 $B/emu/svg2_cuda$(fault).o: svg2_cuda.cu | $B/emu
 	$(CXX) $(EMU_FLAGS) $(EMU_DEFS) $(or $(EMU_FLAGS_$(config)),$(FLAGS_$(config))) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h -c $< -o $@
-# other variants of the kernel of wgmma: make build/tests/tma_attention build/tests/keys176_attention build/tests/simple_attention
-VARIANT_tma := -DSVG2_CUDA_TMA=1
-VARIANT_keys176 := -DSVG2_CUDA_KEYS_128=176
-VARIANT_simple := -DSVG2_CUDA_OVERLAP=0 -DSVG2_CUDA_PINGPONG=0
-VARIANTS := tma keys176 simple
+# attention with other switches, see VARIANT_ below: make build/tests/tma_attention
+VARIANTS := plain turns_only keys_176 tma
 $(VARIANTS:%=$B/emu/svg2_cuda_%.o): $B/emu/svg2_cuda_%.o: svg2_cuda.cu | $B/emu
 	$(CXX) $(EMU_FLAGS) $(EMU_DEFS) $(VARIANT_$*) $(or $(EMU_FLAGS_$(config)),$(FLAGS_$(config))) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h -c $< -o $@
 $B/emu/cuda_emu.o: tests/emu/cuda_emu.cc | $B/emu
@@ -159,6 +156,7 @@ variants ?= plain turns_only keys_176
 VARIANT_plain := -DSVG2_CUDA_OVERLAP=0 -DSVG2_CUDA_PINGPONG=0
 VARIANT_turns_only := -DSVG2_CUDA_OVERLAP=0
 VARIANT_keys_176 := -DSVG2_CUDA_KEYS_128=176
+VARIANT_tma := -DSVG2_CUDA_TMA=1
 $G/variant_%.o: svg2_cuda.cu svg2.h | $G
 	$(if $(VARIANT_$*),,$(error there is no variant $*))$(GPU_NVCC) $(GPU_SPLIT) $(VARIANT_$*) -c $< -o $@
 $G/variant_%.so: $G/variant_%.o $G/impl.o

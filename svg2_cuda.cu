@@ -6860,6 +6860,7 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 1)
     SVG2_DYN_SMEM(attention_hopper_shared, 1024);
     if (threadIdx.x == 0) {
         const uint32_t base = svg2__smem(attention_hopper_shared);
+        if (base % 1024) __trap(); /* the swizzle goes by addresses */
         for (uint32_t i = 0; i < L::STAGES; ++i) {
             svg2__mbar_init(base + L::KEY_FULL + 8 * i, HOPPER_ARRIVALS);
             svg2__mbar_init(base + L::KEY_EMPTY + 8 * i, HOPPER_RELEASES);
