@@ -6387,6 +6387,8 @@ SVG2__DEVICE void hopper_load(const attention_args &a, const hopper_maps<TMA> &m
             publish(base + L::VALUE_FULL + 8 * at);
         }
     }
+    svg2__cp_async_commit();
+    svg2__cp_async_wait<0>(); /* no thread ends before its copies */
 }
 
 /* ---- the warpgroups that compute ---- */

@@ -1470,6 +1470,11 @@ static void complete_cp_arrive(Transfer &t)
         release(m.sync[m.phase & 3]);
         count_arrival(m, 1, t.line);
     }
+    /* done, and in no group: a thread that never waits by groups would keep all of its copies */
+    if (f->cp.ends.empty() && t.cp_count > f->cp.dropped) {
+        f->cp.items.erase(f->cp.items.begin(), f->cp.items.begin() + (ptrdiff_t)(t.cp_count - f->cp.dropped));
+        f->cp.dropped = t.cp_count;
+    }
     cur = was;
 }
 
