@@ -48,7 +48,12 @@ add() { # config, test programs
 }
 emulated() { # the same, with CUDA threads and copies in another order than the usual one (round robin, copies late)
     config=$1 order=$2; shift 2
-    for t in "$@"; do echo "$config-$t-$(echo "$order" | tr ' ' -) env 'EMU_SCHEDULE=$order' $(dir "$config")/tests/test_$t" >>"$list"; done
+    for t in "$@"; do
+        device=
+        # whole calls: the kernels of wgmma are looked at by the tests of the stages; here they take eight times as long
+        case $config-$t in tsan-cuda_backend | tsan-cuda_graph) device=EMU_DEVICE=80 ;; esac
+        echo "$config-$t-$(echo "$order" | tr ' ' -) env 'EMU_SCHEDULE=$order' $device $(dir "$config")/tests/test_$t" >>"$list"
+    done
 }
 targets() { config=$1; shift; for t in "$@"; do echo "$(dir "$config")/tests/test_$t"; done; }
 
