@@ -6837,7 +6837,7 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
        96      128        2         170,848          168            0        64, 48, 32
       128      128        2         170,848          168            0        64, 64, 32
       256       80        2         232,352          168            0        40, 128, 20
-   (nvcc 13.0, sm_90a, with either feed; setmaxnreg then gives 56 and 224. 176 keys at head_dim 128: 8 bytes
+   (nvcc 13.0, sm_90a, with either feed; setmaxnreg then gives 56 and 224. 176 keys at head_dim 128: 12 bytes
    of spills where it loads. A wait for V between S and P V, or fragments of P that the compiler may
    still touch behind wgmma.fence, serialise the products: C7520.)
 
