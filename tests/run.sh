@@ -60,7 +60,7 @@ targets() { config=$1; shift; for t in "$@"; do echo "$(dir "$config")/tests/tes
 echo "building (gcc warnings are errors of this test)"
 # shellcheck disable=SC2046,SC2086
 {
-    build release all $(targets release $base $tools $cuda) ${emu:+build/$emu build/emu/bench build/tests/test_cuda_ops build/tests/svg2_cuda build/tests/wan_cuda}
+    build release all $(targets release $base $tools $cuda) ${emu:+build/$emu build/emu/bench build/tests/test_cuda_ops build/tests/tma_attention build/tests/svg2_cuda build/tests/wan_cuda}
     if [ "${1:-}" != quick ]; then
         build asan build/asan/svg2 build/asan/wan $(targets asan $base $tools $cuda) ${emu:+build/asan/$emu} \
             build/asan/tests/fuzz_desc build/asan/tests/fuzz_file
@@ -85,6 +85,8 @@ if [ "${1:-}" != quick ]; then
 fi
 # shellcheck disable=SC2086
 add release $cuda ${emu:+cuda_ops} $long
+# K and V by the copy engine, which is no default
+[ -z "$emu" ] || echo "release-tma_attention env 'TEST_ONLY=*_wgmma' build/tests/tma_attention" >>"$list"
 if [ "${1:-}" != quick ]; then
     add scalar attention pipeline kmeans skip select tiles front mass score dtype dispatch
     [ "$tools" = tool ] || echo "asan-wan-tool env ASAN_OPTIONS=detect_leaks=0 build/asan/tests/test_wan_tool build/asan/wan build/asan/svg2" >>"$list"
