@@ -6209,8 +6209,8 @@ SVG2__DEVICE void fence_tile()
     if (!SVG2__FAULT(103)) svg2__fence_async();
 }
 
-/* Descriptors of operands in shared memory (9.7.15.5.1.2.2): address, distances in units of 16 bytes,
-   128-byte swizzle. Rows along k: groups of 8 rows are 1,024 bytes apart. */
+/* The descriptor of 16 rows of V, or of the matrix, whose 64-column slabs are slab_bytes apart: as tile_desc<64>,
+   but rows lie along n, and the first distance counts. 9.7.15.5.1.2.2 */
 SVG2__DEVICE uint64_t slab_desc(uint32_t at, uint32_t slab_bytes)
 {
     return (uint64_t)(at >> 4) | (uint64_t)(slab_bytes >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | 1ull << 62;
@@ -6449,7 +6449,7 @@ template <class T, int DP>
 SVG2__DEVICE void multiply_keys(float (&s)[hopper_smem<DP>::KEYS / 8][4], uint32_t q, uint32_t k)
 {
     typedef hopper_smem<DP> L;
-    const uint64_t qd = slab_desc(q, 16), kd = slab_desc(k, 16);
+    const uint64_t qd = tile_desc<64>(q), kd = tile_desc<64>(k);
 #pragma unroll
     for (int e = 0; e < DP / 16; ++e)
         svg2__wgmma_ss<0>(accumulators(s), qd + (uint64_t)((e / 4 * 64 * 128 + e % 4 * 32) >> 4),
@@ -6466,6 +6466,24 @@ SVG2__DEVICE void add_values(float (&o)[DP / 8][4], const uint32_t (&p)[N][4], u
     for (int n = 0; n < STEPS; ++n)
         svg2__wgmma_rs<1>(accumulators(o), p[n], vd + (uint64_t)((n * 16 * 128) >> 4), 1, T());
     svg2__wgmma_commit();
+}
+
+/* The same for the whole of tile v, when it is there; done, and released, at the end. */
+template <class T, int DP>
+SVG2__DEVICE void add_tile(float (&o)[DP / 8][4], uint32_t (&p)[hopper_smem<DP>::KEYS / 16][4], int v,
+                           uint32_t base)
+{
+    typedef hopper_smem<DP> L;
+    const uint32_t place = (uint32_t)(v % L::STAGES);
+    wait_full<L::STAGES>(base + L::VALUE_FULL, v);
+    fence_tile();
+    svg2__wgmma_hold(accumulators(o));
+    svg2__wgmma_hold(p);
+    svg2__wgmma_fence();
+    add_values<T, DP, L::KEYS / 16>(o, p, base + L::VALUE + place * L::TILE);
+    svg2__wgmma_wait<0>();
+    svg2__wgmma_hold(accumulators(o));
+    release(base + L::VALUE_EMPTY + 8 * place);
 }
 
 /* Logits of a tile, when the products are done: of virtual keys with their bias; -Inf behind the last one. K,
@@ -6699,31 +6717,13 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
                 rescale_output(o, alpha);
 #pragma unroll
                 for (i = 0; i < KEYS / 16; ++i) pack_weights<T>(w[i], s, i);
-                wait_full<STAGES>(base + L::VALUE_FULL, v);
-                fence_tile();
-                svg2__wgmma_hold(accumulators(o));
-                svg2__wgmma_hold(w);
-                svg2__wgmma_fence();
-                add_values<T, DP, KEYS / 16>(o, w, base + (uint32_t)(L::VALUE + v % STAGES * L::TILE));
-                svg2__wgmma_wait<0>();
-                svg2__wgmma_hold(accumulators(o));
-                release(base + L::VALUE_EMPTY + 8 * (uint32_t)(v % STAGES));
+                add_tile<T, DP>(o, w, v, base);
             }
         }
 
         const bool has_matrix = p.had_tail && a.tail_matrix;
         if (!has_matrix && !p.is_split) release(base + L::QUERY_EMPTY); /* already: the next ones may come */
-        if (OVERLAP && has_tile) {
-            wait_full<STAGES>(base + L::VALUE_FULL, v);
-            fence_tile();
-            svg2__wgmma_hold(accumulators(o));
-            svg2__wgmma_hold(w);
-            svg2__wgmma_fence();
-            add_values<T, DP, KEYS / 16>(o, w, base + (uint32_t)(L::VALUE + v % STAGES * L::TILE));
-            svg2__wgmma_wait<0>();
-            svg2__wgmma_hold(accumulators(o));
-            release(base + L::VALUE_EMPTY + 8 * (uint32_t)(v % STAGES));
-        }
+        if (OVERLAP && has_tile) add_tile<T, DP>(o, w, v, base);
         if (p.is_split) merge_groups<DP>(o, r, p.group, smem + L::QUERY + L::HALF);
         const bool is_idle = p.is_split && p.group == 1; /* the rows are the other warpgroup's */
 

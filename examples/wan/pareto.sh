@@ -8,7 +8,7 @@
 # against the dense one. The first steps are dense in all, as in the published settings; density counts the others.
 # --methods: all methods at about the same density, with the error of attention and recall (which double the time).
 # --times: what a call of each of these takes beside a dense one, in turn, on Q, K and V of three layers at step 12; writes
-# out/pareto/times.csv. Wants a quiet machine, 5 minutes on 2 cores.
+# out/pareto/times.csv, and all rounds to rounds.csv. Wants a quiet machine, 2 minutes on 2 cores.
 set -eu
 wan=$1; shift
 clips=3; out=out/pareto; quick=; brief=; methods=; times=; only=; extra=
