@@ -1,6 +1,6 @@
 #!/bin/sh
 # What nvcc says of svg2_cuda.cu, where there is an nvcc (no GPU is needed): no warning, no spills, nothing exported but
-# svg2_cuda_*, a bearable compile time, and the PTX of every device operation as it is written down in tests/ptx_golden.txt;
+# svg2_cuda_*, and the PTX of every device operation as it is written down in tests/ptx_golden.txt;
 # wgmma in the kernels that are for it. And that what bench/gpu.sh builds beside it compiles.
 #   tests/nvcc.sh          all checks
 #   tests/nvcc.sh golden   writes the PTX of the device operations as it is now, for tests/ptx_golden.txt
@@ -8,8 +8,6 @@ cd "$(dirname "$0")/.." || exit 1
 NVCC=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 # Code for sm_90 has what sm_80 has: it differs from sm_90a only in what SVG2__SM90A leaves out.
 ARCHS=${ARCHS:-80 90a}
-# user time of one architecture; on two cores nvcc --split-compile=0 needs two thirds of it
-seconds_max() { case $1 in 90a) echo 160 ;; *) echo 120 ;; esac; }
 if ! "$NVCC" --version >/dev/null 2>&1; then
     echo "skipped: nvcc not found, so svg2_cuda.cu is not compiled for a GPU"
     echo "0 passed, 0 failed, 1 skipped"
@@ -143,7 +141,6 @@ for arch in $ARCHS; do
         sed 's/svg2__cuda:://g; s/(.*//; s/void //' | sort -k3 >$dir/kernels_"$arch"
     awk '{r = $1; m = $2; $1 = $2 = ""; sub(/^ +/, ""); printf "  %-58s %4d %6d\n", $0, r, m}' $dir/kernels_"$arch"
     check "sm_$arch: kernels are there" test -s $dir/kernels_"$arch"
-    check "sm_$arch: compiles in $(seconds_max "$arch") s ($spent s)" test "$spent" -le "$(seconds_max "$arch")"
     tensor_code $dir/keep/*.cubin >$dir/tensor_"$arch"
     check "sm_$arch: kernels in the machine code" awk '{mma += $2; n += $2 + $3 > 0} END {exit mma == 0 || n == NR}' $dir/tensor_"$arch"
     rm -rf $dir/keep
