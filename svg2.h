@@ -386,8 +386,8 @@ typedef enum svg2_budget {
     SVG2_BUDGET_FORCE_I32 = 0x7fffffff
 } svg2_budget;
 
-/* Rules that leave tiles out while attention runs: rows of a query block (64 on the CPU, 32 or 16 on a GPU) x up to
-   64 keys of its list (32 on a GPU where head_dim > 128). The logits of a tile are always computed; if every one of
+/* Rules that leave tiles out while attention runs: rows of a query block (64 on the CPU and with wgmma, else 32 or 16
+   on a GPU) x up to 64 keys of its list (32 with mma.sync where head_dim > 128). The logits of a tile are always computed; if every one of
    its rows agrees, its weights and its product with V are not. The first tile of a row stays. The rules as formulas,
    and the proof of the third, are in >>attention. */
 typedef enum svg2_skip {

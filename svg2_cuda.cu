@@ -5549,7 +5549,7 @@ SVG2__DEVICE void begin_phase(const attention_args &a, const attention_item item
     source->last = a.key_blocks;
     source->tokens = a.tokens_kv;
     source->is_tail = is_tail;
-    source->is_diagonal = a.is_diagonal && !is_tail && source->blocks <= LIST_BLOCKS;
+    source->is_diagonal = a.is_diagonal && !is_tail && source->blocks <= L::LISTED;
     source->place = item.first + item.count / 2;
     source->rows = a.tokens;
     list->end = list->next_block = list->runs = 0;
@@ -5669,8 +5669,49 @@ SVG2__DEVICE void store_row(const attention_args &a, int64_t at, bool is_there, 
     }
 }
 
-/* Under a skip rule (>>attention of svg2.h): the weights of a tile into p and its sums into the state; or, if
-   all rows of the warp agree, nothing of that. count rows are there, tiles in all. */
+/* ---- skip rules (>>attention of svg2.h), of row g (h = 0) or g + 8 of a thread; logits and maxima are base 2 ---- */
+/* Largest logit of a tile. */
+template <int N> SVG2__DEVICE float tile_top(const float (&s)[N][4], int h, float factor)
+{
+    float top = -INFINITY;
+#pragma unroll
+    for (int n = 0; n < N; ++n) top = fmaxf(top, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
+    return quad_max(top) * factor;
+}
+/* NaN if there is a NaN or an Inf, which a maximum passes over; else 0. */
+template <int N> SVG2__DEVICE float tile_odd(const float (&s)[N][4], int h)
+{
+    float odd = 0.0f;
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int e = 2 * h; e < 2 * h + 2; ++e) odd = fmaf(s[n][e] == -INFINITY ? 0.0f : s[n][e], 0.0f, odd);
+    return quad_sum(odd);
+}
+/* The sum that a row is known to have by an estimate of its LSE (base 2), in units of 2^m. */
+SVG2__DEVICE float seed_sum(float seed, float m) { return seed == -INFINITY ? 0.0f : svg2__exp2(seed - m); }
+
+/* Constant and energy: whether the row, with maximum m and this lane's part l of its sum, does without the
+   tile. */
+SVG2__DEVICE bool does_without(const attention_args &a, float top, float odd, float m, float l, float seed)
+{
+    float limit = a.limit;
+    if (a.skip == SVG2_SKIP_ENERGY) limit *= fmaxf(quad_sum(l), seed_sum(seed, m));
+    return svg2__exp2(top - m) + odd < limit;
+}
+/* Recall: what a row may lose; l times alpha and the seed's sum are in units of 2^top. */
+SVG2__DEVICE float recall_limit(const attention_args &a, float l, float alpha, float seed, float top)
+{
+    return a.rho * fmaxf(quad_sum(l) * alpha, a.recall * seed_sum(seed, top));
+}
+/* Whether it may lose u, too. Not the negation: a NaN stays. */
+SVG2__DEVICE bool may_lose(float u, float lost, float limit, float most, float alpha)
+{
+    return u <= most * limit && lost + u <= limit && alpha > 1e-6f;
+}
+
+/* The weights of a tile into p and its sums into the state; or, if all rows of the warp agree, nothing of that.
+   count rows are there, tiles in all. */
 template <class T, int DP, int MT, int KEYS>
 SVG2__DEVICE bool weigh_or_leave(const attention_args &a, unsigned char *smem, float (&s)[MT][KEYS / 8][4],
                                  float (&o)[MT][DP / 8][4], uint32_t (&p)[KEYS / 16][MT][4], int count,
@@ -5681,53 +5722,37 @@ SVG2__DEVICE bool weigh_or_leave(const attention_args &a, unsigned char *smem, f
     const float factor = a.scale2, most = 16.0f / (float)tiles;
     float4 *const state = shared_at<float4>(smem, L::STATE), *const next = shared_at<float4>(smem, L::NEXT);
     float *const lost = shared_at<float>(smem, L::LOST);
-    const float *seed = shared_at<float>(smem, L::SEED);
+    const float *seeds = shared_at<float>(smem, L::SEED);
     bool leaves = true;
-    int i, h, n, e;
+    int i, h, n;
 #pragma unroll
     for (i = 0; i < MT; ++i) {
         const int t = svg2__fresh((int)threadIdx.x), mine = i * ATTENTION_THREADS + t;
         const float4 before = state[mine];
         const float m[2] = {before.x, before.y}, l[2] = {before.z, before.w};
-        float top[2], sum[2] = {0.0f, 0.0f};
+        float top[2], zero[2], sum[2] = {0.0f, 0.0f};
+#pragma unroll
+        for (h = 0; h < 2; ++h) {
+            top[h] = tile_top(s[i], h, factor);
+            if (is_recall) top[h] = fmaxf(m[h], top[h]);
+            zero[h] = top[h] == -INFINITY ? 0.0f : top[h];
+        }
+        if (is_recall) weigh(s[i], factor, zero, sum);
 #pragma unroll
         for (h = 0; h < 2; ++h) {
             const int r = t / WARP * 16 * MT + 16 * i + t % WARP / 4 + 8 * h;
             const bool is_there = r < count;
-            float tile_top = -INFINITY, limit = a.limit;
-#pragma unroll
-            for (n = 0; n < KEYS / 8; ++n)
-                tile_top = fmaxf(tile_top, fmaxf(s[i][n][2 * h], s[i][n][2 * h + 1]));
-            tile_top = quad_max(tile_top) * factor;
-            top[h] = fmaxf(m[h], tile_top);
-            const float reference = is_recall ? top[h] : m[h], own_seed = is_there ? seed[r] : -INFINITY;
-            const float hint = own_seed == -INFINITY ? 0.0f : svg2__exp2(own_seed - reference);
+            const float seed = is_there ? seeds[r] : -INFINITY;
+            bool does_leave;
             if (is_recall) {
-                const float zero = top[h] == -INFINITY ? 0.0f : top[h];
-#pragma unroll
-                for (n = 0; n < KEYS / 8; ++n)
-#pragma unroll
-                    for (e = 2 * h; e < 2 * h + 2; ++e) {
-                        s[i][n][e] = svg2__exp2(fmaf(s[i][n][e], factor, -zero));
-                        sum[h] += s[i][n][e];
-                    }
-                const float alpha = svg2__exp2(m[h] - zero), u = quad_sum(sum[h]);
-                limit = a.rho * fmaxf(quad_sum(l[h]) * alpha, a.recall * hint);
-                /* not <= : a NaN stays */
-                if (is_there
-                    && !(u <= most * limit && lost[r] * alpha + u <= limit && alpha > 1e-6f))
-                    leaves = false;
+                const float alpha = svg2__exp2(m[h] - zero[h]);
+                does_leave = may_lose(quad_sum(sum[h]), is_there ? lost[r] * alpha : 0.0f,
+                                      recall_limit(a, l[h], alpha, seed, top[h]), most, alpha);
             } else {
-                float odd = 0.0f; /* NaN if there is a NaN or an Inf, which a maximum passes over */
-#pragma unroll
-                for (n = 0; n < KEYS / 8; ++n)
-#pragma unroll
-                    for (e = 2 * h; e < 2 * h + 2; ++e)
-                        odd = fmaf(s[i][n][e] == -INFINITY ? 0.0f : s[i][n][e], 0.0f, odd);
-                odd = quad_sum(odd);
-                if (a.skip == SVG2_SKIP_ENERGY) limit *= fmaxf(quad_sum(l[h]), hint);
-                if (is_there && !(svg2__exp2(tile_top - m[h]) + odd < limit)) leaves = false;
+                does_leave = does_without(a, top[h], tile_odd(s[i], h), m[h], l[h], seed);
+                top[h] = fmaxf(m[h], top[h]);
             }
+            if (is_there && !does_leave) leaves = false;
         }
         next[mine] = make_float4(top[0], top[1], sum[0], sum[1]);
     }
@@ -6090,23 +6115,31 @@ enum {
     HOPPER_ROWS = 128,                                         /* of an item                               */
     HOPPER_TAIL = 1 << 16,                                     /* in a message: the keys are virtual       */
     HOPPER_BOXES = 8,                                          /* 1, 2, 4, ..., 128 rows                   */
-    BARRIER_LOAD = 1, BARRIER_TURN = 2, BARRIER_MERGE = 4      /* named; TURN + warpgroup                  */
+    BARRIER_LOAD = 1, BARRIER_TURN = 2, BARRIER_MERGE = 4,     /* named; TURN + warpgroup                  */
+    BARRIER_VOTE = 5                                           /* VOTE + warpgroup                         */
 };
 static_assert((int)ATTENTION_THREADS == (int)HOPPER_GROUP, "so many threads have the functions that load");
 
-/* Keys of a tile and places of the rings of K and of V. */
-template <int DP> struct hopper_tiles {
-    enum { KEYS = DP > 128 ? 80 : DP > 64 ? SVG2_CUDA_KEYS_128 : 128, STAGES = DP > 64 ? 2 : 4 };
+/* Keys of a tile, parts of it that a skip rule looks at, places of the rings of K and of V. */
+template <int DP, bool SKIP = false> struct hopper_tiles {
+    enum {
+        PART = 64,
+        KEYS = DP > 128 ? (SKIP ? 64 : 80) : DP > 64 && !SKIP ? SVG2_CUDA_KEYS_128 : 128,
+        PARTS = SKIP ? KEYS / PART : 1,
+        STAGES = DP > 64 ? 2 : 4
+    };
 };
 
 /* Shared memory of a block, as byte offsets. The tiles are slabs of 64 columns: 128 bytes a row, the chunks
    of 16 bytes swizzled over 8 rows, 1,024 bytes, as the descriptors of wgmma have it (9.7.15.5.1: 128-byte
    swizzle). Of 96 columns the second slab is half empty. */
-template <int DP> struct hopper_smem {
+template <int DP, bool SKIP = false> struct hopper_smem {
     enum {
-        KEYS = hopper_tiles<DP>::KEYS, STAGES = hopper_tiles<DP>::STAGES,
+        DIM = DP,
+        KEYS = hopper_tiles<DP, SKIP>::KEYS, STAGES = hopper_tiles<DP, SKIP>::STAGES,
+        PARTS = hopper_tiles<DP, SKIP>::PARTS, SKIPS = SKIP,
         ROWS = HOPPER_ROWS,
-        LISTED = DP > 128 ? 128 : LIST_BLOCKS,        /* key blocks of a list */
+        LISTED = DP > 128 && !SKIP ? 128 : LIST_BLOCKS, /* key blocks of a list */
         HELD = 2,                                     /* tiles whose row numbers are held */
         IS_BIAS_LATE = 1,
         LANES = 8, ROWS_AT_ONCE = 2,                  /* for few registers */
@@ -6134,7 +6167,9 @@ template <int DP> struct hopper_smem {
         HINT = RUN_FIRST + 4 * (LISTED + 4),          /* i32 [KEYS] */
         ROW = HINT + 4 * KEYS,                        /* i32 [HELD][KEYS] */
         BIAS = ROW + 4 * HELD * KEYS,                 /* f32 [STAGES][KEYS] */
-        BYTES = BIAS + 4 * STAGES * KEYS
+        TOTAL = BIAS + 4 * STAGES * KEYS,             /* (skip) i32 [2], keys of the item */
+        VOTE = TOTAL + 8,                             /* (skip) u8 [warpgroup][turn][warp] */
+        BYTES = SKIP ? VOTE + 16 : TOTAL
     };
     static_assert(KEYS % 16 == 0 && TILE % 1024 == 0 && KEY % 1024 == 0, "tiles begin where swizzles do");
     static_assert(STAGES <= 4 && BYTES <= 227 * 1024, "what a block may have");
@@ -6279,10 +6314,10 @@ SVG2__DEVICE bool load_packed(const hopper_maps<false> &, const attention_args &
 }
 
 /* Keys, values, queries and matrices of the items that this block takes, one after the other. */
-template <class T, int DP, bool TMA>
+template <class T, int DP, bool SKIP, bool TMA>
 SVG2__DEVICE void hopper_load(const attention_args &a, const hopper_maps<TMA> &maps, unsigned char *smem)
 {
-    typedef hopper_smem<DP> L;
+    typedef hopper_smem<DP, SKIP> L;
     enum { KEYS = L::KEYS, STAGES = L::STAGES };
     const uint32_t base = svg2__smem(smem);
     const key_source &source = *shared_at<key_source>(smem, L::SOURCE);
@@ -6316,6 +6351,14 @@ SVG2__DEVICE void hopper_load(const attention_args &a, const hopper_maps<TMA> &m
         for (;; is_tail = 1) {
             if (svg2__fresh((int)threadIdx.x) == 0) begin_phase<T, L>(a, *slot, smem, is_tail != 0);
             L::wait(); /* source, stream and list are there */
+            if (SKIP && !is_tail && a.skip == SVG2_SKIP_RECALL) { /* how many keys there will be */
+                int32_t mine = 0, all, first;
+                for (int i = svg2__fresh((int)threadIdx.x); i < source.blocks; i += HOPPER_GROUP)
+                    mine += max(source_rows(source, i, first), 0);
+                (void)scan_threads<HOPPER_GROUP, L>(mine, shared_at<int32_t>(smem, L::SCAN), all);
+                if (svg2__fresh((int)threadIdx.x) == 0) shared_at<int32_t>(smem, L::TOTAL)[n & 1] = all;
+                if (!SVG2__FAULT(74)) L::wait(); /* nobody reads the sums of the warps any more */
+            }
 #pragma unroll 1
             for (tile = -1;; ++tile) {
                 if (tile >= 0) {
@@ -6357,7 +6400,7 @@ SVG2__DEVICE void hopper_load(const attention_args &a, const hopper_maps<TMA> &m
                     }
                     if (!keys) break;
                 }
-                find_rows<L, false>(source, smem, tile + 1);
+                find_rows<L, SKIP>(source, smem, tile + 1);
             }
             if (is_tail || slot->block >= a.tail_query_blocks) break;
         }
@@ -6415,10 +6458,9 @@ SVG2__DEVICE int token_of(const attention_args &a, const attention_item &item, c
 /* The next tile of this warpgroup, when its K is there: the message, 0 = there is none; and the place of its
    V. Tiles of the other warpgroup are passed on: not before they are there, else the arrival would count for
    the phase before. */
-template <int DP>
+template <class L>
 SVG2__DEVICE int next_tile(hopper_place &p, uint32_t base, const unsigned char *smem, int &v)
 {
-    typedef hopper_smem<DP> L;
     for (;;) {
         const int k = p.key++ % L::STAGES;
         if (!SVG2__FAULT(105)) wait_full<L::STAGES>(base + L::KEY_FULL, p.key - 1);
@@ -6445,55 +6487,62 @@ template <int N> SVG2__DEVICE float (&accumulators(float (&d)[N][4]))[4 * N]
 }
 
 /* s (64 x KEYS) = Q K^T, one group; q: the rows of the warpgroup */
-template <class T, int DP>
-SVG2__DEVICE void multiply_keys(float (&s)[hopper_smem<DP>::KEYS / 8][4], uint32_t q, uint32_t k)
+template <class T, class L>
+SVG2__DEVICE void multiply_keys(float (&s)[L::KEYS / 8][4], uint32_t q, uint32_t k)
 {
-    typedef hopper_smem<DP> L;
     const uint64_t qd = tile_desc<64>(q), kd = tile_desc<64>(k);
 #pragma unroll
-    for (int e = 0; e < DP / 16; ++e)
+    for (int e = 0; e < L::DIM / 16; ++e)
         svg2__wgmma_ss<0>(accumulators(s), qd + (uint64_t)((e / 4 * 64 * 128 + e % 4 * 32) >> 4),
                           kd + (uint64_t)((e / 4 * L::KEYS * 128 + e % 4 * 32) >> 4), e != 0, T());
     svg2__wgmma_commit();
 }
 
-/* o (64 x DP) += p (64 x 16*STEPS) V, one group */
-template <class T, int DP, int STEPS, int N>
-SVG2__DEVICE void add_values(float (&o)[DP / 8][4], const uint32_t (&p)[N][4], uint32_t v)
+/* o (64 x DIM) += p (64 x keys) V, of the keys of the first STEPS x 16 from step FROM on, one group */
+template <class T, class L, int FROM = 0, int STEPS = L::KEYS / 16>
+SVG2__DEVICE void add_values(float (&o)[L::DIM / 8][4], const uint32_t (&p)[L::KEYS / 16][4], uint32_t v)
 {
-    const uint64_t vd = slab_desc(v, hopper_smem<DP>::KEYS * 128);
+    const uint64_t vd = slab_desc(v, L::KEYS * 128);
 #pragma unroll
-    for (int n = 0; n < STEPS; ++n)
+    for (int n = FROM; n < FROM + STEPS; ++n)
         svg2__wgmma_rs<1>(accumulators(o), p[n], vd + (uint64_t)((n * 16 * 128) >> 4), 1, T());
     svg2__wgmma_commit();
 }
 
-/* The same for the whole of tile v, when it is there; done, and released, at the end. */
-template <class T, int DP>
-SVG2__DEVICE void add_tile(float (&o)[DP / 8][4], uint32_t (&p)[hopper_smem<DP>::KEYS / 16][4], int v,
-                           uint32_t base)
+/* The same from beginning to end, at once. */
+template <class T, class L, int FROM, int STEPS>
+SVG2__DEVICE void add_steps(float (&o)[L::DIM / 8][4], uint32_t (&p)[L::KEYS / 16][4], uint32_t v)
 {
-    typedef hopper_smem<DP> L;
-    const uint32_t place = (uint32_t)(v % L::STAGES);
-    wait_full<L::STAGES>(base + L::VALUE_FULL, v);
-    fence_tile();
     svg2__wgmma_hold(accumulators(o));
     svg2__wgmma_hold(p);
     svg2__wgmma_fence();
-    add_values<T, DP, L::KEYS / 16>(o, p, base + L::VALUE + place * L::TILE);
+    add_values<T, L, FROM, STEPS>(o, p, v);
     svg2__wgmma_wait<0>();
     svg2__wgmma_hold(accumulators(o));
+}
+
+/* The parts of tile v that are kept, when it is there; it is released at the end. Products under a condition need
+   a group and a wait of their own: ptxas serialises what is under way across a branch (C7520). */
+template <class T, class L>
+SVG2__DEVICE void add_tile(float (&o)[L::DIM / 8][4], uint32_t (&p)[L::KEYS / 16][4], int v, int kept,
+                           uint32_t base)
+{
+    enum { STEPS = L::KEYS / 16, HALF = STEPS / L::PARTS };
+    const uint32_t place = (uint32_t)(v % L::STAGES), at = base + L::VALUE + place * L::TILE;
+    wait_full<L::STAGES>(base + L::VALUE_FULL, v);
+    fence_tile();
+    if (!L::SKIPS || kept == (1 << L::PARTS) - 1) add_steps<T, L, 0, STEPS>(o, p, at);
+    else if (L::PARTS == 2 && kept == 1) add_steps<T, L, 0, HALF>(o, p, at);
+    else if (L::PARTS == 2 && kept == 2) add_steps<T, L, HALF, STEPS - HALF>(o, p, at);
     release(base + L::VALUE_EMPTY + 8 * place);
 }
 
 /* Logits of a tile, when the products are done: of virtual keys with their bias; -Inf behind the last one. K,
    bias and message are then released. */
-template <int DP>
-SVG2__DEVICE void finish_logits(float (&s)[hopper_smem<DP>::KEYS / 8][4], int message,
-                                const attention_args &a, const float (&shift)[2], int k, uint32_t base,
-                                const unsigned char *smem)
+template <class L>
+SVG2__DEVICE void finish_logits(float (&s)[L::KEYS / 8][4], int message, const attention_args &a,
+                                const float (&shift)[2], int k, uint32_t base, const unsigned char *smem)
 {
-    typedef hopper_smem<DP> L;
     enum { KEYS = L::KEYS };
     const int keys = message & (HOPPER_TAIL - 1), quad = svg2__fresh((int)threadIdx.x) % 4;
     int n, e;
@@ -6544,6 +6593,134 @@ SVG2__DEVICE void weigh_tile(float (&s)[N][4], float factor, bool is_tail, softm
         r.l[h] = fmaf(r.l[h], alpha[h], sum[h]);
         r.exact[h] = is_tail ? r.exact[h] * alpha[h] : r.l[h];
     }
+}
+
+/* Under a skip rule, of a thread's two rows: what they have lost, in units of 2^m; estimates of their LSE (-Inf:
+   none); whether they are there. */
+struct skip_rows {
+    float lost[2], seed[2];
+    bool  is_there[2];
+    float most, share; /* 16 / parts of the item; of what a row may lose, this warpgroup's */
+    int   keys, turn;  /* kept so far, of exact ones; votes so far                         */
+};
+
+/* The weights of the parts of a tile of exact keys that are kept: bit i of the result, the same in all threads of
+   the warpgroup. A part is left out if all of its rows agree. All parts are judged by what was before the tile, so
+   that there is one vote a tile: of recall, a later part as if those before it, as far as the row agrees, were
+   left out. keys: of the tile. */
+template <class L>
+SVG2__DEVICE int weigh_or_leave_parts(const attention_args &a, float (&s)[L::KEYS / 8][4], softmax_rows &r,
+                                      skip_rows &x, int keys, int group, unsigned char *smem,
+                                      float (&alpha)[2])
+{
+    enum { PART = L::KEYS / 8 / L::PARTS, ALL = (1 << L::PARTS) - 1 };
+    typedef float part_of[PART][4];
+    const bool is_recall = a.skip == SVG2_SKIP_RECALL;
+    float top[L::PARTS][2], sum[L::PARTS][2], most[2], zero[2];
+    int kept = 0, part, h;
+#pragma unroll
+    for (h = 0; h < 2; ++h) {
+        most[h] = r.m[h];
+#pragma unroll
+        for (part = 0; part < L::PARTS; ++part) {
+            top[part][h] = tile_top(*(part_of *)(void *)s[part * PART], h, a.scale2);
+            sum[part][h] = 0.0f;
+            most[h] = fmaxf(most[h], top[part][h]);
+        }
+        zero[h] = most[h] == -INFINITY ? 0.0f : most[h];
+        alpha[h] = svg2__exp2(r.m[h] - zero[h]);
+    }
+    if (is_recall) {
+#pragma unroll
+        for (part = 0; part < L::PARTS; ++part)
+            weigh(*(part_of *)(void *)s[part * PART], a.scale2, zero, sum[part]);
+    }
+#pragma unroll
+    for (h = 0; h < 2; ++h) {
+        float lost = x.lost[h] * alpha[h];
+        const float limit =
+            is_recall ? x.share * recall_limit(a, r.l[h], alpha[h], x.seed[h], most[h]) : 0.0f;
+#pragma unroll
+        for (part = 0; part < L::PARTS; ++part) {
+            bool does_leave;
+            if (is_recall) {
+                const float u = quad_sum(sum[part][h]);
+                does_leave = may_lose(u, lost, limit, x.most, alpha[h]);
+                if (does_leave) lost += u;
+            } else {
+                does_leave = does_without(a, top[part][h], tile_odd(*(part_of *)(void *)s[part * PART], h),
+                                          r.m[h], r.l[h], x.seed[h]);
+            }
+            if (x.is_there[h] && !does_leave) kept |= 1 << part;
+        }
+    }
+#pragma unroll
+    for (part = 0; part < L::PARTS; ++part)
+        if (__any_sync(0xffffffffu, kept >> part & 1)) kept |= 1 << part;
+    const int t = svg2__fresh((int)threadIdx.x) % HOPPER_GROUP;
+    unsigned char *vote = smem + L::VOTE + group * 8 + (x.turn++ & 1) * 4; /* two, so that one barrier does */
+    if (t % WARP == 0) vote[t / WARP] = (unsigned char)kept;
+    __syncwarp(); /* the warp is one again: the barrier is for whole warps */
+    if (!SVG2__FAULT(75)) svg2__bar_sync(BARRIER_VOTE + (uint32_t)group, HOPPER_GROUP); /* all four are there */
+    uint32_t votes = *(const uint32_t *)(const void *)vote;
+    votes |= votes >> 16;
+    /* the same in all lanes, which the compiler then knows */
+    kept = __shfl_sync(0xffffffffu, (int)(votes | votes >> 8) & ALL, 0);
+
+#pragma unroll
+    for (h = 0; h < 2; ++h) {
+        if (is_recall) {
+            float lost = 0.0f, stays = 0.0f;
+#pragma unroll
+            for (part = 0; part < L::PARTS; ++part) {
+                if (kept >> part & 1) stays += sum[part][h];
+                else lost += quad_sum(sum[part][h]);
+            }
+            if (kept) {
+                x.lost[h] = x.lost[h] * alpha[h] + lost;
+                r.l[h] = fmaf(r.l[h], alpha[h], stays);
+                r.m[h] = most[h];
+            } else {
+                x.lost[h] += lost / alpha[h];
+                alpha[h] = 1.0f;
+            }
+        } else {
+            float after = r.m[h];
+#pragma unroll
+            for (part = 0; part < L::PARTS; ++part)
+                if (kept >> part & 1) after = fmaxf(after, top[part][h]);
+            zero[h] = after == -INFINITY ? 0.0f : after;
+            alpha[h] = svg2__exp2(r.m[h] - zero[h]);
+            r.m[h] = after;
+        }
+    }
+#pragma unroll
+    for (part = 0; part < L::PARTS; ++part) {
+        if (!(kept >> part & 1)) continue;
+        x.keys += min(max(keys - part * 8 * PART, 0), 8 * PART);
+        if (!is_recall) weigh(*(part_of *)(void *)s[part * PART], a.scale2, zero, sum[part]);
+    }
+#pragma unroll
+    for (h = 0; h < 2; ++h) {
+        if (!is_recall) {
+            r.l[h] *= alpha[h];
+#pragma unroll
+            for (part = 0; part < L::PARTS; ++part) r.l[h] += sum[part][h];
+        }
+        r.exact[h] = r.l[h];
+    }
+    return kept;
+}
+
+/* The weights of the tile that a message speaks of. Virtual keys are never left out. */
+template <class L>
+SVG2__DEVICE int weigh_next(const attention_args &a, float (&s)[L::KEYS / 8][4], softmax_rows &r, skip_rows &x,
+                            int message, int group, unsigned char *smem, float (&alpha)[2])
+{
+    const bool is_tail = (message & HOPPER_TAIL) != 0;
+    if (L::SKIPS && !is_tail) return weigh_or_leave_parts<L>(a, s, r, x, message, group, smem, alpha);
+    weigh_tile(s, is_tail ? 1.0f : a.scale2, is_tail, r, alpha);
+    return (1 << L::PARTS) - 1;
 }
 
 /* q.key_mean of a row as mean_logit, by the four lanes of a quad, each with every fourth chunk. */
@@ -6616,16 +6793,18 @@ SVG2__DEVICE void merge_groups(float (&o)[DP / 8][4], softmax_rows &r, int group
 }
 
 /* One warpgroup: 64 rows of each item, or every second tile of them. */
-template <class T, int DP, bool OVERLAP, bool PINGPONG>
+template <class T, int DP, bool SKIP, bool OVERLAP, bool PINGPONG>
 SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
 {
-    typedef hopper_smem<DP> L;
+    typedef hopper_smem<DP, SKIP> L;
     enum { KEYS = L::KEYS, STAGES = L::STAGES };
     const uint32_t base = svg2__smem(smem);
     hopper_place p;
     float o[DP / 8][4], s[KEYS / 8][4], alpha[2];
     uint32_t w[KEYS / 16][4];
     int n, h, e, i;
+    skip_rows skip;
+    skip.turn = 0;
     p.key = p.value = 0;
     p.group = __shfl_sync(0xffffffffu, (int)threadIdx.x / HOPPER_GROUP - 1, 0);
     if (PINGPONG && p.group == 1) svg2__bar_arrive(BARRIER_TURN, 2 * HOPPER_GROUP); /* warpgroup 0 begins */
@@ -6645,12 +6824,20 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
         for (h = 0; h < 2; ++h) {
             r.m[h] = -INFINITY;
             r.l[h] = r.exact[h] = shift[h] = 0.0f;
-            if (a.key_mean && (a.is_relative ? a.lse != NULL : item.block < a.tail_query_blocks)) {
-                const item_head x = head_of(a, item);
-                const int token = token_of(a, item, x, min(row_of(p, h), item.count - 1));
+            const item_head x = head_of(a, item);
+            const int row = row_of(p, h), token = token_of(a, item, x, min(row, item.count - 1));
+            if (a.key_mean
+                && (a.is_relative ? a.lse || (SKIP && a.lse_seed) : item.block < a.tail_query_blocks))
                 shift[h] = a.sign * a.scale2
                            * mean_logit_quad<T>(a.q, row_at(a.q, x.batch, x.head, token), a.dim,
                                                 a.key_mean + x.kv * a.dim, !a.is_relative);
+            if (SKIP) {
+                skip.is_there[h] = row < item.count;
+                skip.lost[h] = 0.0f;
+                skip.seed[h] = a.lse_seed && skip.is_there[h]
+                                   ? (a.lse_seed[x.bh * a.tokens + token] - 0.25f) * 1.44269504f
+                                         - (a.is_relative ? shift[h] : 0.0f)
+                                   : -INFINITY;
             }
         }
 #pragma unroll
@@ -6658,23 +6845,35 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
 
         if (!SVG2__FAULT(110)) wait_phase(base + L::QUERY_FULL, n & 1); /* the queries are there */
         fence_tile();
-        int v = 0, v_next = 0, now = next_tile<DP>(p, base, smem, v);
+        int v = 0, v_next = 0, now = next_tile<L>(p, base, smem, v), kept = 0;
         const bool has_tile = now != 0;
+        if (SKIP) {
+            /* Each warpgroup of a split item has an account of its own with what it has kept; but of what an
+               estimate promises, only a half. */
+            skip.share = p.is_split && a.lse_seed ? 0.5f : 1.0f;
+            skip.most = 0.0f;
+            if (a.skip == SVG2_SKIP_RECALL && now) {
+                const int all = shared_at<int32_t>(smem, L::TOTAL)[n & 1];
+                const int parts = (all + 63) / 64;
+                skip.most = 16.0f / (float)(p.is_split ? (parts + 1) / 2 : parts);
+            }
+            skip.keys = 0;
+        }
         if (OVERLAP) {
             if (now) {
                 fence_tile();
                 svg2__wgmma_hold(accumulators(s));
                 svg2__wgmma_fence();
-                multiply_keys<T, DP>(s, q, base + (uint32_t)(L::KEY + (p.key - 1) % STAGES * L::TILE));
+                multiply_keys<T, L>(s, q, base + (uint32_t)(L::KEY + (p.key - 1) % STAGES * L::TILE));
                 svg2__wgmma_wait<0>();
                 svg2__wgmma_hold(accumulators(s));
-                finish_logits<DP>(s, now, a, shift, (p.key - 1) % STAGES, base, smem);
-                weigh_tile(s, now & HOPPER_TAIL ? 1.0f : a.scale2, (now & HOPPER_TAIL) != 0, r, alpha);
+                finish_logits<L>(s, now, a, shift, (p.key - 1) % STAGES, base, smem);
+                kept = weigh_next<L>(a, s, r, skip, now, p.group, smem, alpha);
 #pragma unroll
                 for (i = 0; i < KEYS / 16; ++i) pack_weights<T>(w[i], s, i);
             }
 #pragma unroll 1
-            while (now && (now = next_tile<DP>(p, base, smem, v_next)) != 0) {
+            while (now && (now = next_tile<L>(p, base, smem, v_next)) != 0) {
                 const int k = (p.key - 1) % STAGES;
                 /* V of the tile before; it was asked for before K, so that this is no wait of its own */
                 if (!SVG2__FAULT(111)) wait_full<STAGES>(base + L::VALUE_FULL, v);
@@ -6684,14 +6883,14 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
                 svg2__wgmma_hold(accumulators(o));
                 svg2__wgmma_hold(w);
                 if (!SVG2__FAULT(115)) svg2__wgmma_fence(); /* S, O and P are the products' from here on */
-                multiply_keys<T, DP>(s, q, base + (uint32_t)(L::KEY + k * L::TILE));
-                add_values<T, DP, KEYS / 16>(o, w, base + (uint32_t)(L::VALUE + v % STAGES * L::TILE));
+                multiply_keys<T, L>(s, q, base + (uint32_t)(L::KEY + k * L::TILE));
+                add_values<T, L>(o, w, base + (uint32_t)(L::VALUE + v % STAGES * L::TILE));
                 if (PINGPONG && !p.is_split) svg2__bar_arrive(BARRIER_TURN + 1 - p.group, 2 * HOPPER_GROUP);
                 if (SVG2__FAULT(112)) release(base + L::VALUE_EMPTY + 8 * (uint32_t)(v % STAGES));
                 if (!SVG2__FAULT(113)) svg2__wgmma_wait<1>(); /* S */
                 svg2__wgmma_hold(accumulators(s));
-                finish_logits<DP>(s, now, a, shift, k, base, smem);
-                weigh_tile(s, now & HOPPER_TAIL ? 1.0f : a.scale2, (now & HOPPER_TAIL) != 0, r, alpha);
+                finish_logits<L>(s, now, a, shift, k, base, smem);
+                kept = weigh_next<L>(a, s, r, skip, now, p.group, smem, alpha);
                 svg2__wgmma_wait<0>(); /* P V of the tile before */
                 svg2__wgmma_hold(accumulators(o));
                 if (!SVG2__FAULT(112)) release(base + L::VALUE_EMPTY + 8 * (uint32_t)(v % STAGES));
@@ -6702,29 +6901,33 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
             }
         } else {
 #pragma unroll 1
-            for (; now; now = next_tile<DP>(p, base, smem, v)) {
+            for (; now; now = next_tile<L>(p, base, smem, v)) {
                 const int k = (p.key - 1) % STAGES;
                 if (PINGPONG && !p.is_split) svg2__bar_sync(BARRIER_TURN + p.group, 2 * HOPPER_GROUP);
                 fence_tile();
                 svg2__wgmma_hold(accumulators(s));
                 svg2__wgmma_fence();
-                multiply_keys<T, DP>(s, q, base + (uint32_t)(L::KEY + k * L::TILE));
+                multiply_keys<T, L>(s, q, base + (uint32_t)(L::KEY + k * L::TILE));
                 if (PINGPONG && !p.is_split) svg2__bar_arrive(BARRIER_TURN + 1 - p.group, 2 * HOPPER_GROUP);
                 svg2__wgmma_wait<0>();
                 svg2__wgmma_hold(accumulators(s));
-                finish_logits<DP>(s, now, a, shift, k, base, smem);
-                weigh_tile(s, now & HOPPER_TAIL ? 1.0f : a.scale2, (now & HOPPER_TAIL) != 0, r, alpha);
+                finish_logits<L>(s, now, a, shift, k, base, smem);
+                kept = weigh_next<L>(a, s, r, skip, now, p.group, smem, alpha);
                 rescale_output(o, alpha);
 #pragma unroll
                 for (i = 0; i < KEYS / 16; ++i) pack_weights<T>(w[i], s, i);
-                add_tile<T, DP>(o, w, v, base);
+                add_tile<T, L>(o, w, v, kept, base);
             }
         }
 
         const bool has_matrix = p.had_tail && a.tail_matrix;
         if (!has_matrix && !p.is_split) release(base + L::QUERY_EMPTY); /* already: the next ones may come */
-        if (OVERLAP && has_tile) add_tile<T, DP>(o, w, v, base);
+        if (OVERLAP && has_tile) add_tile<T, L>(o, w, v, kept, base);
         if (p.is_split) merge_groups<DP>(o, r, p.group, smem + L::QUERY + L::HALF);
+        if (SKIP && a.stats && svg2__fresh((int)threadIdx.x) % HOPPER_GROUP == 0) /* integers, in any order */
+            atomicAdd((unsigned long long *)(void *)&a.stats[a.head_begin + item.head].pairs_pv,
+                      (unsigned long long)(p.is_split ? count : min(count - 64 * p.group, 64))
+                          * (unsigned long long)skip.keys);
         const bool is_idle = p.is_split && p.group == 1; /* the rows are the other warpgroup's */
 
         /* out = o / l, and with a first order out += (tail's part of l) * scale * A^T q */
@@ -6819,8 +7022,10 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
    What a key list is, how virtual keys follow the exact ones, and what is masked, is as in attention_forward;
    so is the arithmetic but for the order of sums. Of an item of at most 64 rows both warpgroups have all
    rows: one takes the even tiles, the other one the odd ones, and at the end the first adds the second's part
-   to its own. With order 1 the matrix comes by the way of V. Under a skip rule, where a tile is looked at
-   before it is multiplied by V, run_attention takes attention_forward, and >>mass has its own kernel.
+   to its own. With order 1 the matrix comes by the way of V.
+
+   Under a skip rule the rows of a warpgroup decide together, by a vote of its four warps, on each 64 keys of a
+   tile; P V of a tile then follows its softmax at once, and only the turns of the two warpgroups overlap the two.
 
    With SVG2_CUDA_TMA packed K and V come as boxes of the copy engine (load_boxes), issued by one warp;
    virtual keys, and what is read where it is, still by cp.async. That a box may begin inside the swizzle's
@@ -6837,9 +7042,10 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
        96      128        2         170,848          168            0        64, 48, 32
       128      128        2         170,848          168            0        64, 64, 32
       256       80        2         232,352          168            0        40, 128, 20
-   (nvcc 13.0, sm_90a, with either feed; setmaxnreg then gives 56 and 224. 176 keys at head_dim 128: 12 bytes
-   of spills where it loads. A wait for V between S and P V, or fragments of P that the compiler may
-   still touch behind wgmma.fence, serialise the products: C7520.)
+   (nvcc 13.0, sm_90a, with either feed; setmaxnreg then gives 56 and 224. Under a skip rule: 72 and 216; 24 bytes
+   more; 64 keys and 202,360 bytes at head_dim 256. 176 keys at head_dim 128: 12 bytes of spills where it loads.
+   A wait for V between S and P V, fragments of P that the compiler may still touch behind wgmma.fence, or products
+   under a condition beside others, serialise the products: C7520.)
 
    Limiter, by counting at head_dim 128 (a tile of 128 keys, 128 rows): the products take the tensor cores
    2,048 cycles; 16,384 exp2 take 1,024 and the rest of the softmax some 550 issue slots of each quarter,
@@ -6853,12 +7059,12 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
    Executed beyond what is useful: rows in steps of 64, 11 % with 400 query blocks in 118,800 tokens; half a
    tile of keys an item, 0.5 % of the 11,880 keys of 10 % density; in an item of 64 rows half a tile once
    more. The tail adds what it adds above. */
-template <class T, int DP, bool TMA>
+template <class T, int DP, bool SKIP, bool TMA>
 static __global__ void __launch_bounds__(HOPPER_THREADS, 1)
     attention_hopper(const __grid_constant__ attention_args a, const __grid_constant__ hopper_maps<TMA> maps)
 {
 #if SVG2__SM90A
-    typedef hopper_smem<DP> L;
+    typedef hopper_smem<DP, SKIP> L;
     SVG2_DYN_SMEM(attention_hopper_shared, 1024);
     if (threadIdx.x == 0) {
         const uint32_t base = svg2__smem(attention_hopper_shared);
@@ -6879,11 +7085,11 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 1)
     }
     __syncthreads(); /* the barriers are there */
     if (threadIdx.x < HOPPER_GROUP) {
-        svg2__registers_less<56>();
-        hopper_load<T, DP, TMA>(a, maps, attention_hopper_shared);
+        svg2__registers_less<SKIP ? 72 : 56>();
+        hopper_load<T, DP, SKIP, TMA>(a, maps, attention_hopper_shared);
     } else {
-        svg2__registers_more<224>();
-        hopper_compute<T, DP, SVG2_CUDA_OVERLAP != 0, SVG2_CUDA_PINGPONG != 0>(a, attention_hopper_shared);
+        svg2__registers_more<SKIP ? 216 : 224>();
+        hopper_compute<T, DP, SKIP, SVG2_CUDA_OVERLAP != 0 && !SKIP, SVG2_CUDA_PINGPONG != 0>(a, attention_hopper_shared);
     }
 #else
     (void)a, (void)maps;
@@ -7219,27 +7425,31 @@ static svg2_result hopper_maps_of(hopper_maps<false> *maps, const attention_call
 }
 #endif
 
+template <class T, int DP, bool SKIP>
+static svg2_result attention_launch_forward(const svg2_backend *backend, const attention_call *c, svg2_error *err)
+{
+    enum { TMA = SVG2_CUDA_TMA != 0 };
+    hopper_maps<TMA> maps;
+    if (!c->blocks)
+        return launch(backend, err, "attention_forward", attention_forward<T, DP, SKIP>,
+                      dim3(grid_of((int64_t)c->memory.heads * c->memory.most)), ATTENTION_THREADS,
+                      attention_smem_bytes<SKIP>(DP, c->args.stages), c->args);
+    SVG2__RUN(hopper_maps_of(&maps, c, dtype_of(T()) == SVG2_BF16, err));
+    return launch(backend, err, "attention_hopper", attention_hopper<T, DP, SKIP, TMA>, dim3((unsigned)c->blocks),
+                  HOPPER_THREADS, hopper_smem<DP, SKIP>::BYTES, c->args, maps);
+}
+
 template <class T, int DP>
 static svg2_result attention_launch(const svg2_backend *backend, const attention_call *c, svg2_error *err)
 {
-    const dim3 grid(grid_of((int64_t)c->memory.heads * c->memory.most)), heads((unsigned)(c->memory.heads + 255) / 256);
+    const dim3 heads((unsigned)(c->memory.heads + 255) / 256);
     svg2_head_stats *stats = c->args.stats;
     SVG2__RUN((attention_launch_first<T, DP>(backend, c, err)));
-    if (c->blocks) {
-        enum { TMA = SVG2_CUDA_TMA != 0 };
-        hopper_maps<TMA> maps;
-        SVG2__RUN(hopper_maps_of(&maps, c, dtype_of(T()) == SVG2_BF16, err));
-        return launch(backend, err, "attention_hopper", attention_hopper<T, DP, TMA>,
-                      dim3((unsigned)c->blocks), HOPPER_THREADS, hopper_smem<DP>::BYTES, c->args, maps);
-    }
-    if (!c->args.skip)
-        return launch(backend, err, "attention_forward", attention_forward<T, DP, false>, grid,
-                      ATTENTION_THREADS, attention_smem_bytes<false>(DP, c->args.stages), c->args);
+    if (!c->args.skip) return attention_launch_forward<T, DP, false>(backend, c, err);
     if (stats)
         SVG2__RUN(launch(backend, err, "attention_stats", attention_stats, heads, 256, 0, stats,
                          c->args.head_begin, c->memory.heads, 0));
-    SVG2__RUN(launch(backend, err, "attention_forward", attention_forward<T, DP, true>, grid,
-                     ATTENTION_THREADS, attention_smem_bytes<true>(DP, c->args.stages), c->args));
+    SVG2__RUN((attention_launch_forward<T, DP, true>(backend, c, err)));
     if (!stats) return ok(err);
     return launch(backend, err, "attention_stats", attention_stats, heads, 256, 0, stats, c->args.head_begin,
                   c->memory.heads, 1);
@@ -7256,14 +7466,14 @@ static svg2_result attention_launch_dim(const svg2_backend *backend, const atten
     }
 }
 
-/* What differs where the kernel for wgmma is taken: without a skip rule. Its items have 128 rows whatever
-   head_dim is; the workspace has room for either. */
+/* What differs where the kernel for wgmma is taken. Its items have 128 rows whatever head_dim is; the workspace
+   has room for either. */
 static svg2_result attention_hopper_plan(const svg2_backend *backend, attention_call *c, svg2_error *err)
 {
     bool is_wgmma;
     int device = 0, processors = 0;
     SVG2__RUN(takes_wgmma(backend, &is_wgmma, err));
-    if (!is_wgmma || c->args.skip) return SVG2_OK;
+    if (!is_wgmma) return SVG2_OK;
     SVG2__CUDA(cudaGetDevice(&device), "device");
     SVG2__CUDA(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "device");
     c->plan.rows = HOPPER_ROWS;

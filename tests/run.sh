@@ -51,7 +51,7 @@ emulated() { # the same, with CUDA threads and copies in another order than the 
     for t in "$@"; do
         device=
         # whole calls: the kernels of wgmma are looked at by the tests of the stages; here they take eight times as long
-        case $config-$t in tsan-cuda_backend | tsan-cuda_graph | tsan-cuda_skip) device=EMU_DEVICE=80 ;; esac
+        case $config-$t in tsan-cuda_backend | tsan-cuda_graph) device=EMU_DEVICE=80 ;; esac
         echo "$config-$t-$(echo "$order" | tr ' ' -) env 'EMU_SCHEDULE=$order' $device $(dir "$config")/tests/test_$t" >>"$list"
     done
 }

@@ -1,9 +1,11 @@
 /* skip.h - the skip rules of svg2_attention in float64, and problems for them; for test_skip.c and test_cuda_skip.c, after test.h */
 
 enum { MOST = 64 };
-/* Rows that share an order of tiles, rows that decide together (in a full item; in one of at most small rows), keys of a tile. */
-typedef struct pace { int item, unit, small, small_unit, tile; } pace;
-static const pace cpu_pace = {256, 64, 0, 64, 64};
+/* Rows that share an order of tiles; rows that decide together (in a full item; in one of at most small rows); keys of a tile, and parts
+   of it that are left out one by one, though judged by what was before the tile. is_split: of a small item even and odd tiles have
+   accounts of their own. */
+typedef struct pace { int item, unit, small, small_unit, tile, parts, is_split; } pace;
+static const pace cpu_pace = {256, 64, 0, 64, 64, 1, 0};
 
 /* A call on one head as lists: what each query block attends to. */
 typedef struct lists { int blocks, key_blocks; const int32_t *query_order, *query_offset, *key_order, *key_offset; const uint8_t *map; } lists;
@@ -18,7 +20,7 @@ static outcome play(pace g, const svg2_desc *d, const double *q, const double *k
     const double scale = (double)d->scale, rho = (1 - (double)d->recall) / (double)d->recall * 0.999;
     outcome got = {0, 1, {0, 0}};
     int *key = (int *)mem_new(sizeof(int) * (size_t)Sk);
-    double *logit = (double *)mem_new(sizeof(double) * MOST * (size_t)Sk), *o = (double *)mem_new(sizeof(double) * MOST * (size_t)D);
+    double *logit = (double *)mem_new(sizeof(double) * MOST * (size_t)Sk), *o = (double *)mem_new(sizeof(double) * 2 * MOST * (size_t)D);
     for (int block = 0; block < s.blocks; ++block) {
         const int begin = s.query_offset ? s.query_offset[block] : 0, end = s.query_offset ? s.query_offset[block + 1] : Sq;
         int n = 0, tiles;
@@ -30,49 +32,82 @@ static outcome play(pace g, const svg2_desc *d, const double *q, const double *k
             for (int unit = item, last = item + g.item < end ? item + g.item : end, step = last - item > g.small ? g.unit : g.small_unit; unit < last; unit += step) {
                 const int rows = last - unit < step ? last - unit : step;
                 int middle = d->visit == SVG2_VISIT_DIAGONAL ? (int)((int64_t)(item + (last - item) / 2) * tiles / Sq) : 0;
-                double m[MOST], l[MOST], lost[MOST], all[MOST];
+                const int sides = g.is_split && last - item <= g.small ? 2 : 1, part_keys = g.tile / g.parts;
+                const double shares = (double)(((n + part_keys - 1) / part_keys + sides - 1) / sides);
+                double m[2][MOST], l[2][MOST], lost[2][MOST], all[MOST];
                 int token[MOST], up = middle + 1, down = middle - 1, tile = middle;
                 for (int r = 0; r < rows; ++r) {
                     token[r] = s.query_order ? s.query_order[unit + r] : unit + r;
-                    m[r] = -(double)INFINITY; l[r] = lost[r] = all[r] = 0;
+                    for (int z = 0; z < 2; ++z) m[z][r] = -(double)INFINITY, l[z][r] = lost[z][r] = 0;
+                    all[r] = 0;
                     for (int t = 0; t < n; ++t) logit[r * Sk + t] = scale * dot64(q + (int64_t)token[r] * D, k + (int64_t)key[t] * D, D);
                 }
-                memset(o, 0, sizeof(double) * MOST * (size_t)D);
+                memset(o, 0, sizeof(double) * 2 * MOST * (size_t)D);
                 for (int i = 0; i < tiles; ++i) {
-                    const int at = tile * g.tile, keys = n - at < g.tile ? n - at : g.tile;
-                    int leaves = 1;
-                    double top[MOST], u[MOST];
+                    const int z = i % sides;
+                    int kept = 0, from[3];
+                    double top[2][MOST], u[2][MOST];
+                    for (int part = 0; part <= g.parts; ++part) from[part] = tile * g.tile + part * part_keys < n ? tile * g.tile + part * part_keys : n;
                     for (int r = 0; r < rows; ++r) {
-                        top[r] = -(double)INFINITY; u[r] = 0;
-                        for (int t = at; t < at + keys; ++t) top[r] = fmax(top[r], logit[r * Sk + t]);
-                        double next = fmax(m[r], top[r]), hint = seed ? exp((double)seed[token[r]] - 0.25 - (d->skip == SVG2_SKIP_RECALL ? next : m[r])) : 0;
-                        for (int t = at; t < at + keys; ++t) u[r] += exp(logit[r * Sk + t] - next);
-                        if (d->skip == SVG2_SKIP_CONSTANT && !(exp(top[r] - m[r]) < (double)d->skip_threshold)) leaves = 0;
-                        if (d->skip == SVG2_SKIP_ENERGY && !(exp(top[r] - m[r]) < exp((double)d->energy_lambda) * fmax(l[r], hint))) leaves = 0;
-                        if (d->skip == SVG2_SKIP_RECALL) {
-                            const double a = exp(m[r] - next), limit = rho * fmax(l[r] * a, (double)d->recall * hint);
-                            if (!(u[r] <= 16 * limit / tiles && lost[r] * a + u[r] <= limit && a > 1e-6)) leaves = 0;
+                        double next = m[z][r], gone = lost[z][r];
+                        for (int part = 0; part < g.parts; ++part) {
+                            top[part][r] = -(double)INFINITY; u[part][r] = 0;
+                            for (int t = from[part]; t < from[part + 1]; ++t) {
+                                top[part][r] = fmax(top[part][r], logit[r * Sk + t]);
+                                all[r] += exp(logit[r * Sk + t]);
+                            }
+                            next = fmax(next, top[part][r]);
+                        }
+                        for (int part = 0; part < g.parts; ++part) {
+                            const double before = d->skip == SVG2_SKIP_RECALL ? next : m[z][r], a = exp(m[z][r] - next);
+                            const double hint = seed ? exp((double)seed[token[r]] - 0.25 - before) : 0;
+                            int leaves = from[part] < from[part + 1];
+                            for (int t = from[part]; t < from[part + 1]; ++t) u[part][r] += exp(logit[r * Sk + t] - m[z][r]);
+                            if (!leaves) continue;
+                            if (d->skip == SVG2_SKIP_CONSTANT && !(exp(top[part][r] - m[z][r]) < (double)d->skip_threshold)) leaves = 0;
+                            if (d->skip == SVG2_SKIP_ENERGY && !(exp(top[part][r] - m[z][r]) < exp((double)d->energy_lambda) * fmax(l[z][r], hint))) leaves = 0;
+                            if (d->skip == SVG2_SKIP_RECALL) {
+                                const double limit = (seed ? 1.0 / sides : 1.0) * rho * fmax(l[z][r] * a, (double)d->recall * hint);
+                                if (!(u[part][r] * a <= 16 * limit / shares && (gone + u[part][r]) * a <= limit && a > 1e-6)) leaves = 0;
+                                else gone += u[part][r];
+                            }
+                            if (!leaves) kept |= 1 << part;
                         }
                     }
                     for (int r = 0; r < rows; ++r) {
-                        const double next = fmax(m[r], top[r]), a = exp(m[r] - next);
-                        all[r] += exp(next) * u[r];
-                        if (leaves) { lost[r] += u[r] / a; continue; }
-                        for (int e = 0; e < D; ++e) o[r * D + e] *= a;
-                        for (int t = at; t < at + keys; ++t)
-                            for (int e = 0; e < D; ++e) o[r * D + e] += exp(logit[r * Sk + t] - next) * v[(int64_t)key[t] * D + e];
-                        l[r] = l[r] * a + u[r];
-                        lost[r] *= a;
-                        m[r] = next;
+                        double next = m[z][r];
+                        for (int part = 0; part < g.parts; ++part) {
+                            if (kept >> part & 1 || (kept && d->skip == SVG2_SKIP_RECALL)) next = fmax(next, top[part][r]);
+                            if (!(kept >> part & 1)) lost[z][r] += u[part][r];
+                        }
+                        const double a = exp(m[z][r] - next);
+                        l[z][r] *= a;
+                        lost[z][r] = isinf(m[z][r]) ? 0 : lost[z][r] * a;
+                        for (int e = 0; e < D; ++e) o[(z * MOST + r) * D + e] *= a;
+                        m[z][r] = next;
+                        for (int part = 0; part < g.parts; ++part)
+                            for (int t = from[part]; t < from[part + 1] && kept >> part & 1; ++t) {
+                                const double p = exp(logit[r * Sk + t] - next);
+                                l[z][r] += p;
+                                for (int e = 0; e < D; ++e) o[(z * MOST + r) * D + e] += p * v[(int64_t)key[t] * D + e];
+                            }
                     }
-                    if (!leaves) got.pairs += (int64_t)rows * keys;
+                    for (int part = 0; part < g.parts; ++part)
+                        if (kept >> part & 1) got.pairs += (int64_t)rows * (from[part + 1] - from[part]);
                     tile = down < 0 || (up < tiles && i % 2 == 0) ? up++ : down--;
                 }
                 for (int r = 0; r < rows; ++r) {
-                    for (int e = 0; e < D; ++e) o[r * D + e] /= l[r] > 0 ? l[r] : 1;
+                    const double most = fmax(m[0][r], m[1][r]);
+                    double sum = 0;
+                    for (int z = 0; z < 2; ++z) {
+                        const double a = isinf(m[z][r]) ? 0 : exp(m[z][r] - most);
+                        sum += l[z][r] * a;
+                        for (int e = 0; e < D; ++e) o[r * D + e] = z ? o[r * D + e] + o[(MOST + r) * D + e] * a : o[r * D + e] * a;
+                    }
+                    for (int e = 0; e < D; ++e) o[r * D + e] /= sum > 0 ? sum : 1;
                     rel_add(&got.error, out + (int64_t)token[r] * out_step, o + r * D, D);
-                    lse[token[r]] = l[r] > 0 ? m[r] + log(l[r]) : -(double)INFINITY;
-                    if (all[r] > 0) got.worst = fmin(got.worst, l[r] * exp(m[r]) / all[r]);
+                    lse[token[r]] = sum > 0 ? most + log(sum) : -(double)INFINITY;
+                    if (all[r] > 0) got.worst = fmin(got.worst, sum * exp(most) / all[r]);
                 }
             }
     }

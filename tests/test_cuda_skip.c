@@ -3,18 +3,22 @@
 #include "test.h"
 #include "skip.h"
 
-/* A warp decides for its rows: 32 of an item of more than 64 rows, else 16. */
+static int32_t arch = 80; /* the kernels of which generation: of mma.sync, or (90) of wgmma */
+
+/* A warp decides for its rows: 32 of an item of more than 64 rows, else 16. With wgmma a warpgroup does, for its 64 rows; if
+   there are no more, two share the tiles out. */
 static pace gpu_pace(int dim)
 {
-    const pace wide = {128, 32, 64, 16, 64}, deep = {64, 16, 0, 16, 32};
-    return dim > 128 ? deep : wide;
+    const pace wide = {128, 32, 64, 16, 64, 1, 0}, deep = {64, 16, 0, 16, 32, 1, 0};
+    const pace wide_wgmma = {128, 64, 64, 64, 128, 2, 1}, deep_wgmma = {128, 64, 64, 64, 64, 1, 1};
+    return arch == 90 ? (dim > 128 ? deep_wgmma : wide_wgmma) : dim > 128 ? deep : wide;
 }
 
 typedef struct twin { job j; void *q, *k, *v, *out, *lse, *stats, *work; } twin;
 
 static twin twin_new(svg2_desc d, tensor_order order)
 {
-    svg2_backend cuda = svg2_cuda_backend(0);
+    svg2_backend cuda = svg2_cuda_backend_arch(0, arch);
     twin t;
     job_alloc(&t.j, d, &cuda, order);
     return t;
@@ -134,7 +138,7 @@ static void other_methods(void **state)
     (void)state;
     double least[2] = {1, 1};
     for (int n = 0; n < 2 * COUNT(rules); ++n) {
-        const int is_adaspa = n % 2, frame = 48;
+        const int is_adaspa = n % 2, frame = arch == 90 && !TEST_SLOW_BUILD ? 96 : 48;
         const double x = rules[n / 2].x;
         const svg2_backend cpu = svg2_cpu_backend(0);
         svg2_desc d = desc_small(2, 5 * frame, 64), with;
@@ -178,7 +182,9 @@ static void other_methods(void **state)
             }
             print_message("%s, rule %d of %g, step %d: error %.4f, on the CPU %.4f; of Q K %.3f, %.3f\n", is_adaspa ? "adaspa" : "svg1", (int)with.skip, x, step,
                           gpu, error, (double)pairs[0][1] / (double)pairs[0][0], (double)pairs[1][1] / (double)pairs[1][0]);
-            for (int k = 0; k < 2; ++k) assert_at_most(fabs((double)(pairs[0][k] - pairs[1][k])), 0.02 * (double)pairs[1][0]);
+            assert_at_most(fabs((double)(pairs[0][0] - pairs[1][0])), 0.02 * (double)pairs[1][0]);
+            assert_true((double)(pairs[1][1] - pairs[0][1]) < 0.02 * (double)pairs[1][0]);
+            if (arch == 80) assert_at_most((double)(pairs[0][1] - pairs[1][1]), 0.02 * (double)pairs[1][0]); /* as small tiles as the CPU's */
             assert_at_most(gpu, 1.05 * error + cuda_bound(&d));
         }
         twin_done();
@@ -290,7 +296,7 @@ static void seeded_calls(void **state)
     double kept;
     d.method = SVG2_METHOD_DENSE;
     d.q.dtype = d.k.dtype = d.v.dtype = SVG2_BF16;
-    d = rule(d, SVG2_SKIP_ENERGY, SVG2_VISIT_NATURAL, -4);
+    d = rule(d, SVG2_SKIP_ENERGY, SVG2_VISIT_NATURAL, -3);
     d.seed_lse = 1;
     twin t = twin_new(d, BHSD);
     fill_video(&t.j.q, &t.j.k, &t.j.v, 31, 1, 1);
@@ -298,7 +304,8 @@ static void seeded_calls(void **state)
     kept = check_twin(&t, 0, 0);
     memcpy(last, t.j.lse, rows * sizeof(float));
     twin_step(&t, 1);
-    assert_true(check_twin(&t, 1, last) < kept);
+    const double seeded = check_twin(&t, 1, last);
+    if (!(seeded < kept)) fail_msg("with an estimate %.4f of the pairs, without %.4f", seeded, kept);
     twin_done();
 }
 
@@ -343,8 +350,30 @@ static void nan_stays(void **state)
     }
 }
 
+/* The same with the kernel for wgmma. */
+#define WGMMA(test)                      \
+    static void test##_wgmma(void **state) \
+    {                                    \
+        arch = 90;                       \
+        test(state);                     \
+        arch = 80;                       \
+    }
+WGMMA(rules_as_written)
+WGMMA(inside_a_map)
+WGMMA(other_methods)
+WGMMA(beside_a_tail)
+WGMMA(recall_is_kept)
+WGMMA(seeds)
+WGMMA(seeded_calls)
+WGMMA(same_bits)
+WGMMA(nan_stays)
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {TEST(rules_as_written), TEST(inside_a_map), TEST(other_methods), TEST(beside_a_tail), TEST(recall_is_kept), TEST(seeds), TEST(seeded_calls), TEST(same_bits), TEST(nan_stays)};
+    const struct CMUnitTest tests[] = {
+        TEST(rules_as_written), TEST(inside_a_map), TEST(other_methods), TEST(beside_a_tail), TEST(recall_is_kept), TEST(seeds),
+        TEST(seeded_calls), TEST(same_bits), TEST(nan_stays), TEST(rules_as_written_wgmma), TEST(inside_a_map_wgmma),
+        TEST(other_methods_wgmma), TEST(beside_a_tail_wgmma), TEST(recall_is_kept_wgmma), TEST(seeds_wgmma),
+        TEST(seeded_calls_wgmma), TEST(same_bits_wgmma), TEST(nan_stays_wgmma)};
     return cmocka_run_group_tests_name("cuda_skip", tests, 0, 0);
 }
