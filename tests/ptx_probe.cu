@@ -64,6 +64,10 @@ PROBE probe_tma_load_2d(const CUtensorMap *out, const uint32_t *in)
 {
     svg2__tma_load_2d(in[0], out, in[1], (int)in[2], (int)in[3]);
 }
+PROBE probe_tma_load_4d(const CUtensorMap *out, const uint32_t *in)
+{
+    svg2__tma_load_4d(in[0], out, in[1], (int)in[2], (int)in[3], (int)in[4], (int)in[5]);
+}
 PROBE probe_prefetch_map(const CUtensorMap *out) { svg2__prefetch_map(out); }
 PROBE probe_registers_more() { svg2__registers_more<240>(); }
 PROBE probe_registers_less() { svg2__registers_less<24>(); }

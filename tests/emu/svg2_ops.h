@@ -39,6 +39,11 @@ OP void svg2__tma_load_2d(uint32_t dst, const CUtensorMap *map, uint32_t bar, in
     const int at[2] = {x, y};
     cuemu::tma_load(dst, map, bar, at, 2, line);
 }
+OP void svg2__tma_load_4d(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x, int y, int z, int w, LINE)
+{
+    const int at[4] = {x, y, z, w};
+    cuemu::tma_load(dst, map, bar, at, 4, line);
+}
 OP void svg2__prefetch_map(const CUtensorMap *) {}
 template <int N> OP void svg2__registers_more(LINE) { cuemu::setmaxnreg(N, true, line); }
 template <int N> OP void svg2__registers_less(LINE) { cuemu::setmaxnreg(N, false, line); }

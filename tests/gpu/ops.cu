@@ -714,6 +714,68 @@ static void test_boxes()
     report("svg2__mbar_arrive_expect: all bytes counted", lost, 128 * 13 * 8, "");
 }
 
+/* Boxes of a tensor of 4 dimensions: columns, tokens, heads, batch entries, whose strides rise or do not; columns
+   and tokens beyond are 0, and of a head or a batch entry that is not there all. */
+static __global__ void __launch_bounds__(128)
+    box_4d_kernel(const __grid_constant__ CUtensorMap map, int x, int y, int z, int w, uint32_t bytes,
+                  uint16_t *out, int *is_there)
+{
+#if SVG2__SM90A
+    SVG2_DYN_SMEM(slabs, 1024);
+    const int t = (int)threadIdx.x;
+    const uint32_t bar = svg2__smem(slabs + 64 * 128);
+    if (t == 0) {
+        svg2__mbar_init(bar, 1);
+        svg2__fence_mbar_init();
+    }
+    __syncthreads(); /* barrier made -> waited for */
+    if (t == 0) {
+        svg2__mbar_arrive_expect(bar, bytes);
+        svg2__tma_load_4d(svg2__smem(slabs), &map, bar, x, y, z, w);
+    }
+    const int is_over = waited(bar, 0);
+    for (int i = t; i < (int)bytes / 2; i += 128) memcpy(out + i, slabs + 2 * i, 2);
+    is_there[t] = is_over;
+#else
+    (void)x, (void)y, (void)z, (void)w, (void)bytes, (void)out, (void)is_there;
+    __trap();
+#endif
+}
+static void test_boxes_4d()
+{
+    enum { COLUMNS = 72, TOKENS = 37, HEADS = 3, BATCH = 2 };
+    static const int64_t size[4] = {COLUMNS, TOKENS, HEADS, BATCH},
+                         strides[3][3] = {{COLUMNS, TOKENS * COLUMNS, HEADS * TOKENS * COLUMNS},
+                                          {HEADS * COLUMNS, COLUMNS, TOKENS * HEADS * COLUMNS},
+                                          {8 + COLUMNS * HEADS * BATCH, COLUMNS * BATCH, COLUMNS}};
+    static const int at[][4] = {{0, 0, 0, 0}, {64, 5, 1, 1}, {0, 30, 2, 0}, {64, 36, 2, 1},
+                                {0, 37, 0, 0}, {0, 3, 3, 0}, {0, 3, 0, 2}};
+    std::vector<uint16_t> all((8 + COLUMNS * HEADS * BATCH) * TOKENS);
+    for (auto &x : all) x = (uint16_t)(bits() % 60000 + 1);
+    buffer<uint16_t> tensor(all), out(std::vector<uint16_t>(64 * 64, 1));
+    buffer<int> is_there(std::vector<int>(128, 0));
+    long long bad = 0, count = 0;
+    for (auto &stride : strides)
+        for (int rows = 1; rows <= 64; rows *= 4)
+            for (auto &p : at) {
+                CUtensorMap map;
+                if (tensor_map_of(&map, tensor.data, 4u, size, stride, rows) != CUDA_SUCCESS)
+                    must(cudaErrorUnknown, "cuTensorMapEncodeTiled, 4D");
+                run(box_4d_kernel, 1, 128, 64 * 128 + 8, map, p[0], p[1], p[2], p[3], (uint32_t)rows * 128,
+                    out.data, is_there.data);
+                const std::vector<uint16_t> got = out.read();
+                for (int i = 0; i < rows * 64; ++i, ++count) {
+                    const int row = i / 64, column = p[0] + ((i % 64 / 8) ^ (row & 7)) * 8 + i % 8,
+                              token = p[1] + row;
+                    const int64_t from = column + token * stride[0] + p[2] * stride[1] + p[3] * stride[2];
+                    const bool is_in = column < COLUMNS && token < TOKENS && p[2] < HEADS && p[3] < BATCH;
+                    bad += got[(size_t)i] != (is_in ? all[(size_t)from] : 0);
+                }
+                for (int x : is_there.read()) bad += x != 1;
+            }
+    report("svg2__tma_load_4d: boxes of 1 to 64 rows", bad, count, "with rows, columns, heads outside: 0");
+}
+
 /* Does a box have to begin where the pattern of the swizzle does? Documents can be read either way; this
    asks. Last, for it may leave an error behind, and no failure: kernels that need it are chosen by the
    answer. */
@@ -1002,6 +1064,7 @@ int main()
         test_groups();
         test_narrow();
         test_boxes();
+        test_boxes_4d();
         test_chain();
         test_flash();
         ask_boxes();
