@@ -330,6 +330,54 @@ SVG2__OP void svg2__tma_load_4d(uint32_t dst, const CUtensorMap *map, uint32_t b
                  "[%0], [%1, {%3, %4, %5, %6}], [%2];"
                  ::"r"(dst), "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
 }
+/* The same to this place of all blocks of the cluster whose bit is set; each one's own barrier there counts the
+   bytes. */
+SVG2__OP void svg2__tma_load_4d_multicast(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x, int y,
+                                          int z, int w, uint16_t blocks)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes."
+                 "multicast::cluster [%0], [%1, {%3, %4, %5, %6}], [%2], %7;"
+                 ::"r"(dst), "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "r"(w), "h"(blocks) : "memory");
+}
+/* ---- clusters: blocks that run at the same time and reach each other's shared memory ---- */
+/* of this block in its cluster */
+SVG2__OP uint32_t svg2__cluster_rank()
+{
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+/* the address, for operations on a cluster, of the same place in the block of that rank; 9.7.9.23 */
+SVG2__OP uint32_t svg2__mapa(uint32_t address, uint32_t rank)
+{
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
+/* All threads of the cluster that have not ended: what one did before it arrives the others see after their wait.
+   9.7.13.3 */
+SVG2__OP void svg2__cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+SVG2__OP void svg2__cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+/* an arrival at an mbarrier of any block of the cluster, by its address from mapa; who waits there sees what was
+   before if it waits at cluster scope, too */
+SVG2__OP void svg2__mbar_arrive_remote(uint32_t bar)
+{
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+SVG2__OP uint32_t svg2__mbar_try_wait_cluster(uint32_t bar, uint32_t parity)
+{
+    uint32_t is_over;
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; "
+                 "selp.u32 %0, 1, 0, p; }"
+                 : "=r"(is_over) : "r"(bar), "r"(parity) : "memory");
+    return is_over;
+}
+/* 16 bytes to shared memory of any block of the cluster, by its address from mapa; 9.7.9.11 */
+SVG2__OP void svg2__store_remote(uint32_t dst, int x, int y, int z, int w)
+{
+    asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};"
+                 ::"r"(dst), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
 SVG2__OP void svg2__prefetch_map(const CUtensorMap *map)
 {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
