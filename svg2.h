@@ -4500,7 +4500,7 @@ static int svg2__attention_leaves_out(const svg2__attention_task *t, float *p, i
     return 1;
 }
 
-/* One tile of n keys against all units; each leaves it out or not. next: the tokens of the tile after it, nexts of
+/* One tile of n keys against all units; each leaves it out or not. next: the tokens of the next tile, nexts of
    them. Returns the pairs that were multiplied with V. */
 static int64_t svg2__attention_skip_tile(const svg2__attention_task *t, const svg2__attention_item *item, int64_t kv,
                                          const int32_t *index, int32_t n, const int32_t *next, int32_t nexts,
