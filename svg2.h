@@ -1497,6 +1497,8 @@ typedef void svg2__pack4_fn(float *dst, int64_t ld_dst, const float *src, int64_
 /* p [keys][64]: base-2 logits in, weights exp2(p + bias[key] - m) out; m, l [64] are updated; alpha = exp2(old m
    - new m). bias may be NULL. Returns 1 if any alpha is not 1, i.e. earlier sums must be rescaled. */
 typedef int svg2__softmax_fn(float *p, int32_t keys, int nv, const float *bias, float *m, float *l, float *alpha);
+/* top [64] = largest of p [keys][64], keys > 0; NaN where one of a lane's is not finite */
+typedef void svg2__peak_fn(const float *p, int32_t keys, int nv, float *top);
 /* o [dim][64] *= alpha [64] */
 typedef void svg2__rescale_fn(float *o, int32_t dim, int nv, const float *alpha);
 /* score [4][64]: for each lane, best = max over i of score + bias[i], index = first + i of it; strict, so ties
@@ -1541,6 +1543,7 @@ typedef struct svg2__loops {
     svg2__load_fn    *load;
     svg2__pack4_fn   *pack4;
     svg2__softmax_fn *softmax;
+    svg2__peak_fn    *peak;
     svg2__rescale_fn *rescale;
     svg2__argmax_fn  *argmax;
     svg2__mass_fn    *mass;
@@ -1609,6 +1612,21 @@ static int svg2__softmax_scalar(float *p, int32_t keys, int nv, const float *bia
         if (!(alpha[lane] == 1.0f)) changed = 1;
     }
     return changed;
+}
+
+static void svg2__peak_scalar(const float *p, int32_t keys, int nv, float *top)
+{
+    float odd[SVG2__LANES];
+    int32_t key;
+    int lane;
+    for (lane = 0; lane < 16 * nv; ++lane) top[lane] = -INFINITY, odd[lane] = 0.0f;
+    for (key = 0; key < keys; ++key)
+        for (lane = 0; lane < 16 * nv; ++lane) {
+            const float x = p[key * SVG2__LANES + lane];
+            top[lane] = x > top[lane] ? x : top[lane];
+            odd[lane] += x - x; /* a NaN, which the comparison passes over; an Inf */
+        }
+    for (lane = 0; lane < 16 * nv; ++lane) top[lane] += odd[lane];
 }
 
 static void svg2__rescale_scalar(float *o, int32_t dim, int nv, const float *alpha)
@@ -1703,9 +1721,9 @@ static void svg2__turn_scalar(const svg2__turn *t)
 }
 
 static const svg2__loops svg2__loops_scalar = {
-    svg2__mk_scalar,     svg2__load_scalar, svg2__pack4_scalar,   svg2__softmax_scalar, svg2__rescale_scalar,
-    svg2__argmax_scalar, svg2__mass_scalar, svg2__moments_scalar, svg2__dot_scalar,     svg2__square_scalar,
-    svg2__turn_scalar,   0,                 0,                    0,
+    svg2__mk_scalar,      svg2__load_scalar,   svg2__pack4_scalar, svg2__softmax_scalar, svg2__peak_scalar,
+    svg2__rescale_scalar, svg2__argmax_scalar, svg2__mass_scalar,  svg2__moments_scalar, svg2__dot_scalar,
+    svg2__square_scalar,  svg2__turn_scalar,   0,                  0,                    0,
 };
 
 /* ---- x86 ----
@@ -1856,6 +1874,22 @@ SVG2__AVX2 static int svg2__softmax_avx2(float *p, int32_t keys, int nv, const f
         changed |= _mm256_movemask_ps(_mm256_cmp_ps(scale, _mm256_set1_ps(1.0f), _CMP_NEQ_UQ));
     }
     return changed != 0;
+}
+
+SVG2__AVX2 static void svg2__peak_avx2(const float *p, int32_t keys, int nv, float *top)
+{
+    int v;
+    for (v = 0; v < 2 * nv; ++v, p += 8, top += 8) {
+        __m256 best = _mm256_loadu_ps(p), odd = _mm256_sub_ps(best, best);
+        int32_t key;
+        for (key = keys % 2; key < keys; key += 2) { /* two: a maximum takes four cycles */
+            const __m256 x = _mm256_loadu_ps(p + key * SVG2__LANES);
+            const __m256 y = _mm256_loadu_ps(p + (key + 1) * SVG2__LANES);
+            best = _mm256_max_ps(_mm256_max_ps(x, y), best);
+            odd = _mm256_or_ps(_mm256_or_ps(_mm256_sub_ps(x, x), _mm256_sub_ps(y, y)), odd);
+        }
+        _mm256_storeu_ps(top, _mm256_add_ps(best, odd));
+    }
 }
 
 SVG2__AVX2 static void svg2__rescale_avx2(float *o, int32_t dim, int nv, const float *alpha)
@@ -2026,9 +2060,9 @@ SVG2__AVX2 static void svg2__turn_avx2(const svg2__turn *job)
 }
 
 static const svg2__loops svg2__loops_avx2 = {
-    svg2__mk_avx2,     svg2__load_avx2, svg2__pack4_sse,    svg2__softmax_avx2, svg2__rescale_avx2,
-    svg2__argmax_avx2, svg2__mass_avx2, svg2__moments_avx2, svg2__dot_avx2,     svg2__square_avx2,
-    svg2__turn_avx2,   0,               0,                  0,
+    svg2__mk_avx2,      svg2__load_avx2,   svg2__pack4_sse, svg2__softmax_avx2, svg2__peak_avx2,
+    svg2__rescale_avx2, svg2__argmax_avx2, svg2__mass_avx2, svg2__moments_avx2, svg2__dot_avx2,
+    svg2__square_avx2,  svg2__turn_avx2,   0,               0,                  0,
 };
 
 /* ---- AVX-512 F: 16 lanes are one register ---- */
@@ -2159,6 +2193,24 @@ SVG2__AVX512 static int svg2__softmax_avx512(float *p, int32_t keys, int nv, con
         changed |= _mm512_cmp_ps_mask(scale, _mm512_set1_ps(1.0f), _CMP_NEQ_UQ);
     }
     return changed != 0;
+}
+
+SVG2__AVX512 static void svg2__peak_avx512(const float *p, int32_t keys, int nv, float *top)
+{
+    int v;
+    for (v = 0; v < nv; ++v, p += 16, top += 16) {
+        __m512 best = _mm512_loadu_ps(p);
+        __m512i odd = _mm512_castps_si512(_mm512_sub_ps(best, best));
+        int32_t key;
+        for (key = keys % 2; key < keys; key += 2) {
+            const __m512 x = _mm512_loadu_ps(p + key * SVG2__LANES);
+            const __m512 y = _mm512_loadu_ps(p + (key + 1) * SVG2__LANES);
+            best = _mm512_max_ps(_mm512_max_ps(x, y), best);
+            odd = _mm512_ternarylogic_epi32(odd, _mm512_castps_si512(_mm512_sub_ps(x, x)),
+                                            _mm512_castps_si512(_mm512_sub_ps(y, y)), 0xfe); /* or */
+        }
+        _mm512_storeu_ps(top, _mm512_add_ps(best, _mm512_castsi512_ps(odd)));
+    }
 }
 
 SVG2__AVX512 static void svg2__rescale_avx512(float *o, int32_t dim, int nv, const float *alpha)
@@ -2327,9 +2379,9 @@ SVG2__AVX512 static void svg2__turn_avx512(const svg2__turn *job)
 }
 
 static const svg2__loops svg2__loops_avx512 = {
-    svg2__mk_avx512,     svg2__load_avx512, svg2__pack4_sse,      svg2__softmax_avx512, svg2__rescale_avx512,
-    svg2__argmax_avx512, svg2__mass_avx512, svg2__moments_avx512, svg2__dot_avx512,     svg2__square_avx512,
-    svg2__turn_avx512,   0,                 0,                    0,
+    svg2__mk_avx512,      svg2__load_avx512,   svg2__pack4_sse,   svg2__softmax_avx512, svg2__peak_avx512,
+    svg2__rescale_avx512, svg2__argmax_avx512, svg2__mass_avx512, svg2__moments_avx512, svg2__dot_avx512,
+    svg2__square_avx512,  svg2__turn_avx512,   0,                 0,                    0,
 };
 
 /* ---- AVX-512 BF16: two products for one ---- */
@@ -2433,9 +2485,9 @@ SVG2__AVX512 static uint64_t svg2__reach_avx512(const float *score, int nv, cons
 }
 
 static const svg2__loops svg2__loops_avx512bf16 = {
-    svg2__mk_avx512,     svg2__load_avx512, svg2__pack4_sse,      svg2__softmax_avx512, svg2__rescale_avx512,
-    svg2__argmax_avx512, svg2__mass_avx512, svg2__moments_avx512, svg2__dot_avx512,     svg2__square_avx512,
-    svg2__turn_avx512,   svg2__mk16_avx512, svg2__pairs_avx512,   svg2__reach_avx512,
+    svg2__mk_avx512,      svg2__load_avx512,   svg2__pack4_sse,   svg2__softmax_avx512, svg2__peak_avx512,
+    svg2__rescale_avx512, svg2__argmax_avx512, svg2__mass_avx512, svg2__moments_avx512, svg2__dot_avx512,
+    svg2__square_avx512,  svg2__turn_avx512,   svg2__mk16_avx512, svg2__pairs_avx512,   svg2__reach_avx512,
 };
 #  if !defined(__clang__)
 #    pragma GCC diagnostic pop
@@ -4411,7 +4463,7 @@ static int svg2__attention_leaves_out(const svg2__attention_task *t, float *p, i
     const svg2_attention_desc *d = t->d;
     const int nv = (rows + 15) / 16;
     float top[SVG2__LANES], sum[SVG2__LANES], next[SVG2__LANES];
-    int32_t key;
+    const float part = d->skip == SVG2_SKIP_ENERGY ? expf(d->energy_lambda) : d->skip_threshold;
     int lane, leaves_out = 1;
     if (d->skip == SVG2_SKIP_RECALL) {
         const float rho = (1.0f - d->recall) / d->recall * 0.999f, most = 16.0f / (float)tiles;
@@ -4436,31 +4488,32 @@ static int svg2__attention_leaves_out(const svg2__attention_task *t, float *p, i
         }
         return leaves_out;
     }
-    for (lane = 0; lane < 16 * nv; ++lane) top[lane] = -INFINITY, sum[lane] = 0.0f;
-    for (key = 0; key < n; ++key)
-        for (lane = 0; lane < 16 * nv; ++lane) {
-            const float x = p[key * SVG2__LANES + lane];
-            top[lane] = x > top[lane] ? x : top[lane];
-            sum[lane] += 0.0f * x; /* a NaN, which the comparison passes over; an Inf */
-        }
+    t->loops->peak(p, n, nv, top);
     for (lane = 0; lane < rows; ++lane) {
-        float limit = d->skip_threshold;
+        float limit = part;
         if (d->skip == SVG2_SKIP_ENERGY) {
             const float hint = seed[lane] == -INFINITY ? 0.0f : exp2f(seed[lane] - m[lane]);
-            limit = expf(d->energy_lambda) * (l[lane] > hint ? l[lane] : hint);
+            limit *= l[lane] > hint ? l[lane] : hint;
         }
-        if (!(exp2f(top[lane] - m[lane]) + sum[lane] < limit)) leaves_out = 0;
+        if (!(exp2f(top[lane] - m[lane]) < limit)) return 0; /* not >= : a NaN stays, and so does an Inf */
     }
-    return leaves_out;
+    return 1;
 }
 
-/* One tile of n keys against all units; each leaves it out or not. Returns the pairs that were multiplied with V. */
+/* One tile of n keys against all units; each leaves it out or not. next: the tokens of the next tile, nexts of
+   them. Returns the pairs that were multiplied with V. */
 static int64_t svg2__attention_skip_tile(const svg2__attention_task *t, const svg2__attention_item *item, int64_t kv,
-                                         const int32_t *index, int32_t n, int32_t tiles, svg2__attention_scratch *s)
+                                         const int32_t *index, int32_t n, const int32_t *next, int32_t nexts,
+                                         int32_t tiles, svg2__attention_scratch *s)
 {
     const int32_t dim = t->d->head_dim, ld = dim + 16;
     int32_t key, d, unit, has_values = 0;
     int64_t pairs = 0;
+    svg2__attention_ahead ahead;
+    ahead.index = next; /* values, too: some unit may need them */
+    ahead.rows = 2 * nexts;
+    ahead.done = ahead.call = 0;
+    ahead.calls = (item->count + SVG2__LANES - 1) / SVG2__LANES * ((n + 3) / 4);
     svg2__attention_load_keys(t, kv, 0, index, n, s);
     for (unit = 0; unit * SVG2__LANES < item->count; ++unit) {
         const int32_t rows = svg2__min32(SVG2__LANES, item->count - unit * SVG2__LANES), at = unit * SVG2__LANES;
@@ -4468,9 +4521,11 @@ static int64_t svg2__attention_skip_tile(const svg2__attention_task *t, const sv
         const float *query = s->query + (size_t)at * (size_t)dim;
         float *output = s->output + (size_t)at * (size_t)dim;
         int changed = 0;
-        for (key = 0; key < n; key += 4)
+        for (key = 0; key < n; key += 4) {
+            svg2__attention_prefetch(t, kv, &ahead);
             t->loops->mk(nv, dim, s->key + (size_t)key * (size_t)dim, 4, query, SVG2__LANES, s->p + key * SVG2__LANES,
                          SVG2__LANES, 0);
+        }
         if (svg2__attention_leaves_out(t, s->p, n, rows, tiles, s->seed + at, s->m + at, s->l + at, s->lost + at,
                                        s->alpha, &changed))
             continue;
@@ -4505,9 +4560,12 @@ static int64_t svg2__attention_skip(const svg2__attention_task *t, const svg2__a
     below = tile - 1, above = tile + 1;
     for (i = 0; i < tiles; ++i) {
         const int32_t at = tile * SVG2__SKIP_KEYS;
-        pairs += svg2__attention_skip_tile(t, item, kv, s->token + at, svg2__min32(SVG2__SKIP_KEYS, n - at), tiles, s);
+        int32_t next;
         /* the nearer side next; equally near: the later one */
         tile = below < 0 || (above < tiles && i % 2 == 0) ? above++ : below--;
+        next = i + 1 < tiles ? tile * SVG2__SKIP_KEYS : n;
+        pairs += svg2__attention_skip_tile(t, item, kv, s->token + at, svg2__min32(SVG2__SKIP_KEYS, n - at),
+                                           s->token + next, svg2__min32(SVG2__SKIP_KEYS, n - next), tiles, s);
     }
     return pairs;
 }

@@ -323,6 +323,61 @@ SVG2__OP void svg2__tma_load_2d(uint32_t dst, const CUtensorMap *map, uint32_t b
                  "[%0], [%1, {%3, %4}], [%2];"
                  ::"r"(dst), "l"(map), "r"(bar), "r"(x), "r"(y) : "memory");
 }
+/* the same of a 4D one: column, row, and which matrix */
+SVG2__OP void svg2__tma_load_4d(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x, int y, int z, int w)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5, %6}], [%2];"
+                 ::"r"(dst), "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
+/* The same to this place of all blocks of the cluster whose bit is set; each one's own barrier there counts the
+   bytes. */
+SVG2__OP void svg2__tma_load_4d_multicast(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x, int y,
+                                          int z, int w, uint16_t blocks)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes."
+                 "multicast::cluster [%0], [%1, {%3, %4, %5, %6}], [%2], %7;"
+                 ::"r"(dst), "l"(map), "r"(bar), "r"(x), "r"(y), "r"(z), "r"(w), "h"(blocks) : "memory");
+}
+/* ---- clusters: blocks that run at the same time and reach each other's shared memory ---- */
+/* of this block in its cluster */
+SVG2__OP uint32_t svg2__cluster_rank()
+{
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+/* the address, for operations on a cluster, of the same place in the block of that rank; 9.7.9.23 */
+SVG2__OP uint32_t svg2__mapa(uint32_t address, uint32_t rank)
+{
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
+/* All threads of the cluster that have not ended: what one did before it arrives the others see after their wait.
+   9.7.13.3 */
+SVG2__OP void svg2__cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+SVG2__OP void svg2__cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+/* an arrival at an mbarrier of any block of the cluster, by its address from mapa; who waits there sees what was
+   before if it waits at cluster scope, too */
+SVG2__OP void svg2__mbar_arrive_remote(uint32_t bar)
+{
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+SVG2__OP uint32_t svg2__mbar_try_wait_cluster(uint32_t bar, uint32_t parity)
+{
+    uint32_t is_over;
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; "
+                 "selp.u32 %0, 1, 0, p; }"
+                 : "=r"(is_over) : "r"(bar), "r"(parity) : "memory");
+    return is_over;
+}
+/* 16 bytes to shared memory of any block of the cluster, by its address from mapa; 9.7.9.11 */
+SVG2__OP void svg2__store_remote(uint32_t dst, int x, int y, int z, int w)
+{
+    asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};"
+                 ::"r"(dst), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
 SVG2__OP void svg2__prefetch_map(const CUtensorMap *map)
 {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
@@ -5149,7 +5204,7 @@ struct key_source {
 struct tile_rows {
     const void *data;
     int64_t     stride; /* elements */
-    int32_t     chunks, unused;
+    int32_t     chunks, kv; /* kv: which head, of all batch entries */
 };
 static_assert(sizeof(key_source) <= 64 && sizeof(tile_rows) == 24, "they have these places in shared memory");
 
@@ -5556,9 +5611,11 @@ SVG2__DEVICE void begin_phase(const attention_args &a, const attention_item item
     stream[0].data = operand_head<T>(key, (int32_t)x.kv, a.heads_kv);
     stream[0].stride = key.stride_token;
     stream[0].chunks = key.chunks;
+    stream[0].kv = (int32_t)x.kv;
     stream[1].data = operand_head<T>(value, (int32_t)x.kv, a.heads_kv);
     stream[1].stride = value.stride_token;
     stream[1].chunks = value.chunks;
+    stream[1].kv = (int32_t)x.kv;
 }
 
 /* The queries of the item, where each row is from, and the mean's part of its logits. */
@@ -6101,7 +6158,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
 #  define SVG2_CUDA_OVERLAP 1 /* the softmax of a tile beside P V of the tile before */
 #endif
 #ifndef SVG2_CUDA_TMA
-#  define SVG2_CUDA_TMA 0 /* K and V that were packed come as boxes of the copy engine, not by cp.async */
+#  define SVG2_CUDA_TMA 0 /* K and V come as boxes of the copy engine, not by cp.async */
 #endif
 #ifndef SVG2_CUDA_PINGPONG
 #  define SVG2_CUDA_PINGPONG 1 /* the two warpgroups take turns at the tensor cores */
@@ -6191,14 +6248,15 @@ template <int DP, bool SKIP = false> struct hopper_smem {
     }
 };
 
-/* Tensor maps of the packed K and V of all heads of the call, for boxes of 64 columns and 2^i rows. */
+/* Tensor maps of K and V, packed or where they are, for boxes of 64 columns and 2^i rows: column, token, head,
+   batch entry. Of packed ones the heads of the call, from begin on, are as many heads of one batch entry. */
 template <bool TMA> struct hopper_maps {
     int32_t unused;
 };
 #if SVG2_CUDA_TMA
 template <> struct hopper_maps<true> {
     CUtensorMap box[2][HOPPER_BOXES];
-    int32_t     is_there[2], rows;
+    int32_t     is_there[2], begin[2], heads[2];
 };
 #endif
 
@@ -6256,10 +6314,10 @@ SVG2__DEVICE uint64_t slab_desc(uint32_t at, uint32_t slab_bytes)
 /* The first `keys` rows of a tile, and zeros behind them, as boxes: one warp. A piece, rows that follow each
    other in memory, too, is cut into boxes as its length into powers of two; lane 8*slab + i brings that of
    2^i rows. Where a row stands in the swizzle's pattern is a matter of its address, so that a box may begin
-   at any row. Zeros are rows behind the tensor. */
+   at any row. Zeros are tokens behind the last one, and columns behind head_dim. */
 template <class L>
-SVG2__DEVICE void load_boxes(const CUtensorMap *box, int first, int rows, const int32_t *row, int keys,
-                             uint32_t tile, uint32_t bar)
+SVG2__DEVICE void load_boxes(const CUtensorMap *box, int head, int batch, int tokens, const int32_t *row,
+                             int keys, uint32_t tile, uint32_t bar)
 {
     enum { WORDS = (L::KEYS + WARP - 1) / WARP };
     const int lane = svg2__fresh((int)threadIdx.x) % WARP, bit = lane % HOPPER_BOXES,
@@ -6285,29 +6343,30 @@ SVG2__DEVICE void load_boxes(const CUtensorMap *box, int first, int rows, const 
             const int end = i == WORDS ? (int)L::KEYS : left ? i * WARP + __ffs((int)left) - 1 : next[i];
             const int size = end - at, before = size & ((1 << bit) - 1);
             if (size >> bit & 1 && slab < L::SLABS)
-                svg2__tma_load_2d(tile + (uint32_t)((slab * L::KEYS + at + before) * 128), box + bit, bar,
-                                  slab * 64, i < WORDS ? first + row[at] + before : rows);
+                svg2__tma_load_4d(tile + (uint32_t)((slab * L::KEYS + at + before) * 128), box + bit, bar,
+                                  slab * 64, i < WORDS ? row[at] + before : tokens, head, batch);
         }
     }
 }
 
-/* Tile of K (which = 0) or V: the map's row where the head begins is that of its data. */
-template <class T, int DP, class L>
-SVG2__DEVICE bool load_packed(const hopper_maps<true> &maps, const attention_args &a, int which, int is_tail,
+/* Tile of K (which = 0) or V; not virtual ones, and not without maps. */
+template <class L>
+SVG2__DEVICE bool load_mapped(const hopper_maps<true> &maps, const attention_args &a, int which, int is_tail,
                               const tile_rows &from, const int32_t *row, int keys, uint32_t tile,
                               uint32_t bar)
 {
     if (is_tail || !maps.is_there[which]) return false;
     publish(bar, L::TILE);
-    if (svg2__fresh((int)threadIdx.x) < WARP)
-        load_boxes<L>(maps.box[which],
-                      (int)(((const T *)from.data - (const T *)(which ? a.value : a.key).data) / DP),
-                      maps.rows, row, keys, tile, bar);
+    if (svg2__fresh((int)threadIdx.x) < WARP) {
+        const int kv = from.kv - maps.begin[which];
+        load_boxes<L>(maps.box[which], kv % maps.heads[which], kv / maps.heads[which], a.tokens_kv, row, keys,
+                      tile, bar);
+    }
     return true;
 }
 #endif
-template <class T, int DP, class L>
-SVG2__DEVICE bool load_packed(const hopper_maps<false> &, const attention_args &, int, int, const tile_rows &,
+template <class L>
+SVG2__DEVICE bool load_mapped(const hopper_maps<false> &, const attention_args &, int, int, const tile_rows &,
                               const int32_t *, int, uint32_t, uint32_t)
 {
     return false;
@@ -6375,7 +6434,7 @@ SVG2__DEVICE void hopper_load(const attention_args &a, const hopper_maps<TMA> &m
 #pragma unroll 1
                         for (int i = svg2__fresh((int)threadIdx.x); i < KEYS && is_tail; i += HOPPER_GROUP)
                             shared_at<float>(smem, L::BIAS)[k * KEYS + i] = key_bias(source, row[i]);
-                        if (!load_packed<T, DP, L>(maps, a, 0, is_tail, stream[0], row, keys,
+                        if (!load_mapped<L>(maps, a, 0, is_tail, stream[0], row, keys,
                                                base + L::KEY + k * L::TILE, base + L::KEY_FULL + 8 * k)) {
                             load_tile<T, DP, L>((const T *)stream[0].data, stream[0].stride, stream[0].chunks,
                                                 row, base + L::KEY + k * L::TILE);
@@ -6383,7 +6442,7 @@ SVG2__DEVICE void hopper_load(const attention_args &a, const hopper_maps<TMA> &m
                         }
                         if (!SVG2__FAULT(102)) wait_empty<STAGES>(base + L::VALUE_EMPTY, value); /* and V */
                         ++value;
-                        if (!load_packed<T, DP, L>(maps, a, 1, is_tail, stream[1], row, keys,
+                        if (!load_mapped<L>(maps, a, 1, is_tail, stream[1], row, keys,
                                                base + L::VALUE + v * L::TILE, base + L::VALUE_FULL + 8 * v)) {
                             load_tile<T, DP, L>((const T *)stream[1].data, stream[1].stride, stream[1].chunks,
                                                 row, base + L::VALUE + v * L::TILE);
@@ -7027,10 +7086,10 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
    Under a skip rule the rows of a warpgroup decide together, by a vote of its four warps, on each 64 keys of a
    tile; P V of a tile then follows its softmax at once, and only the turns of the two warpgroups overlap the two.
 
-   With SVG2_CUDA_TMA packed K and V come as boxes of the copy engine (load_boxes), issued by one warp;
-   virtual keys, and what is read where it is, still by cp.async. That a box may begin inside the swizzle's
-   pattern is what tests of the operations on a GPU have to show first; until then, and until it is faster, it
-   is no default.
+   With SVG2_CUDA_TMA K and V, packed or read where they are, come as boxes of the copy engine (load_boxes),
+   issued by one warp; virtual keys, and strides that no tensor map can have, still by cp.async. That a box may
+   begin inside the swizzle's pattern is what tests of the operations on a GPU have to show first; until then,
+   and until it is faster, it is no default.
 
    Every wait has its reason at an mbarrier: a full one (128 threads whose copies have landed, 4 warps whose
    stores are done) before reading, an empty one (8 warps that have read) before overwriting. No thread of the
@@ -7252,6 +7311,7 @@ struct attention_call {
     pack_args pack;
     plan_args plan;
     int64_t pack_blocks;
+    int32_t batch;
     int32_t blocks; /* of the kernel for wgmma; 0: that for mma.sync */
 };
 
@@ -7270,6 +7330,7 @@ static void attention_prepare(attention_call *c, const svg2_attention_desc *d, b
     const bool has_tail = !is_mass && d->tail_query_blocks > 0 && d->tail_key_blocks > 0;
     const float scale2 = fabsf(d->scale) * 1.44269504f;
 
+    c->batch = d->batch;
     c->pack.heads_kv = d->heads_kv;
     c->pack.dim = d->head_dim;
     c->pack.kv_begin = kv_begin;
@@ -7397,23 +7458,34 @@ static svg2_result hopper_maps_of(hopper_maps<true> *maps, const attention_call 
         return set_error(err, SVG2_ERR_BACKEND, name, "is not in this driver", cudaSuccess);
     const CUtensorMapDataType type =
         is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-    const int64_t rows = (int64_t)c->memory.kv_count * c->args.tokens_kv;
-    if (rows > 0x7fffff00) return SVG2_OK; /* more than coordinates count */
-    maps->rows = (int32_t)rows;
+    const int64_t most = (int64_t)1 << 39; /* elements */
     for (int which = 0; which < 2; ++which) {
-        void *base = which ? c->memory.value : c->memory.key;
-        if ((which ? c->args.value : c->args.key).data != base) continue; /* read where it is */
-        maps->is_there[which] = 1;
+        const operand &from = which ? c->args.value : c->args.key;
+        const bool is_packed = from.data == (which ? c->memory.value : c->memory.key);
+        const int64_t heads = is_packed ? c->memory.kv_count : c->pack.heads_kv,
+                      batch = is_packed ? 1 : c->batch, columns = from.chunks * 8;
+        /* where there is one of them its stride is not used, but has to be one */
+        const int64_t of_token = c->args.tokens_kv > 1 ? from.stride_token : columns,
+                      of_head = heads > 1 ? from.stride_head : columns,
+                      of_batch = batch > 1 ? from.stride_batch : columns;
+        if (of_token <= 0 || of_head <= 0 || of_batch <= 0 || of_token >= most || of_head >= most
+            || of_batch >= most)
+            continue; /* a broadcast, or too far: by cp.async */
+        maps->begin[which] = is_packed ? (int32_t)c->pack.kv_begin : 0;
+        maps->heads[which] = (int32_t)heads;
         for (int i = 0; i < HOPPER_BOXES; ++i) {
-            const cuuint64_t dim[2] = {(cuuint64_t)c->memory.padded, (cuuint64_t)rows},
-                             stride[1] = {(cuuint64_t)c->memory.padded * 2};
-            const cuuint32_t size[2] = {64, 1u << i}, step[2] = {1, 1};
-            if (((encoder)found)(&maps->box[which][i], type, 2, base, dim, stride, size, step,
-                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+            const cuuint64_t dim[4] = {(cuuint64_t)columns, (cuuint64_t)c->args.tokens_kv, (cuuint64_t)heads,
+                                       (cuuint64_t)batch},
+                             stride[3] = {(cuuint64_t)of_token * 2, (cuuint64_t)of_head * 2,
+                                          (cuuint64_t)of_batch * 2};
+            const cuuint32_t size[4] = {64, 1u << i, 1, 1}, step[4] = {1, 1, 1, 1};
+            if (((encoder)found)(&maps->box[which][i], type, 4, (void *)(uintptr_t)from.data, dim, stride,
+                                 size, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
                 != CUDA_SUCCESS)
                 return set_error(err, SVG2_ERR_BACKEND, name, "failed", cudaSuccess);
         }
+        maps->is_there[which] = 1;
     }
     return SVG2_OK;
 }

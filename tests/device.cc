@@ -115,6 +115,15 @@ void device_model(int capability)
 #endif
 }
 
+unsigned long long device_boxes(void)
+{
+#ifdef SVG2_EMULATED
+    return cuemu::stats.bulk;
+#else
+    return 0;
+#endif
+}
+
 int device_is_emulated(void)
 {
 #ifdef SVG2_EMULATED

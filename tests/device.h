@@ -25,6 +25,8 @@ void  device_replay(void *graph, void *stream);
 void device_schedule(const char *threads, const char *copies, unsigned seed);
 /* Compute capability (80, 86, 90, ...) that the emulation shows from now on; 90 at first. Nothing on a GPU */
 void device_model(int capability);
+/* Boxes of tensor maps that kernels have asked for so far. 0 on a GPU, where nobody counts */
+unsigned long long device_boxes(void);
 /* 1 = the emulation */
 int device_is_emulated(void);
 /* 1 = there is something to run on; else reason says why not */

@@ -64,6 +64,24 @@ PROBE probe_tma_load_2d(const CUtensorMap *out, const uint32_t *in)
 {
     svg2__tma_load_2d(in[0], out, in[1], (int)in[2], (int)in[3]);
 }
+PROBE probe_tma_load_4d(const CUtensorMap *out, const uint32_t *in)
+{
+    svg2__tma_load_4d(in[0], out, in[1], (int)in[2], (int)in[3], (int)in[4], (int)in[5]);
+}
+PROBE probe_tma_load_4d_multicast(const CUtensorMap *out, const uint32_t *in, const uint16_t *blocks)
+{
+    svg2__tma_load_4d_multicast(in[0], out, in[1], (int)in[2], (int)in[3], (int)in[4], (int)in[5], blocks[0]);
+}
+PROBE probe_cluster_rank(uint32_t *out) { out[0] = svg2__cluster_rank(); }
+PROBE probe_mapa(uint32_t *out, const uint32_t *in) { out[0] = svg2__mapa(in[0], in[1]); }
+PROBE probe_cluster_arrive() { svg2__cluster_arrive(); }
+PROBE probe_cluster_wait() { svg2__cluster_wait(); }
+PROBE probe_mbar_arrive_remote(uint32_t *, const uint32_t *in) { svg2__mbar_arrive_remote(in[0]); }
+PROBE probe_mbar_try_wait_cluster(uint32_t *out, const uint32_t *in)
+{
+    out[0] = svg2__mbar_try_wait_cluster(in[0], in[1]);
+}
+PROBE probe_store_remote(uint32_t *, const int *in) { svg2__store_remote((uint32_t)in[0], in[1], in[2], in[3], in[4]); }
 PROBE probe_prefetch_map(const CUtensorMap *out) { svg2__prefetch_map(out); }
 PROBE probe_registers_more() { svg2__registers_more<240>(); }
 PROBE probe_registers_less() { svg2__registers_less<24>(); }

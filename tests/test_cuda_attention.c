@@ -16,6 +16,7 @@
 #define LSE_F16  2e-3
 
 static int32_t arch = 80; /* the kernels of which generation: of mma.sync, or (90) of wgmma */
+static int has_boxes;     /* the program's svg2_cuda.cu has SVG2_CUDA_TMA, and boxes are counted */
 
 static const void *to_device(const void *host, size_t bytes) { return host ? device_copy(host, bytes) : 0; }
 static void *tensor_to_device(const tensor *t, int misaligned)
@@ -187,6 +188,50 @@ static void in_place(void **state)
                 a.d.key_order = 0;
             }
             att_test(&a, 30, "in place", 10 * n + kind);
+        }
+}
+
+/* The same as the copy engine may take them: any strides but that of a broadcast, heads of several batch entries, head_dim that
+   fills no slab of 64 columns. That it did is seen where boxes are counted. */
+static void boxes(void **state)
+{
+    (void)state;
+    static const int dims[] = {40, 72, 80, 128, 200};
+    enum { CONTIGUOUS, TOKEN_MAJOR, WIDE, BROADCAST, HEADS, PACKED, KINDS };
+    for (int n = 0; n < COUNT(dims); ++n)
+        for (int kind = 0; kind < KINDS; ++kind) {
+            shape s = {2, 4, 2, 20, 120 + 3 * kind, dims[n]};
+            if (TEST_SLOW_BUILD && n != kind % COUNT(dims)) continue;
+            att a = att_new(s, n % 2 ? f16x4 : bf16x4, kind == TOKEN_MAJOR ? BSHD : BHSD, 0, 3 + (uint64_t)n);
+            tensor *const two[] = {&a.k, &a.v};
+            for (int i = 0; i < 2 && (kind == WIDE || kind == BROADCAST); ++i) {
+                tensor *t = two[i];
+                t->st = s.Hk * s.D + 8 + 16 * i; /* rows of 16 bytes; of K and of V not the same */
+                t->sh = kind == WIDE ? s.D : 0;
+                t->sb = s.Sk * t->st + 24;
+                t->layout.stride_batch = t->sb; t->layout.stride_head = t->sh; t->layout.stride_token = t->st;
+                t->bytes = (size_t)(s.B * t->sb) * 2;
+                t->data = mem_new(t->bytes);
+                tensor_fill_normal(t, 50 + (uint64_t)i, 1, 0.3);
+            }
+            a.k64 = tensor_f64(&a.k); a.v64 = tensor_f64(&a.v);
+            a.d.k = a.k.data; a.d.v = a.v.data;
+            a.d.k_layout = a.k.layout; a.d.v_layout = a.v.layout;
+            if (kind == PACKED) att_blocks(&a, 3, 4, 0.7, 5);
+            const unsigned long long before = device_boxes();
+            if (kind == HEADS) /* others than the first; parts that begin anywhere */
+                for (a.d.head_count = 1; a.d.head_begin < 8; a.d.head_begin += a.d.head_count, a.d.head_count = 3 - a.d.head_count % 2) {
+                    if (a.d.head_begin + a.d.head_count > 8) a.d.head_count = 8 - a.d.head_begin;
+                    att_run(&a);
+                }
+            a.d.head_begin = a.d.head_count = 0;
+            if (kind != HEADS) att_run(&a);
+            const unsigned long long count = device_boxes() - before;
+            const double e = att_check(&a, 20, -1, lse_bound(&a), lse_bound(&a)), bound = out_bound(&a);
+            if (!(e <= bound)) fail_msg("boxes %d %d: %g, more than %g", n, kind, e, bound);
+            if (arch != 90 || !has_boxes || kind == BROADCAST) assert_int_equal(count, 0);
+            else if (count < 2 * 8) fail_msg("boxes %d %d: only %llu", n, kind, count);
+            mem_done();
         }
 }
 
@@ -423,15 +468,16 @@ static void merge(void **state)
         arch = 80;                       \
     }
 WITH_WGMMA(dense) WITH_WGMMA(dense_sizes) WITH_WGMMA(block_maps) WITH_WGMMA(block_sizes) WITH_WGMMA(many_blocks)
-WITH_WGMMA(in_place) WITH_WGMMA(optional_parts) WITH_WGMMA(head_range) WITH_WGMMA(scales) WITH_WGMMA(nan_stays)
+WITH_WGMMA(in_place) WITH_WGMMA(boxes) WITH_WGMMA(optional_parts) WITH_WGMMA(head_range) WITH_WGMMA(scales) WITH_WGMMA(nan_stays)
 WITH_WGMMA(tails) WITH_WGMMA(same_bits)
 
-int main(void)
+int main(int argc, char **argv)
 {
+    has_boxes = argc > 0 && device_is_emulated() && strstr(argv[0], "tma_attention");
     const struct CMUnitTest tests[] = {
-        TEST(dense), TEST(block_maps), TEST(block_sizes), TEST(many_blocks), TEST(in_place), TEST(optional_parts), TEST(head_range),
+        TEST(dense), TEST(block_maps), TEST(block_sizes), TEST(many_blocks), TEST(in_place), TEST(boxes), TEST(optional_parts), TEST(head_range),
         TEST(scales), TEST(nan_stays), TEST(tails), TEST(same_bits), TEST(merge), TEST(dense_wgmma), TEST(dense_sizes_wgmma),
-        TEST(block_maps_wgmma), TEST(block_sizes_wgmma), TEST(many_blocks_wgmma), TEST(in_place_wgmma), TEST(optional_parts_wgmma),
+        TEST(block_maps_wgmma), TEST(block_sizes_wgmma), TEST(many_blocks_wgmma), TEST(in_place_wgmma), TEST(boxes_wgmma), TEST(optional_parts_wgmma),
         TEST(head_range_wgmma), TEST(scales_wgmma), TEST(nan_stays_wgmma), TEST(tails_wgmma), TEST(same_bits_wgmma)};
     return cmocka_run_group_tests_name("cuda_attention", tests, 0, 0);
 }

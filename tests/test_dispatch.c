@@ -127,6 +127,42 @@ static void test_softmax(void **state)
                 }
 }
 
+/* The largest, to the bit, wherever it stands; NaN for a lane with anything that is not finite, wherever that stands. */
+static void test_peak(void **state)
+{
+    (void)state;
+    static const int keys[] = {1, 2, 3, 4, 5, 63, 64, 127, 128};
+    static const uint32_t odd[] = {0x7fc00000, 0xffc12345, 0x7f800001, 0x7f800000, 0xff800000};
+    for (int v = 0; v < level_count; ++v)
+        for (int nv = 1; nv <= 4; ++nv)
+            for (int i = 0; i < COUNT(keys); ++i)
+                for (int mode = 0; mode < 6; ++mode) {
+                    const int n = keys[i];
+                    float *p = random_floats(n * 64, (uint64_t)(n + mode), 4), *top = random_floats(64, 2, 1), *before = copy_floats(top, 64);
+                    for (int l = 0; l < 64; ++l) {
+                        const int at = (l + 64 * (mode % 2)) % n; /* every key, by and by */
+                        if (mode < 2) {
+                            for (int k = 0; k < n; ++k) p[k * 64 + l] = -1e30f * (1 + fabsf(p[k * 64 + l]));
+                            p[at * 64 + l] = -5;
+                        }
+                        if (mode == 3) p[at * 64 + l] = 3e38f;
+                        if (mode >= 4 && l % 3) memcpy(&p[at * 64 + l], &odd[l / 3 % COUNT(odd)], 4);
+                        if (mode >= 4 && l % 6 == 1) p[(at + n / 2) % n * 64 + l] = l % 4 == 1 ? -INFINITY : NAN; /* a second one */
+                        if (mode >= 4 && l == 9) for (int k = 0; k < n; ++k) p[k * 64 + l] = -INFINITY;
+                    }
+                    levels[v].loops->peak(p, n, nv, top);
+                    for (int l = 0; l < 64; ++l) {
+                        float want = p[l];
+                        int finite = 1;
+                        for (int k = 0; k < n; ++k) { finite &= isfinite(p[k * 64 + l]) != 0; want = fmaxf(want, p[k * 64 + l]); }
+                        if (l >= 16 * nv) assert_true(top[l] == before[l]);
+                        else if (finite) assert_true(top[l] == want);
+                        else assert_true(isnan(top[l]));
+                    }
+                    mem_done();
+                }
+}
+
 static void test_argmax_rescale_dot_moments(void **state)
 {
     (void)state;
@@ -313,7 +349,7 @@ static void test_bf16_candidates(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {TEST(test_mk), TEST(test_load_and_pack), TEST(test_softmax), TEST(test_argmax_rescale_dot_moments),
+    const struct CMUnitTest tests[] = {TEST(test_mk), TEST(test_load_and_pack), TEST(test_softmax), TEST(test_peak), TEST(test_argmax_rescale_dot_moments),
                                        TEST(test_mass_loop), TEST(test_turn_and_square), TEST(test_mk16), TEST(test_bf16_candidates)};
     find_levels();
     return cmocka_run_group_tests_name("dispatch", tests, 0, 0);

@@ -1,10 +1,10 @@
 /* cuda_emu.cc - the engine behind cuda_emu.h
 
-   Every CUDA thread is a fiber. One block runs at a time, on the thread that launched it; fibers change only where a
-   kernel synchronises, and which goes next is the policy's choice (configure). Built plain, or with ASan, or plain
-   beside kernels built with -fsanitize=thread: the hooks of >>races then give each CUDA thread a vector clock of its
-   own, so that a missing barrier is a reported race whatever the schedule was. The engine itself is never built with
-   -fsanitize=thread.
+   Every CUDA thread is a fiber. One block, or the blocks of one cluster, run at a time, on the thread that launched
+   them; fibers change only where a kernel synchronises, and which goes next is the policy's choice (configure).
+   Built plain, or with ASan, or plain beside kernels built with -fsanitize=thread: the hooks of >>races then give each
+   CUDA thread a vector clock of its own, so that a missing barrier is a reported race whatever the schedule was. The
+   engine itself is never built with -fsanitize=thread.
 
    >>sanitizers   their entry points, weak
    >>state        threads, warps, barriers, one block
@@ -12,7 +12,7 @@
    >>fibers       switching and scheduling
    >>blocks       beginning and end of a block
    >>collectives  operations of a warp or a warpgroup
-   >>barriers     of the block, named ones, fences
+   >>barriers     of the block, named ones, of the cluster, fences
    >>memory       shared memory, global memory
    >>cp_async     copies of single threads
    >>mbarrier
@@ -99,9 +99,19 @@ static void fill_unset(void *p, size_t n) /* NaN in every format */
 
 static inline void copy16(void *d, const void *s) { __builtin_memcpy(d, s, 16); }
 
+static inline void copy_bytes(char *d, const char *s, int n)
+{
+    for (int i = 0; i < n; ++i) {
+        d[i] = s[i];
+        KEEP_LOOP();
+    }
+}
+
 /* ==== >>state ================================================================================================ */
 enum {
-    MAX_THREADS = 1024,
+    MAX_THREADS = 1024, /* of a block, and, which is a limit of the emulation, of a cluster */
+    MAX_CLUSTER = 8,
+    REMOTE = 24, /* a shared address of another block has its rank + 1 from this bit on */
     MAX_WARPS = MAX_THREADS / 32,
     STACK = 256 << 10,
     PAGE = 4096,
@@ -186,15 +196,20 @@ template <class T> struct Groups {
 };
 
 struct Warp;
+struct Place;
 struct Fiber {
     /* what every switch touches comes first */
     void *sp = nullptr;
     Warp *w = nullptr;
+    Place *place = nullptr;
     uint3 tid{};
-    int linear = 0, lane = 0, warp = 0;
+    int number = 0; /* in the cluster: the index in `fibers` and in sets of threads */
+    int linear = 0, lane = 0, warp = 0; /* in the block */
     const char *what = nullptr; /* what it waits for, and where */
     int line = 0;
     bool alive = false, wgmma_fenced = false, has_fence = false;
+    bool is_at_cluster = false; /* has come to barrier.cluster.arrive, and not to the wait */
+    unsigned cluster_phase = 0; /* of that */
     void *last_atomic = nullptr; /* what the next fence lets the thread know */
     char *stack = nullptr;
     void *asan_fake = nullptr;
@@ -270,7 +285,7 @@ struct Mbarrier {
     uint32_t address = 0, want = 0, pending = 0, phase = 0;
     int64_t tx = 0;
     Threads waiting;
-    Sync sync[4];
+    Sync sync[4], remote[4]; /* remote: what blocks of the cluster have to say, to waits at cluster scope */
 };
 
 struct Map;
@@ -282,6 +297,7 @@ struct Transfer {
     const char *gmem; /* a plain bulk copy; else map */
     int coord[5];
     int owner, line;
+    unsigned blocks; /* of the cluster, that a load is for: bit = rank */
     size_t group;    /* of a store */
     size_t cp_count; /* CP_ARRIVE: it comes after that many cp.async of the thread */
     void *pc;
@@ -298,23 +314,33 @@ struct Place {
     char *smem_room = nullptr;
     Warp warps[MAX_WARPS];
     Warpgroup groups[MAX_THREADS / 128];
-    Barrier bars[16];
+    Barrier bars[16], of_cluster; /* of_cluster: that of the block of rank 0 is used */
     std::vector<std::unique_ptr<Mbarrier>> mbars;
     uint64_t end = 0; /* synchronisation object: the threads of the block before have ended */
+    /* the block */
+    uint3 index{};
+    unsigned rank = 0;  /* in its cluster */
+    int first = 0;      /* its first thread's number */
+    int live = 0;
+    char *smem_base = nullptr;
+    size_t smem_align = 0;    /* 0: no thread has asked for shared memory so far */
+    uint32_t smem_window = 0; /* shared address of smem_base */
+    char gone[MAX_THREADS] = {}; /* written by threads that end; what comes to a block from others reads it */
 };
 
 static std::vector<std::unique_ptr<Place>> places;
 static Place *place;   /* of the running block */
-static Fiber **fibers; /* its threads */
+static Place *cluster[MAX_CLUSTER]; /* of the blocks of its cluster */
+static unsigned cluster_size = 1;
+static Fiber **fibers; /* the threads of the cluster */
 static Fiber *fiber_table[MAX_THREADS];
 static Fiber *cur; /* the running thread; null in the launching context */
-static int nthreads, live, last_run;
+static int nthreads; /* of a block */
+static int all_threads, live, last_run; /* of the cluster */
 static Threads ready;
 static std::vector<Transfer> transfers;
 static LaunchBase *job;
-static char *smem_base;
-static size_t smem_size, smem_align;
-static uint32_t smem_window;  /* shared address of smem_base */
+static size_t smem_size;
 static Fiber host;            /* where a launch came from */
 static uint64_t launch_begin; /* synchronisation object */
 Stats stats;
@@ -448,8 +474,8 @@ static void name_context(Fiber *f, int kind)
 {
     char name[96];
     Aside aside;
-    snprintf(name, sizeof name, "%sblock %u,%u,%u thread %d", context_names[kind], blockIdx.x, blockIdx.y, blockIdx.z,
-             f->linear);
+    const uint3 b = f->place->index;
+    snprintf(name, sizeof name, "%sblock %u,%u,%u thread %d", context_names[kind], b.x, b.y, b.z, f->linear);
     __tsan_set_fiber_name(f->context[kind], name);
 }
 
@@ -463,7 +489,7 @@ static void *context_of(Fiber *f, Context kind)
         }
         As as(f->context[kind]);
         __tsan_acquire(&launch_begin);
-        __tsan_acquire(&place->end);
+        __tsan_acquire(&f->place->end);
         name_context(f, kind);
     }
     return f->context[kind];
@@ -581,6 +607,10 @@ static __attribute__((noinline)) void switch_to(Fiber *to)
     is_from_host = from == &host;
     cur = to == &host ? nullptr : to;
     threadIdx = to->tid;
+    if (to->place != place && cur) {
+        place = to->place;
+        blockIdx = place->index;
+    }
     if (with_tsan()) As::go(to->context[THREAD]);
     if (with_asan()) {
         const bool is_host = to == &host;
@@ -593,9 +623,11 @@ static __attribute__((noinline)) void switch_to(Fiber *to)
 
 [[noreturn]] static void deadlock()
 {
-    fprintf(stderr, "cuda_emu: deadlock in block (%u,%u,%u): nothing can run\n", blockIdx.x, blockIdx.y, blockIdx.z);
-    for (int first = 0, end; first < nthreads; first = end) { /* runs of lanes that wait for the same */
+    const uint3 begin = cluster[0]->index;
+    fprintf(stderr, "cuda_emu: deadlock in block (%u,%u,%u): nothing can run\n", begin.x, begin.y, begin.z);
+    for (int first = 0, end; first < all_threads; first = end) { /* runs of lanes that wait for the same */
         const Fiber &f = *fibers[first];
+        if (f.linear == 0 && f.number) fprintf(stderr, " block of rank %u:\n", f.place->rank);
         for (end = first + 1; end % 32 && fibers[end]->alive == f.alive; ++end)
             if (f.alive && (fibers[end]->what != f.what || fibers[end]->line != f.line)) break;
         fprintf(stderr, "  warp %d lanes %d-%d: ", f.warp, f.lane, (end - 1) & 31);
@@ -604,10 +636,11 @@ static __attribute__((noinline)) void switch_to(Fiber *to)
         else
             fprintf(stderr, "exited\n");
     }
-    for (const auto &m : place->mbars)
-        if (m->valid)
-            fprintf(stderr, "  mbarrier %u: phase %u, %u of %u arrivals pending, tx %lld\n", m->address, m->phase,
-                    m->pending, m->want, (long long)m->tx);
+    for (unsigned r = 0; r < cluster_size; ++r)
+        for (const auto &m : cluster[r]->mbars)
+            if (m->valid)
+                fprintf(stderr, "  mbarrier %u: phase %u, %u of %u arrivals pending, tx %lld\n", m->address, m->phase,
+                        m->pending, m->want, (long long)m->tx);
     cur = nullptr;
     fail("deadlock");
 }
@@ -616,7 +649,7 @@ static bool complete_one();
 
 static int first_ready(int from) /* at or after from, going round; -1 if none */
 {
-    const int words = (nthreads + 63) / 64;
+    const int words = (all_threads + 63) / 64;
     int w = from >> 6;
     if (w >= words) w = 0, from = 0;
     uint64_t bits = ready.word[w] & ~0ull << (from & 63);
@@ -630,7 +663,7 @@ static int first_ready(int from) /* at or after from, going round; -1 if none */
 
 static int last_ready()
 {
-    for (int w = (nthreads + 63) / 64; w-- > 0;)
+    for (int w = (all_threads + 63) / 64; w-- > 0;)
         if (ready.word[w]) return (w << 6) + 63 - __builtin_clzll(ready.word[w]);
     return -1;
 }
@@ -652,7 +685,7 @@ static Fiber *next_fiber()
             i = last_ready();
             break;
         default:
-            i = first_ready((int)(rnd() % (unsigned)nthreads));
+            i = first_ready((int)(rnd() % (unsigned)all_threads));
         }
         if (i >= 0) {
             ready.remove(i);
@@ -671,6 +704,8 @@ static inline void wait_here(const char *what, int line)
     switch_to(next_fiber());
 }
 
+static void end_cluster_barrier();
+
 static void end_thread()
 {
     Fiber *f = cur;
@@ -680,9 +715,12 @@ static void end_thread()
     if (f->w->full.here) fail("exits, but %s at line %d waits for it", f->w->full.what, f->w->full.line);
     for (const Collective &c : f->w->part)
         if (c.here && (c.mask & me)) fail("exits, but %s at line %d waits for it", c.what, c.line);
+    if (cluster_size > 1) touch(&place->gone[f->linear], 1, true);
     f->alive = false;
     f->w->alive &= ~me;
+    --place->live;
     --live;
+    end_cluster_barrier(); /* which does not wait for threads that are gone */
 }
 
 static void fiber_main()
@@ -722,11 +760,13 @@ static std::unique_ptr<Fiber> new_fiber(int i)
 /* ==== >>blocks =============================================================================================== */
 static constexpr unsigned char SMEM_CANARY = 0xa5;
 
-/* Where a block runs next. Beside the race checker, as many places as about a thousand of its contexts make. */
+/* Where a block runs next: not where others of its cluster do. Beside the race checker, as many places as about a
+   thousand of its contexts make. */
 static void take_place()
 {
     static size_t turn;
-    const size_t wanted = with_tsan() ? (size_t)std::min(8, std::max(2, 384 / nthreads)) : 1;
+    const size_t wanted =
+        std::max((size_t)cluster_size, with_tsan() ? (size_t)std::min(8, std::max(2, 384 / nthreads)) : (size_t)1);
     while (places.size() < wanted) {
         places.emplace_back(new Place);
         places.back()->smem_room = map_pages(SMEM_ROOM);
@@ -735,10 +775,15 @@ static void take_place()
     while (place->fibers.size() < (size_t)nthreads) place->fibers.push_back(new_fiber((int)place->fibers.size()));
 }
 
-static void begin_block()
+static void begin_block(uint3 index, unsigned rank)
 {
     take_place();
     fibers = fiber_table;
+    cluster[rank] = place;
+    place->index = blockIdx = index;
+    place->rank = rank;
+    place->first = (int)rank * nthreads;
+    place->live = nthreads;
     for (int w = 0; w < nthreads / 32; ++w) {
         Warp &warp = place->warps[w];
         warp.alive = ~0u;
@@ -754,17 +799,19 @@ static void begin_block()
         b.here = 0;
         b.waiting = Threads();
     }
+    place->of_cluster.here = 0;
+    place->of_cluster.waiting = Threads();
     for (const auto &m : place->mbars) m->valid = false;
-    transfers.clear();
-    ready = Threads();
-    smem_align = 0;
+    place->smem_align = 0;
     for (int i = 0; i < nthreads; ++i) {
-        Fiber *f = fibers[i] = place->fibers[(size_t)i].get();
+        Fiber *f = fibers[place->first + i] = place->fibers[(size_t)i].get();
         const unsigned n = (unsigned)i;
+        f->place = place;
+        f->number = place->first + i;
         f->tid = make_uint3(n % blockDim.x, n / blockDim.x % blockDim.y, n / (blockDim.x * blockDim.y));
         f->w = &place->warps[f->warp];
         f->alive = true;
-        f->wgmma_fenced = f->has_fence = false;
+        f->wgmma_fenced = f->has_fence = f->is_at_cluster = false;
         f->last_atomic = nullptr;
         f->store_groups = 0;
         f->cp.clear();
@@ -778,28 +825,33 @@ static void begin_block()
                     name_context(f, kind);
                 }
         }
-        ready.add(i);
+        ready.add(f->number);
     }
-    live = nthreads;
-    last_run = -1;
 }
 
-static void finish_transfers();
-
-static void end_block()
+static void begin_cluster()
 {
-    finish_transfers();
+    all_threads = live = nthreads * (int)cluster_size;
+    last_run = -1;
+    transfers.clear();
+    ready = Threads();
+}
+
+static void end_block(Place *of)
+{
+    place = of;
+    blockIdx = of->index;
     if (with_tsan())
-        for (int i = 0; i < nthreads; ++i)
+        for (const auto &f : place->fibers)
             for (int kind = 0; kind < CONTEXTS; ++kind)
-                if (fibers[i]->context[kind]) {
-                    As as(fibers[i]->context[kind]);
+                if (f->context[kind]) {
+                    As as(f->context[kind]);
                     __tsan_release(&place->end);
                 }
     for (const Warpgroup &g : place->groups)
         if (!g.ops.items.empty()) fail("block ended with wgmma of line %d not waited for", g.ops.items[0].line);
-    if (smem_align && !with_asan()) {
-        const char *end = place->smem_room + SMEM_ROOM;
+    if (place->smem_align && !with_asan()) {
+        const char *end = place->smem_room + SMEM_ROOM, *const smem_base = place->smem_base;
         for (const char *p = smem_base - 256; p < end; ++p) {
             if (p == smem_base) p += smem_size;
             if (p < end && (unsigned char)*p != SMEM_CANARY)
@@ -861,7 +913,7 @@ static inline void meet(Collective &c, Warp &w, const char *what, unsigned mask,
     c.here = 0;
     ++c.phase;
     exec(w.x);
-    ready.add_warp(f->warp, mask & ~me);
+    ready.add_warp(f->number / 32, mask & ~me);
 }
 
 template <class Exec> static inline void collective(const char *what, unsigned mask, int line, Exec exec)
@@ -1008,8 +1060,8 @@ template <class Exec> static void warpgroup(const char *what, void *arg, int lin
     }
     g.here = 0;
     exec(g);
-    for (int w = 0; w < 4; ++w) ready.add_warp((f->warp & ~3) + w, ~0u);
-    ready.remove(f->linear);
+    for (int w = 0; w < 4; ++w) ready.add_warp(place->first / 32 + (f->warp & ~3) + w, ~0u);
+    ready.remove(f->number);
 }
 
 /* ==== >>barriers ============================================================================================= */
@@ -1047,7 +1099,7 @@ static int barrier(int id, int count, int value, const char *what, int line)
     b.sum[parity] += value;
     release(b.sync[parity]);
     if (!is_last(b)) {
-        b.waiting.add(cur->linear);
+        b.waiting.add(cur->number);
         wait_here(what, line);
     }
     acquire(b.sync[parity]);
@@ -1076,6 +1128,44 @@ void bar_arrive(int id, int count, int line)
     (void)is_last(b);
 }
 
+/* ---- of the cluster ---- */
+unsigned cluster_rank() { return place->rank; }
+
+/* All threads that have not ended have arrived: it is the next phase. */
+static void end_cluster_barrier()
+{
+    Barrier &b = cluster[0]->of_cluster;
+    if (!b.here || b.here < live) return;
+    b.here = 0;
+    ++b.phase;
+    b.waiting.move_to(ready);
+}
+
+void cluster_arrive(int line)
+{
+    FROM_KERNEL();
+    Barrier &b = cluster[0]->of_cluster;
+    if (cur->is_at_cluster) fail("barrier.cluster.arrive at line %d: the second without a wait", line);
+    cur->is_at_cluster = true;
+    cur->cluster_phase = b.phase;
+    release(b.sync[b.phase & 1]);
+    ++b.here;
+    end_cluster_barrier();
+}
+
+void cluster_wait(int line)
+{
+    FROM_KERNEL();
+    Barrier &b = cluster[0]->of_cluster;
+    if (!cur->is_at_cluster) fail("barrier.cluster.wait at line %d: without an arrival", line);
+    while (b.phase == cur->cluster_phase) {
+        b.waiting.add(cur->number);
+        wait_here("barrier.cluster.wait", line);
+    }
+    cur->is_at_cluster = false;
+    acquire(b.sync[cur->cluster_phase & 1]);
+}
+
 /* What a thread did before its fence is seen by who meets a later atomic of it with an atomic, and then has a fence. */
 void thread_fence()
 {
@@ -1097,18 +1187,19 @@ void atomic_hb(const void *p)
 /* ==== >>memory =============================================================================================== */
 void *dyn_smem(size_t align, int line)
 {
-    if (smem_align) {
-        if (align != smem_align) fail("dyn_smem at line %d: two alignments in one kernel", line);
-        return smem_base;
+    if (place->smem_align) {
+        if (align != place->smem_align) fail("dyn_smem at line %d: two alignments in one kernel", line);
+        return place->smem_base;
     }
     if (align < 16 || align > 1024 || (align & (align - 1))) fail("dyn_smem at line %d: alignment %zu", line, align);
-    smem_align = align;
+    place->smem_align = align;
     /* The base is aligned as the kernel declares it and no better, as an address and in the shared window; the last
        byte is near a page that faults. */
     char *const room = place->smem_room, *const end = room + SMEM_ROOM;
-    smem_base = end - (smem_size + align - 1) / align * align;
+    char *smem_base = end - (smem_size + align - 1) / align * align;
     if ((uintptr_t)smem_base % (2 * align) == 0) smem_base -= align;
-    smem_window = align == WINDOW ? (uint32_t)WINDOW : (uint32_t)(WINDOW + align);
+    place->smem_base = smem_base;
+    place->smem_window = align == WINDOW ? (uint32_t)WINDOW : (uint32_t)(WINDOW + align);
     if (with_asan()) {
         poison(room, SMEM_ROOM);
         unpoison(smem_base, smem_size);
@@ -1125,20 +1216,70 @@ void *dyn_smem(size_t align, int line)
 
 uint32_t smem_addr(const void *p)
 {
-    const ptrdiff_t d = (const char *)p - smem_base;
-    if (!smem_align || d < 0 || (size_t)d > smem_size) fail("address %p is not in shared memory", p);
-    return smem_window + (uint32_t)d;
+    const ptrdiff_t d = (const char *)p - place->smem_base;
+    if (!place->smem_align || d < 0 || (size_t)d > smem_size) fail("address %p is not in shared memory", p);
+    return place->smem_window + (uint32_t)d;
 }
 
 /* n bytes at a shared address */
 static inline char *smem_at(uint32_t a, size_t n, size_t align, const char *what, int line)
 {
+    const uint32_t smem_window = place->smem_window;
     const size_t at = (size_t)a - smem_window;
-    if (!smem_align || a < smem_window || at > smem_size || n > smem_size - at)
+    if (!place->smem_align || a < smem_window || at > smem_size || n > smem_size - at)
         fail("%s at line %d: shared address %u (+%zu) is outside the block's %zu bytes, which begin at %u", what, line,
              a, n, smem_size, smem_window);
     if (a % align) fail("%s at line %d: shared address %u is not aligned to %zu", what, line, a, align);
-    return smem_base + at;
+    return place->smem_base + at;
+}
+
+/* ---- of another block of the cluster: at the same offset ---- */
+uint32_t mapa(uint32_t a, uint32_t rank, int line)
+{
+    (void)smem_at(a, 0, 1, "mapa", line);
+    if (rank >= cluster_size) fail("mapa at line %d: rank %u in a cluster of %u blocks", line, rank, cluster_size);
+    return a | (rank + 1) << REMOTE;
+}
+
+/* As long as one of these exists, the engine works in that block. */
+struct In {
+    Place *const before = place;
+    explicit In(Place *other) { place = other; }
+    ~In() { place = before; }
+    In(const In &) = delete;
+    In &operator=(const In &) = delete;
+};
+
+/* A thread, or the copy engine on its behalf, comes to a block of the cluster, whose shared memory has to be there:
+   it has begun, and not ended. */
+static void check_block(Place *other, Fiber *who, Context kind, const char *what, int line)
+{
+    if (!other->smem_align) fail("%s at line %d: the block of rank %u has not begun", what, line, other->rank);
+    if (!other->live) fail("%s at line %d: the block of rank %u has ended", what, line, other->rank);
+    if (other == who->place) return;
+    if (kind == THREAD) touch(other->gone, (size_t)nthreads, false);
+    else touch_as(who, kind, other->gone, (size_t)nthreads, false);
+}
+
+/* the block of a shared address of the cluster, which becomes one of that block */
+static Place *block_of(uint32_t &a, const char *what, int line)
+{
+    const uint32_t rank = a >> REMOTE;
+    if (!rank) return place;
+    if (rank > cluster_size) fail("%s at line %d: shared address %x is in no block of the cluster", what, line, a);
+    a &= (1u << REMOTE) - 1;
+    check_block(cluster[rank - 1], cur, THREAD, what, line);
+    return cluster[rank - 1];
+}
+
+void store_remote(uint32_t a, const void *value, size_t bytes, int line)
+{
+    FROM_KERNEL();
+    Place *const other = block_of(a, "st.shared::cluster", line);
+    const In in(other);
+    char *p = smem_at(a, bytes, bytes, "st.shared::cluster", line);
+    touch(p, bytes, true);
+    copy_bytes(p, (const char *)value, (int)bytes);
 }
 
 /* ---- device memory: one range of addresses, which only kernels and copies may touch ---- */
@@ -1269,13 +1410,6 @@ static void check_device_range(const void *p, size_t n, const char *what, int li
 }
 
 /* ==== >>cp_async ============================================================================================= */
-static inline void copy_bytes(char *d, const char *s, int n)
-{
-    for (int i = 0; i < n; ++i) {
-        d[i] = s[i];
-        KEEP_LOOP();
-    }
-}
 
 static void complete(CpOp &op)
 {
@@ -1423,28 +1557,41 @@ void mbar_arrive(uint32_t a, uint32_t count, uint32_t expect_tx, int line)
     count_arrival(m, count, line);
 }
 
+/* one of another block of the cluster, or of this one by its address there; at cluster scope */
+void mbar_arrive_remote(uint32_t a, int line)
+{
+    FROM_KERNEL();
+    Place *const other = block_of(a, "mbarrier.arrive", line);
+    const bool is_remote = other != place;
+    const In in(other);
+    Mbarrier &m = use_mbarrier(a, "mbarrier.arrive", line);
+    release(is_remote ? m.remote[m.phase & 3] : m.sync[m.phase & 3]);
+    count_arrival(m, 1, line);
+}
+
 void mbar_expect_tx(uint32_t a, uint32_t bytes, int line)
 {
     FROM_KERNEL();
     use_mbarrier(a, "mbarrier.expect_tx", line).tx += bytes;
 }
 
-bool mbar_try_wait(uint32_t a, uint32_t parity, int line)
+bool mbar_try_wait(uint32_t a, uint32_t parity, bool is_cluster, int line)
 {
     FROM_KERNEL();
     if (parity > 1) fail("mbarrier.try_wait at line %d: parity %u", line, parity);
     Mbarrier &m = use_mbarrier(a, "mbarrier.try_wait", line);
     if (cfg.async == Async::mixed && one_in(4)) { /* its time limit may pass at once */
-        ready.add(cur->linear);
+        ready.add(cur->number);
         wait_here("mbarrier.try_wait", line);
         return false;
     }
     while ((m.phase & 1) == parity) {
-        m.waiting.add(cur->linear);
+        m.waiting.add(cur->number);
         wait_here("mbarrier.try_wait", line);
         if (!m.valid) fail("mbarrier.try_wait at line %d: the mbarrier at %u was invalidated", line, a);
     }
     acquire(m.sync[(m.phase - 1) & 3]);
+    if (is_cluster && cluster_size > 1) acquire(m.remote[(m.phase - 1) & 3]);
     return true;
 }
 
@@ -1462,6 +1609,7 @@ static void add_transfer(Transfer &t) /* (called aside) */ { transfers.push_back
 static void complete_cp_arrive(Transfer &t)
 {
     Fiber *const f = fibers[t.owner], *const was = cur;
+    const In in(f->place);
     cur = f;
     {
         As as(f->context[THREAD]);
@@ -1489,7 +1637,7 @@ void cp_async_mbar_arrive(uint32_t a, bool noinc, int line)
     Transfer t{};
     t.kind = Transfer::CP_ARRIVE;
     t.mbar = a;
-    t.owner = cur->linear;
+    t.owner = cur->number;
     t.line = line;
     t.cp_count = cur->cp.dropped + cur->cp.items.size();
     t.pc = kernel_pc;
@@ -1598,28 +1746,35 @@ template <class F> static void each_piece(const Transfer &t, F f)
     }
 }
 
-static char *smem_of(uint32_t a) { return smem_base + (a - smem_window); }
+static char *smem_of(uint32_t a) { return place->smem_base + (a - place->smem_window); }
 
+/* To each block that it is for, at the same offset, and to the barrier there, in any order. */
 static void complete_load(Transfer &t)
 {
     Fiber *const f = fibers[t.owner];
-    each_piece(t, [&](uint32_t a, const char *g, size_t n) {
-        const char zero[16] = {};
-        if (g) {
-            check_device_range(g, n, "bulk load", t.line);
-            touch_as(f, ENGINE, g, n, false);
+    for (unsigned i = 0, turn = cluster_size > 1 ? (unsigned)(rnd() % cluster_size) : 0; i < cluster_size; ++i) {
+        Place *const to = cluster[(i + turn) % cluster_size];
+        if (!(t.blocks >> to->rank & 1)) continue;
+        check_block(to, f, ENGINE, "completion of a bulk load", t.line);
+        const In in(to);
+        each_piece(t, [&](uint32_t a, const char *g, size_t n) {
+            const char zero[16] = {};
+            if (g) {
+                check_device_range(g, n, "bulk load", t.line);
+                touch_as(f, ENGINE, g, n, false);
+            }
+            touch_as(f, ENGINE, smem_of(a), n, true);
+            copy_bytes(smem_of(a), g ? g : zero, (int)n);
+        });
+        Mbarrier &m = mbarrier_at(t.mbar, "completion of a bulk load", t.line);
+        if (with_tsan()) {
+            As as(context_of(f, ENGINE));
+            __tsan_release(&m.sync[m.phase & 3].thread);
+            __tsan_release(&m.sync[m.phase & 3].proxy);
         }
-        touch_as(f, ENGINE, smem_of(a), n, true);
-        copy_bytes(smem_of(a), g ? g : zero, (int)n);
-    });
-    Mbarrier &m = mbarrier_at(t.mbar, "completion of a bulk load", t.line);
-    if (with_tsan()) {
-        As as(context_of(f, ENGINE));
-        __tsan_release(&m.sync[m.phase & 3].thread);
-        __tsan_release(&m.sync[m.phase & 3].proxy);
+        m.tx -= (int64_t)t.bytes;
+        check_phase(m);
     }
-    m.tx -= (int64_t)t.bytes;
-    check_phase(m);
 }
 
 static void read_store(Transfer &t)
@@ -1648,6 +1803,7 @@ static void complete_store(Transfer &t)
 
 static void complete(Transfer &t)
 {
+    const In in(fibers[t.owner]->place);
     kernel_pc = t.pc;
     switch (t.kind) {
     case Transfer::LOAD:
@@ -1681,9 +1837,10 @@ static bool complete_one()
 static void finish_transfers()
 {
     for (Transfer &t : transfers) {
+        const Place *const of = fibers[t.owner]->place;
         if (t.kind != Transfer::STORE || !t.is_read)
-            fail("block (%u,%u,%u) ended with asynchronous copies under way (line %d)", blockIdx.x, blockIdx.y,
-                 blockIdx.z, t.line);
+            fail("block (%u,%u,%u) ended with asynchronous copies under way (line %d)", of->index.x, of->index.y,
+                 of->index.z, t.line);
         complete(t);
     }
     transfers.clear();
@@ -1695,7 +1852,7 @@ static void begin_bulk(Transfer &t, size_t align)
     if (t.map && t.map->swizzle && t.map->box[0] * t.map->element != 16 << t.map->swizzle)
         fail("bulk copy at line %d: a box narrower than its swizzle is not emulated", t.line);
     Fiber *const f = cur;
-    t.owner = f->linear;
+    t.owner = f->number;
     t.pc = kernel_pc;
     if (with_tsan()) (void)proxy_of(f);
     if (t.kind == Transfer::LOAD) {
@@ -1703,8 +1860,15 @@ static void begin_bulk(Transfer &t, size_t align)
             teach(f, THREAD, f, ENGINE);
             teach(f, PROXY, f, ENGINE);
         }
-        touch_as(f, ENGINE, p, t.bytes, true);
-        if (cfg.async != Async::early) fill_unset(p, t.bytes);
+        for (unsigned r = 0; r < cluster_size; ++r) {
+            if (!(t.blocks >> r & 1)) continue;
+            check_block(cluster[r], f, ENGINE, "bulk load", t.line);
+            const In in(cluster[r]);
+            (void)mbarrier_at(t.mbar, "bulk load", t.line);
+            p = smem_of(t.smem);
+            touch_as(f, ENGINE, p, t.bytes, true);
+            if (cfg.async != Async::early) fill_unset(p, t.bytes);
+        }
     } else {
         t.group = f->store_groups;
         touch_as(f, context_of_bulk(t), p, t.bytes, false);
@@ -1717,18 +1881,20 @@ static void begin_bulk(Transfer &t, size_t align)
         add_transfer(t);
 }
 
+/* blocks: of the cluster, for which a load is */
 static void tensor_copy(Transfer::Kind kind, uint32_t smem, const void *map, uint32_t mbar, const int *coord, int rank,
-                        int line)
+                        unsigned blocks, int line)
 {
     const Map *m = (const Map *)map;
     if ((uintptr_t)map % 64 || m->magic != MAP_MAGIC) fail("bulk copy at line %d: not a tensor map", line);
     if (m->rank != rank) fail("bulk copy at line %d: a %dD copy with a %dD tensor map", line, rank, m->rank);
-    if (kind == Transfer::LOAD) (void)mbarrier_at(mbar, "bulk load", line);
+    if (blocks >> cluster_size) fail("bulk copy at line %d: blocks %x in a cluster of %u", line, blocks, cluster_size);
     Transfer t{};
     t.kind = kind;
     t.smem = smem;
     t.mbar = mbar;
     t.line = line;
+    t.blocks = blocks;
     for (int i = 0; i < rank; ++i) t.coord[i] = coord[i];
     {
         Aside aside;
@@ -1743,25 +1909,32 @@ static void tensor_copy(Transfer::Kind kind, uint32_t smem, const void *map, uin
 void tma_load(uint32_t dst, const void *map, uint32_t mbar, const int *coord, int rank, int line)
 {
     FROM_KERNEL();
-    tensor_copy(Transfer::LOAD, dst, map, mbar, coord, rank, line);
+    tensor_copy(Transfer::LOAD, dst, map, mbar, coord, rank, 1u << place->rank, line);
+}
+
+void tma_load_multicast(uint32_t dst, const void *map, uint32_t mbar, unsigned blocks, const int *coord, int rank,
+                        int line)
+{
+    FROM_KERNEL();
+    tensor_copy(Transfer::LOAD, dst, map, mbar, coord, rank, blocks, line);
 }
 
 void tma_store(const void *map, uint32_t src, const int *coord, int rank, int line)
 {
     FROM_KERNEL();
-    tensor_copy(Transfer::STORE, src, map, 0, coord, rank, line);
+    tensor_copy(Transfer::STORE, src, map, 0, coord, rank, 0, line);
 }
 
 static void plain_copy(Transfer::Kind kind, uint32_t smem, const void *gmem, size_t bytes, uint32_t mbar, int line)
 {
     if (bytes % 16 || !bytes || (uintptr_t)gmem % 16)
         fail("bulk copy at line %d: %zu bytes at %p, not in units of 16", line, bytes, gmem);
-    if (kind == Transfer::LOAD) (void)mbarrier_at(mbar, "bulk load", line);
     Transfer t{};
     t.kind = kind;
     t.smem = smem;
     t.mbar = mbar;
     t.line = line;
+    t.blocks = kind == Transfer::LOAD ? 1u << place->rank : 0;
     t.gmem = (const char *)gmem;
     t.bytes = bytes;
     begin_bulk(t, 16);
@@ -1791,7 +1964,7 @@ void tma_store_wait(int left, bool read_only)
         for (size_t i = 0; i < transfers.size();) {
             Transfer &t = transfers[i];
             const bool is_due =
-                t.kind == Transfer::STORE && t.owner == cur->linear && t.group + (size_t)left < cur->store_groups;
+                t.kind == Transfer::STORE && t.owner == cur->number && t.group + (size_t)left < cur->store_groups;
             if (!is_due) {
                 ++i;
             } else if (read_only) {
@@ -2033,7 +2206,7 @@ static void complete_wgmma(WgmmaOp &op, int group)
     alignas(64) static float at[16 * 64], a[64 * 16], b[16 * 256], d[64 * 256];
     const int n = op.n;
     kernel_pc = op.pc;
-    Fiber *const who = fibers[group * 128];
+    Fiber *const who = fibers[place->first + group * 128];
     if (op.a_in_registers) { /* the fragment of mma.m16n8k16 of 16 rows a warp */
         for (int t = 0; t < 128; ++t)
             for (int i = 0; i < 8; ++i) {
@@ -2083,7 +2256,7 @@ void wgmma_wait(int left, int line)
         complete_groups(g, group, (size_t)left);
     });
     cur->wgmma_fenced = false;
-    if (with_tsan()) teach(fibers[group * 128], PROXY, cur, THREAD); /* the proxy's reads are over */
+    if (with_tsan()) teach(fibers[place->first + group * 128], PROXY, cur, THREAD); /* the proxy's reads are over */
 }
 
 void wgmma_m64k16(int n, float *d, const uint32_t *a_regs, uint64_t desc_a, uint64_t desc_b, bool scale_d, bool trans_a,
@@ -2130,7 +2303,7 @@ void wgmma_m64k16(int n, float *d, const uint32_t *a_regs, uint64_t desc_a, uint
             }
         }
         if (with_tsan()) { /* the operands are read from now on */
-            Fiber *const who = fibers[group * 128];
+            Fiber *const who = fibers[place->first + group * 128];
             if (!op.a_in_registers) read_operand(nullptr, desc_a, 64, trans_a, type, who, line);
             read_operand(nullptr, desc_b, n, trans_b, type, who, line);
         }
@@ -2195,8 +2368,8 @@ static void on_fault(int, siginfo_t *info, void *)
     if (is_device(p))
         fail("%s at %p, in device memory that is not allocated", cur ? "fault" : "the host's fault", (void *)p);
     if (cur && p >= cur->stack - GUARD && p < cur->stack) fail("stack overflow: a thread has %d bytes", STACK);
-    if (smem_align && p >= smem_base - SMEM_ROOM && p < smem_base + SMEM_ROOM)
-        fail("fault near shared memory of %zu bytes, at offset %td", smem_size, p - smem_base);
+    if (place && place->smem_align && p >= place->smem_base - SMEM_ROOM && p < place->smem_base + SMEM_ROOM)
+        fail("fault near shared memory of %zu bytes, at offset %td", smem_size, p - place->smem_base);
     fail("fault at %p", (void *)p);
 }
 
@@ -2246,7 +2419,7 @@ static void end_launch()
     for (const auto &p : places) __tsan_acquire(&p->end);
 }
 
-static cudaError_t run_launch(const cudaLaunchConfig_t &config, LaunchBase *kernel)
+static cudaError_t run_launch(const cudaLaunchConfig_t &config, unsigned blocks_of_cluster, LaunchBase *kernel)
 {
     if (cur) fail("a kernel launches a kernel");
     OpenHeap open;
@@ -2256,8 +2429,10 @@ static cudaError_t run_launch(const cudaLaunchConfig_t &config, LaunchBase *kern
     nthreads = (int)(blockDim.x * blockDim.y * blockDim.z);
     smem_size = config.dynamicSmemBytes;
     job = kernel;
+    cluster_size = blocks_of_cluster;
     begin_launch();
-    const uint64_t blocks = (uint64_t)gridDim.x * gridDim.y * gridDim.z;
+    const unsigned row = gridDim.x / cluster_size; /* clusters */
+    const uint64_t blocks = (uint64_t)row * gridDim.y * gridDim.z; /* or clusters */
     uint64_t step = 1, at = 0;
     if (cfg.sched == Sched::last) step = std::max<uint64_t>(blocks - 1, 1), at = blocks - 1;
     if (cfg.sched == Sched::random && blocks > 2) {
@@ -2266,11 +2441,14 @@ static cudaError_t run_launch(const cudaLaunchConfig_t &config, LaunchBase *kern
         while (std::__gcd(step, blocks) != 1);
     }
     for (uint64_t i = 0; i < blocks; ++i, at = (at + step) % blocks) {
-        blockIdx = make_uint3((unsigned)(at % gridDim.x), (unsigned)(at / gridDim.x % gridDim.y),
-                              (unsigned)(at / gridDim.x / gridDim.y));
-        begin_block();
+        begin_cluster();
+        for (unsigned r = 0; r < cluster_size; ++r)
+            begin_block(make_uint3((unsigned)(at % row) * cluster_size + r, (unsigned)(at / row % gridDim.y),
+                                   (unsigned)(at / row / gridDim.y)),
+                        r);
         switch_to(next_fiber());
-        end_block();
+        finish_transfers();
+        for (unsigned r = 0; r < cluster_size; ++r) end_block(cluster[r]);
     }
     end_launch();
     check_red_zones("a kernel");
@@ -2288,9 +2466,22 @@ cudaError_t launch(const cudaLaunchConfig_t *config, const void *function, const
     if (!g.x || !g.y || !g.z || g.x > 0x7fffffff || g.y > 65535 || g.z > 65535)
         return error(cudaErrorInvalidConfiguration);
     if (config->dynamicSmemBytes > (size_t)std::max(49152, max_smem[function])) return error(cudaErrorInvalidValue);
+    unsigned of_cluster = 1;
+    for (unsigned i = 0; i < config->numAttrs; ++i) {
+        const cudaLaunchAttribute &a = config->attrs[i];
+        if (a.id != cudaLaunchAttributeClusterDimension) fail("launch: attribute %d is not emulated", (int)a.id);
+        of_cluster = a.val.clusterDim.x;
+        if (a.val.clusterDim.y != 1 || a.val.clusterDim.z != 1) fail("launch: clusters lie along x here");
+    }
+    if (of_cluster < 1 || of_cluster > MAX_CLUSTER || g.x % of_cluster || (of_cluster > 1 && cfg.device.cc < 90))
+        return error(of_cluster > MAX_CLUSTER ? cudaErrorInvalidClusterSize : cudaErrorInvalidConfiguration);
+    if (of_cluster * threads > MAX_THREADS)
+        fail("launch: a cluster of %u blocks of %u threads is too large here", of_cluster, (unsigned)threads);
     std::shared_ptr<LaunchBase> copy(kernel.copy());
-    const cudaLaunchConfig_t c = *config;
-    return enqueue(config->stream, [c, copy] { return run_launch(c, copy.get()); });
+    cudaLaunchConfig_t c = *config;
+    c.attrs = nullptr; /* the caller's memory */
+    c.numAttrs = 0;
+    return enqueue(config->stream, [c, of_cluster, copy] { return run_launch(c, of_cluster, copy.get()); });
 }
 
 /* ---- copies ---- */

@@ -39,6 +39,31 @@ OP void svg2__tma_load_2d(uint32_t dst, const CUtensorMap *map, uint32_t bar, in
     const int at[2] = {x, y};
     cuemu::tma_load(dst, map, bar, at, 2, line);
 }
+OP void svg2__tma_load_4d(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x, int y, int z, int w, LINE)
+{
+    const int at[4] = {x, y, z, w};
+    cuemu::tma_load(dst, map, bar, at, 4, line);
+}
+OP void svg2__tma_load_4d_multicast(uint32_t dst, const CUtensorMap *map, uint32_t bar, int x, int y, int z, int w,
+                                    uint16_t blocks, LINE)
+{
+    const int at[4] = {x, y, z, w};
+    cuemu::tma_load_multicast(dst, map, bar, blocks, at, 4, line);
+}
+OP uint32_t svg2__cluster_rank() { return cuemu::cluster_rank(); }
+OP uint32_t svg2__mapa(uint32_t address, uint32_t rank, LINE) { return cuemu::mapa(address, rank, line); }
+OP void svg2__cluster_arrive(LINE) { cuemu::cluster_arrive(line); }
+OP void svg2__cluster_wait(LINE) { cuemu::cluster_wait(line); }
+OP void svg2__mbar_arrive_remote(uint32_t bar, LINE) { cuemu::mbar_arrive_remote(bar, line); }
+OP uint32_t svg2__mbar_try_wait_cluster(uint32_t bar, uint32_t parity, LINE)
+{
+    return cuemu::mbar_try_wait(bar, parity, true, line);
+}
+OP void svg2__store_remote(uint32_t dst, int x, int y, int z, int w, LINE)
+{
+    const int value[4] = {x, y, z, w};
+    cuemu::store_remote(dst, value, 16, line);
+}
 OP void svg2__prefetch_map(const CUtensorMap *) {}
 template <int N> OP void svg2__registers_more(LINE) { cuemu::setmaxnreg(N, true, line); }
 template <int N> OP void svg2__registers_less(LINE) { cuemu::setmaxnreg(N, false, line); }

@@ -60,14 +60,35 @@ static void must(cudaError_t e, int line)
 #define MUST(x) must(x, __LINE__)
 
 template <class... P, class... A>
-static cudaError_t try_launch(dim3 grid, dim3 block, size_t smem, void (*kernel)(P...), A... args)
+static cudaError_t try_launch_clusters(unsigned cluster, dim3 grid, dim3 block, size_t smem, void (*kernel)(P...),
+                                       A... args)
 {
     cudaLaunchConfig_t config;
+    cudaLaunchAttribute attribute;
     memset(static_cast<void *>(&config), 0, sizeof config);
+    memset(static_cast<void *>(&attribute), 0, sizeof attribute);
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    config.attrs = &attribute;
+    config.numAttrs = cluster != 1;
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = smem;
     return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
+}
+
+template <class... P, class... A>
+static cudaError_t try_launch(dim3 grid, dim3 block, size_t smem, void (*kernel)(P...), A... args)
+{
+    return try_launch_clusters(1, grid, block, smem, kernel, args...);
+}
+
+template <class... P, class... A>
+static void launch_clusters(unsigned cluster, dim3 grid, dim3 block, size_t smem, void (*kernel)(P...), A... args)
+{
+    MUST(try_launch_clusters(cluster, grid, block, smem, kernel, args...));
+    MUST(cudaDeviceSynchronize());
 }
 
 template <class... P, class... A>
@@ -1432,6 +1453,14 @@ static void nothing_kernel(int) {}
 
 static void limits()
 {
+    /* clusters: the grid in whole ones, not too large, not on devices before 9.0 */
+    CHECK(try_launch_clusters(2, 3, 32, 0, nothing_kernel, 1) == cudaErrorInvalidConfiguration);
+    CHECK(try_launch_clusters(16, 16, 32, 0, nothing_kernel, 1) == cudaErrorInvalidClusterSize);
+    cuemu::device(86);
+    CHECK(try_launch_clusters(2, 2, 32, 0, nothing_kernel, 1) == cudaErrorInvalidConfiguration);
+    cuemu::device(90);
+    CHECK(try_launch_clusters(8, 16, 32, 0, nothing_kernel, 1) == cudaSuccess);
+    (void)cudaGetLastError();
     auto tried = [](dim3 grid, dim3 threads, size_t smem) {
         const cudaError_t e = try_launch(grid, threads, smem, nothing_kernel, 1);
         CHECK(cudaPeekAtLastError() == e && cudaGetLastError() == e && cudaGetLastError() == cudaSuccess);
@@ -1671,6 +1700,131 @@ static void load_kernel(const float *in, float *out, int is_wrong) /* a bulk loa
     if (is_wrong != 3 || threadIdx.x == 0)
         while (!cuemu::mbar_try_wait(bar, 0, __LINE__)) {}
     out[threadIdx.x] = x[threadIdx.x];
+}
+
+/* Blocks of a cluster: each sends to the next one, round after round, into a place that the next one has read. */
+static void neighbour_kernel(int *out, int size, int is_wrong)
+{
+    SMEM(smem, 128);
+    const uint32_t base = cuemu::smem_addr(smem), full = base + 16, empty = base + 24;
+    const unsigned rank = cuemu::cluster_rank(), next = (rank + 1) % (unsigned)size,
+                   last = (rank + (unsigned)size - 1) % (unsigned)size;
+    if (threadIdx.x == 0) {
+        cuemu::mbar_init(full, 1, __LINE__);
+        cuemu::mbar_init(empty, 32, __LINE__);
+        cuemu::fence_mbar_init();
+    }
+    __syncthreads();
+    if (is_wrong != 1) {
+        cuemu::cluster_arrive(__LINE__);
+        cuemu::cluster_wait(__LINE__);
+    }
+    for (unsigned round = 0; round < 3; ++round) {
+        if (threadIdx.x == 0) {
+            if (round && is_wrong != 2)
+                while (!cuemu::mbar_try_wait(empty, (round - 1) & 1, is_wrong != 3, __LINE__)) {}
+            const int value[4] = {(int)(100 * round + rank), 1, 2, 3};
+            cuemu::store_remote(cuemu::mapa(base, next, __LINE__), value, 16, __LINE__);
+            cuemu::mbar_arrive_remote(cuemu::mapa(full, next, __LINE__), __LINE__);
+        }
+        while (!cuemu::mbar_try_wait(full, round & 1, is_wrong != 4, __LINE__)) {}
+        const int value = *(const volatile int *)(const void *)smem;
+        out[blockIdx.x * 32 + threadIdx.x] = value;
+        cuemu::mbar_arrive_remote(cuemu::mapa(empty, last, __LINE__), __LINE__);
+    }
+    if (is_wrong == 5) return;
+    cuemu::cluster_arrive(__LINE__);
+    cuemu::cluster_wait(__LINE__);
+}
+
+/* Two blocks, each of which brings half of a tile to both; warp 0 loads, warp 1 reads. */
+static void halves_kernel(CUtensorMap map, uint16_t *out, int is_wrong)
+{
+    SMEM(smem, 1024);
+    const uint32_t base = cuemu::smem_addr(smem), full = base + 2048, empty = full + 8;
+    const int rank = (int)cuemu::cluster_rank();
+    if (threadIdx.x == 0) {
+        cuemu::mbar_init(full, 1, __LINE__);
+        cuemu::mbar_init(empty, is_wrong == 1 ? 32 : 64, __LINE__);
+        cuemu::fence_mbar_init();
+    }
+    cuemu::cluster_arrive(__LINE__);
+    cuemu::cluster_wait(__LINE__);
+    for (unsigned tile = 0; tile < 3; ++tile) {
+        if (threadIdx.x == 0) {
+            if (tile)
+                while (!cuemu::mbar_try_wait(empty, (tile - 1) & 1, is_wrong != 2, __LINE__)) {}
+            const int at[4] = {0, (int)tile * 16 + 8 * rank, 0, 0};
+            cuemu::mbar_arrive(full, 1, 2048, __LINE__);
+            if (is_wrong == 3 || (is_wrong == 4 && rank))
+                cuemu::tma_load(base + (uint32_t)rank * 1024, &map, full, at, 4, __LINE__);
+            else
+                cuemu::tma_load_multicast(base + (uint32_t)rank * 1024, &map, full, 3, at, 4, __LINE__);
+        } else if (threadIdx.x >= 32) {
+            while (!cuemu::mbar_try_wait(full, tile & 1, __LINE__)) {}
+            for (uint32_t i = threadIdx.x - 32; i < 1024; i += 32)
+                out[(blockIdx.x * 3 + tile) * 1024 + i] = ((const uint16_t *)(const void *)smem)[i];
+            for (uint32_t r = 0; r < 2; ++r)
+                if (is_wrong != 1 || (int)r == rank)
+                    cuemu::mbar_arrive_remote(cuemu::mapa(empty, r, __LINE__), __LINE__);
+        }
+        if (is_wrong == 5 && rank && tile == 1) return; /* while the other still brings its part */
+    }
+    if (is_wrong == 5) return;
+    cuemu::cluster_arrive(__LINE__);
+    cuemu::cluster_wait(__LINE__);
+}
+static void halves(int is_wrong)
+{
+    std::vector<uint16_t> rows(48 * 64);
+    for (size_t i = 0; i < rows.size(); ++i) rows[i] = (uint16_t)(i * 7 + 1);
+    static Buffer<uint16_t> *from, *out;
+    if (!from) from = new Buffer<uint16_t>(rows), out = new Buffer<uint16_t>((size_t)4 * 3 * 1024);
+    out->fill(0);
+    const Tensor t = {4, 2, {64, 48, 1, 1, 1}, {128, 128, 128, 0}, {64, 8, 1, 1, 1}, S128};
+    CUtensorMap map;
+    if (t.encode(&map, from->device) != CUDA_SUCCESS) printf("no map\n");
+    launch_clusters(2, 4, 64, 2048 + 16, halves_kernel, map, out->device, is_wrong);
+    out->download();
+    int bad = 0;
+    for (size_t i = 0; i < out->host.size(); ++i) {
+        const size_t row = i / 64 % 48, place = i % 64, column = (place / 8 ^ (row & 7)) * 8 + place % 8;
+        bad += out->host[i] != rows[row * 64 + column];
+    }
+    if (bad) printf("%d wrong\n", bad);
+}
+
+static void cluster_rules_kernel(int how)
+{
+    SMEM(smem, 128);
+    const uint32_t base = cuemu::smem_addr(smem);
+    const int value[4] = {};
+    switch (how) {
+    case 0:
+        cuemu::cluster_arrive(__LINE__);
+        cuemu::cluster_arrive(__LINE__);
+        break;
+    case 1:
+        cuemu::cluster_wait(__LINE__);
+        break;
+    case 2:
+        (void)cuemu::mapa(base, 2, __LINE__);
+        break;
+    case 3:
+        cuemu::mbar_init(cuemu::mapa(base, 1, __LINE__), 1, __LINE__);
+        break;
+    case 4:
+        cuemu::store_remote(cuemu::mapa(base + 120, 0, __LINE__), value, 16, __LINE__);
+        break;
+    case 5: /* half of the threads never come, and do not end */
+        if (threadIdx.x < 32) cuemu::cluster_arrive(__LINE__), cuemu::cluster_wait(__LINE__);
+        __syncthreads();
+        break;
+    default: /* those that have ended are not waited for */
+        if (threadIdx.x % 32 == 5) return;
+        cuemu::cluster_arrive(__LINE__);
+        cuemu::cluster_wait(__LINE__);
+    }
 }
 
 static void wgmma_report_kernel(float *out, int is_wrong)
@@ -1928,6 +2082,32 @@ static std::vector<Report> reports()
             cuemu::configure("last", "late", 1);
             launch(1, 64, 264, load_kernel, floats->device, floats->device + 128, 1);
         }));
+    both("blocks of a cluster",
+         [](int w) {
+             ints->fill(0);
+             launch_clusters(3, 6, 32, 32, neighbour_kernel, ints->device, 3, w);
+             ints->download();
+             for (int b = 0; b < 6; ++b)
+                 for (int i = 0; i < 32; ++i)
+                     if (ints->host[(size_t)(b * 32 + i)] != 200 + (b % 3 + 2) % 3) printf("wrong value\n"), i = 32;
+         },
+         {{1, race}, {2, race}, {3, race}, {4, race}, {5, race}});
+    add("blocks of a cluster wrong 1, plain", PLAIN | ASAN, "has not begun", memory([] {
+            cuemu::configure("first", "late", 1);
+            launch_clusters(3, 6, 32, 32, neighbour_kernel, ints->device, 3, 1);
+        }));
+    both("halves to two blocks", [](int w) { halves(w); },
+         {{1, race}, {2, race}, {3, "deadlock"}, {4, "deadlock"}, {5, "has ended"}});
+    static const char *const cluster_rules[] = {"the second without a wait",
+                                                "without an arrival",
+                                                "rank 2 in a cluster of 2 blocks",
+                                                "is outside the block's 128 bytes",
+                                                "is outside the block's 128 bytes",
+                                                "deadlock",
+                                                ""};
+    for (int how = 0; how < (int)(sizeof cluster_rules / sizeof *cluster_rules); ++how)
+        add("cluster rules " + std::to_string(how), ALL, cluster_rules[how],
+            rr([how] { launch_clusters(2, 4, 64, 128, cluster_rules_kernel, how); }));
     both("wgmma", [](int w) { launch(1, 128, 256, wgmma_report_kernel, floats->device, w); },
          {{1, race}, {2, "no wgmma.fence"}, {3, race}, {4, "operands differ"}, {5, "not waited for"}});
 

@@ -70,10 +70,18 @@ template <class T> struct buffer {
     }
 };
 
+/* in clusters of so many blocks */
 template <class... P, class... A>
-static void run(void (*kernel)(P...), unsigned blocks, unsigned threads, size_t smem, A... args)
+static void run_clusters(unsigned cluster, void (*kernel)(P...), unsigned blocks, unsigned threads, size_t smem,
+                         A... args)
 {
     cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    config.attrs = &attribute;
+    config.numAttrs = cluster > 1;
     config.gridDim = dim3(blocks);
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = smem;
@@ -82,6 +90,11 @@ static void run(void (*kernel)(P...), unsigned blocks, unsigned threads, size_t 
                                   (int)smem),
              "shared memory");
     must(cudaLaunchKernelEx(&config, kernel, (P)args...), "launch");
+}
+template <class... P, class... A>
+static void run(void (*kernel)(P...), unsigned blocks, unsigned threads, size_t smem, A... args)
+{
+    run_clusters(1, kernel, blocks, threads, smem, args...);
 }
 
 /* ---- ex2 ---- */
@@ -328,6 +341,14 @@ static __device__ int waited(uint32_t bar, uint32_t parity)
 {
     const long long begin = clock64();
     while (!svg2__mbar_try_wait(bar, parity))
+        if (clock64() - begin > 1000000000) return 0;
+    return 1;
+}
+
+static __device__ int waited_cluster(uint32_t bar, uint32_t parity)
+{
+    const long long begin = clock64();
+    while (!svg2__mbar_try_wait_cluster(bar, parity))
         if (clock64() - begin > 1000000000) return 0;
     return 1;
 }
@@ -714,6 +735,209 @@ static void test_boxes()
     report("svg2__mbar_arrive_expect: all bytes counted", lost, 128 * 13 * 8, "");
 }
 
+/* Boxes of a tensor of 4 dimensions: columns, tokens, heads, batch entries, whose strides rise or do not; columns
+   and tokens beyond are 0, and of a head or a batch entry that is not there all. */
+static __global__ void __launch_bounds__(128)
+    box_4d_kernel(const __grid_constant__ CUtensorMap map, int x, int y, int z, int w, uint32_t bytes,
+                  uint16_t *out, int *is_there)
+{
+#if SVG2__SM90A
+    SVG2_DYN_SMEM(slabs, 1024);
+    const int t = (int)threadIdx.x;
+    const uint32_t bar = svg2__smem(slabs + 64 * 128);
+    if (t == 0) {
+        svg2__mbar_init(bar, 1);
+        svg2__fence_mbar_init();
+    }
+    __syncthreads(); /* barrier made -> waited for */
+    if (t == 0) {
+        svg2__mbar_arrive_expect(bar, bytes);
+        svg2__tma_load_4d(svg2__smem(slabs), &map, bar, x, y, z, w);
+    }
+    const int is_over = waited(bar, 0);
+    for (int i = t; i < (int)bytes / 2; i += 128) memcpy(out + i, slabs + 2 * i, 2);
+    is_there[t] = is_over;
+#else
+    (void)x, (void)y, (void)z, (void)w, (void)bytes, (void)out, (void)is_there;
+    __trap();
+#endif
+}
+static void test_boxes_4d()
+{
+    enum { COLUMNS = 72, TOKENS = 37, HEADS = 3, BATCH = 2 };
+    static const int64_t size[4] = {COLUMNS, TOKENS, HEADS, BATCH},
+                         strides[3][3] = {{COLUMNS, TOKENS * COLUMNS, HEADS * TOKENS * COLUMNS},
+                                          {HEADS * COLUMNS, COLUMNS, TOKENS * HEADS * COLUMNS},
+                                          {8 + COLUMNS * HEADS * BATCH, COLUMNS * BATCH, COLUMNS}};
+    static const int at[][4] = {{0, 0, 0, 0}, {64, 5, 1, 1}, {0, 30, 2, 0}, {64, 36, 2, 1},
+                                {0, 37, 0, 0}, {0, 3, 3, 0}, {0, 3, 0, 2}};
+    std::vector<uint16_t> all((8 + COLUMNS * HEADS * BATCH) * TOKENS);
+    for (auto &x : all) x = (uint16_t)(bits() % 60000 + 1);
+    buffer<uint16_t> tensor(all), out(std::vector<uint16_t>(64 * 64, 1));
+    buffer<int> is_there(std::vector<int>(128, 0));
+    long long bad = 0, count = 0;
+    for (auto &stride : strides)
+        for (int rows = 1; rows <= 64; rows *= 4)
+            for (auto &p : at) {
+                CUtensorMap map;
+                if (tensor_map_of(&map, tensor.data, 4u, size, stride, rows) != CUDA_SUCCESS)
+                    must(cudaErrorUnknown, "cuTensorMapEncodeTiled, 4D");
+                run(box_4d_kernel, 1, 128, 64 * 128 + 8, map, p[0], p[1], p[2], p[3], (uint32_t)rows * 128,
+                    out.data, is_there.data);
+                const std::vector<uint16_t> got = out.read();
+                for (int i = 0; i < rows * 64; ++i, ++count) {
+                    const int row = i / 64, column = p[0] + ((i % 64 / 8) ^ (row & 7)) * 8 + i % 8,
+                              token = p[1] + row;
+                    const int64_t from = column + token * stride[0] + p[2] * stride[1] + p[3] * stride[2];
+                    const bool is_in = column < COLUMNS && token < TOKENS && p[2] < HEADS && p[3] < BATCH;
+                    bad += got[(size_t)i] != (is_in ? all[(size_t)from] : 0);
+                }
+                for (int x : is_there.read()) bad += x != 1;
+            }
+    report("svg2__tma_load_4d: boxes of 1 to 64 rows", bad, count, "with rows, columns, heads outside: 0");
+}
+
+/* ---- clusters ----
+   Each block sends 16 bytes to each block of its cluster, itself too, and arrives there; turn after turn, into
+   one of two places. That a place has been read is told by another remote arrival. */
+enum { CLUSTER_TURNS = 6, CLUSTER_MOST = 4 };
+static __global__ void __launch_bounds__(64) cluster_kernel(int size, int *out, int *is_good)
+{
+#if SVG2__SM90A
+    SVG2_DYN_SMEM(smem, 128);
+    const int t = (int)threadIdx.x, rank = (int)svg2__cluster_rank(), cluster = (int)blockIdx.x / size;
+    const uint32_t base = svg2__smem(smem), full = base + 2 * 16 * CLUSTER_MOST, empty = full + 16;
+    int good = rank == (int)blockIdx.x % size;
+    if (t == 0) {
+        for (uint32_t i = 0; i < 2; ++i) {
+            svg2__mbar_init(full + 8 * i, (uint32_t)size);
+            svg2__mbar_init(empty + 8 * i, (uint32_t)(64 * size));
+        }
+        svg2__fence_mbar_init();
+    }
+    svg2__cluster_arrive();
+    svg2__cluster_wait(); /* all barriers are there, in all blocks */
+    for (int turn = 0; turn < CLUSTER_TURNS; ++turn) {
+        const int place = turn % 2;
+        if (t < size) { /* to the block of rank t */
+            if (turn >= 2) good &= waited_cluster(empty + 8 * (uint32_t)place, (uint32_t)(turn / 2 - 1) & 1);
+            const uint32_t to = svg2__mapa(base + (uint32_t)(place * CLUSTER_MOST + rank) * 16, (uint32_t)t);
+            svg2__store_remote(to, 1000 * cluster + turn, rank, t, turn * turn);
+            svg2__mbar_arrive_remote(svg2__mapa(full + 8 * (uint32_t)place, (uint32_t)t));
+        }
+        good &= waited_cluster(full + 8 * (uint32_t)place, (uint32_t)(turn / 2) & 1);
+        if (t < 4 * size) {
+            int x;
+            memcpy(&x, smem + place * CLUSTER_MOST * 16 + 4 * t, 4);
+            out[((int)blockIdx.x * CLUSTER_TURNS + turn) * 4 * size + t] = x;
+        }
+        for (int r = 0; r < size; ++r)
+            svg2__mbar_arrive_remote(svg2__mapa(empty + 8 * (uint32_t)place, (uint32_t)r));
+    }
+    is_good[blockIdx.x * 64 + threadIdx.x] = good;
+    svg2__cluster_arrive();
+    svg2__cluster_wait(); /* the others' last stores and arrivals are over -> this block may end */
+#else
+    (void)size, (void)out, (void)is_good;
+    __trap();
+#endif
+}
+static void test_clusters()
+{
+    long long bad = 0, count = 0;
+    for (int size = 1; size <= CLUSTER_MOST; size *= 2) {
+        const int blocks = 3 * size;
+        buffer<int> out(std::vector<int>((size_t)(blocks * CLUSTER_TURNS * 4 * size), -1)),
+            is_good(std::vector<int>((size_t)blocks * 64, 0));
+        run_clusters((unsigned)size, cluster_kernel, (unsigned)blocks, 64, 2 * 16 * CLUSTER_MOST + 32, size, out.data,
+                     is_good.data);
+        const std::vector<int> got = out.read();
+        for (int b = 0; b < blocks; ++b)
+            for (int turn = 0; turn < CLUSTER_TURNS; ++turn)
+                for (int i = 0; i < 4 * size; ++i, ++count) {
+                    const int want[4] = {1000 * (b / size) + turn, i / 4, b % size, turn * turn};
+                    bad += got[(size_t)((b * CLUSTER_TURNS + turn) * 4 * size + i)] != want[i % 4];
+                }
+        for (int x : is_good.read()) bad += x != 1;
+    }
+    report("clusters: rank, mapa, store, arrive, wait", bad, count, "of 1, 2 and 4 blocks");
+}
+
+/* Each block brings its part of the rows, to all blocks of a mask: the same place there, counted by the barrier
+   there. A ring of two places, overwritten when all blocks of the cluster have read them. */
+enum { CAST_ROWS = 16, CAST_TURNS = 5, CAST_PLACE = CAST_ROWS * CLUSTER_MOST * 128 };
+static __global__ void __launch_bounds__(128)
+    cast_kernel(const __grid_constant__ CUtensorMap map, int size, int mask, uint16_t *out, int *is_good)
+{
+#if SVG2__SM90A
+    SVG2_DYN_SMEM(slabs, 1024);
+    const int t = (int)threadIdx.x, rank = (int)svg2__cluster_rank();
+    const uint32_t base = svg2__smem(slabs), full = base + 2 * CAST_PLACE, empty = full + 16;
+    int good = 1;
+    if (t == 0) {
+        for (uint32_t i = 0; i < 2; ++i) {
+            svg2__mbar_init(full + 8 * i, 1);
+            svg2__mbar_init(empty + 8 * i, (uint32_t)size);
+        }
+        svg2__fence_mbar_init();
+    }
+    svg2__cluster_arrive();
+    svg2__cluster_wait(); /* all barriers are there, in all blocks */
+    for (int turn = 0; turn < CAST_TURNS; ++turn) {
+        const uint32_t place = (uint32_t)turn % 2;
+        if (t == 0) {
+            if (turn >= 2) good &= waited_cluster(empty + 8 * place, (uint32_t)(turn / 2 - 1) & 1);
+            if (mask >> rank & 1) svg2__mbar_arrive_expect(full + 8 * place, (uint32_t)(size * CAST_ROWS * 128));
+            svg2__tma_load_4d_multicast(base + place * CAST_PLACE + (uint32_t)(rank * CAST_ROWS * 128), &map,
+                                        full + 8 * place, 0, (turn * size + rank) * CAST_ROWS, 0, 0,
+                                        (uint16_t)mask);
+        }
+        if (mask >> rank & 1) good &= waited(full + 8 * place, (uint32_t)(turn / 2) & 1);
+        for (int i = t; i < size * CAST_ROWS * 64 && (mask >> rank & 1); i += 128)
+            memcpy(out + ((int)blockIdx.x * CAST_TURNS + turn) * CAST_PLACE / 2 + i,
+                   slabs + place * CAST_PLACE + 2 * i, 2);
+        __syncthreads(); /* all have read -> the place may be overwritten */
+        if (t < size) svg2__mbar_arrive_remote(svg2__mapa(empty + 8 * place, (uint32_t)t));
+    }
+    is_good[blockIdx.x * 128 + threadIdx.x] = good;
+    svg2__cluster_arrive();
+    svg2__cluster_wait(); /* what others bring here has come -> this block may end */
+#else
+    (void)size, (void)mask, (void)out, (void)is_good;
+    __trap();
+#endif
+}
+static void test_multicast()
+{
+    static const int sizes[] = {1, 2, 2, 2, 4, 4}, masks[] = {1, 3, 1, 2, 15, 10};
+    long long bad = 0, count = 0;
+    for (int n = 0; n < 6; ++n) {
+        const int size = sizes[n], blocks = 2 * size, rows = CAST_TURNS * size * CAST_ROWS - 5;
+        const int64_t extent[4] = {64, rows, 1, 1}, stride[3] = {64, 64, 64};
+        std::vector<uint16_t> all((size_t)rows * 64);
+        for (auto &x : all) x = (uint16_t)(bits() % 60000 + 1);
+        buffer<uint16_t> tensor(all),
+            out(std::vector<uint16_t>((size_t)(blocks * CAST_TURNS * CAST_PLACE / 2), 1));
+        buffer<int> is_good(std::vector<int>((size_t)blocks * 128, 0));
+        CUtensorMap map;
+        if (tensor_map_of(&map, tensor.data, 4u, extent, stride, CAST_ROWS) != CUDA_SUCCESS)
+            must(cudaErrorUnknown, "cuTensorMapEncodeTiled, 4D");
+        run_clusters((unsigned)size, cast_kernel, (unsigned)blocks, 128, 2 * CAST_PLACE + 32, map, size, masks[n],
+                     out.data, is_good.data);
+        const std::vector<uint16_t> got = out.read();
+        for (int b = 0; b < blocks; ++b)
+            for (int turn = 0; turn < CAST_TURNS && (masks[n] >> b % size & 1); ++turn)
+                for (int i = 0; i < size * CAST_ROWS * 64; ++i, ++count) {
+                    const int place = i / 64, row = turn * size * CAST_ROWS + place,
+                              column = ((i % 64 / 8) ^ (place & 7)) * 8 + i % 8;
+                    bad += got[(size_t)((b * CAST_TURNS + turn) * CAST_PLACE / 2 + i)]
+                           != (row < rows ? all[(size_t)(row * 64 + column)] : 0);
+                }
+        for (int x : is_good.read()) bad += x != 1;
+    }
+    report("svg2__tma_load_4d_multicast", bad, count, "each block's part to all blocks of a mask");
+}
+
 /* Does a box have to begin where the pattern of the swizzle does? Documents can be read either way; this
    asks. Last, for it may leave an error behind, and no failure: kernels that need it are chosen by the
    answer. */
@@ -1002,6 +1226,9 @@ int main()
         test_groups();
         test_narrow();
         test_boxes();
+        test_boxes_4d();
+        test_clusters();
+        test_multicast();
         test_chain();
         test_flash();
         ask_boxes();

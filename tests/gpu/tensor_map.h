@@ -8,9 +8,10 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
-/* stride: elements from row to row. Not CUDA_SUCCESS if there is no such map, or the driver makes none. */
-static CUresult tensor_map_of(CUtensorMap *map, const void *data, int64_t rows, int64_t columns,
-                              int64_t stride, int box_rows)
+/* A tensor of `rank` dimensions, columns first; stride: elements, of dimension 1 on. A box has 64 columns and
+   box_rows rows of the rest. Not CUDA_SUCCESS if there is no such map, or the driver makes none. */
+static CUresult tensor_map_of(CUtensorMap *map, const void *data, unsigned rank, const int64_t *size,
+                              const int64_t *stride, int box_rows)
 {
     void *f = NULL;
     cudaDriverEntryPointQueryResult found;
@@ -21,13 +22,21 @@ static CUresult tensor_map_of(CUtensorMap *map, const void *data, int64_t rows, 
     const cudaError_t e = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &f, cudaEnableDefault, &found);
 #endif
     if (e != cudaSuccess || !f) return CUDA_ERROR_NOT_SUPPORTED;
-    const cuuint64_t sizes[2] = {(cuuint64_t)columns, (cuuint64_t)rows};
-    const cuuint64_t strides[1] = {(cuuint64_t)stride * 2};
-    const cuuint32_t box[2] = {64, (cuuint32_t)box_rows}, steps[2] = {1, 1};
+    cuuint64_t sizes[5] = {}, strides[4] = {};
+    cuuint32_t box[5] = {64, (cuuint32_t)box_rows, 1, 1, 1}, steps[5] = {1, 1, 1, 1, 1};
+    for (unsigned i = 0; i < rank; ++i) sizes[i] = (cuuint64_t)size[i];
+    for (unsigned i = 1; i < rank; ++i) strides[i - 1] = (cuuint64_t)stride[i - 1] * 2;
     return ((PFN_cuTensorMapEncodeTiled_v12000)f)(
-        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)(uintptr_t)data, sizes, strides, box, steps,
+        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, (void *)(uintptr_t)data, sizes, strides, box, steps,
         CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_NONE,
         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+/* rows of a matrix */
+static CUresult tensor_map_of(CUtensorMap *map, const void *data, int64_t rows, int64_t columns,
+                              int64_t stride, int box_rows)
+{
+    const int64_t size[2] = {columns, rows};
+    return tensor_map_of(map, data, 2u, size, &stride, box_rows);
 }
 
 #endif
