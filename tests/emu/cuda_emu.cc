@@ -214,6 +214,7 @@ struct Fiber {
     char *stack = nullptr;
     void *asan_fake = nullptr;
     void *context[CONTEXTS] = {};
+    uint64_t launch[CONTEXTS] = {}, block[CONTEXTS] = {}; /* the last ones that the context was in, counted from 1 */
     uint64_t via[CONTEXTS] = {}; /* synchronisation objects between the thread and its other contexts */
     Groups<CpOp> cp;
     size_t store_groups = 0; /* committed groups of bulk stores */
@@ -307,8 +308,8 @@ struct Transfer {
 };
 
 /* A place for a block. Plain builds have one. Beside the race checker there are several, used in turn, each with
-   fibers and shared memory of its own: a block and the next in the same place are ordered by the reuse, all others
-   are not. */
+   fibers and shared memory of its own. A thread and the same one of the next block in its place are one thread to the
+   checker; no other threads of two blocks are ordered before their first barriers, which have the same objects. */
 struct Place {
     std::vector<std::unique_ptr<Fiber>> fibers;
     char *smem_room = nullptr;
@@ -316,8 +317,8 @@ struct Place {
     Warpgroup groups[MAX_THREADS / 128];
     Barrier bars[16], of_cluster; /* of_cluster: that of the block of rank 0 is used */
     std::vector<std::unique_ptr<Mbarrier>> mbars;
-    uint64_t end = 0; /* synchronisation object: the threads of the block before have ended */
     /* the block */
+    uint64_t number = 0; /* of all, counted from 1 */
     uint3 index{};
     unsigned rank = 0;  /* in its cluster */
     int first = 0;      /* its first thread's number */
@@ -325,7 +326,7 @@ struct Place {
     char *smem_base = nullptr;
     size_t smem_align = 0;    /* 0: no thread has asked for shared memory so far */
     uint32_t smem_window = 0; /* shared address of smem_base */
-    char gone[MAX_THREADS] = {}; /* written by threads that end; what comes to a block from others reads it */
+    char *gone = nullptr; /* for each thread, written by those that end; what comes to a block from others reads it */
 };
 
 static std::vector<std::unique_ptr<Place>> places;
@@ -342,7 +343,7 @@ static std::vector<Transfer> transfers;
 static LaunchBase *job;
 static size_t smem_size;
 static Fiber host;            /* where a launch came from */
-static uint64_t launch_begin; /* synchronisation object */
+static uint64_t launch_begin, launch_end; /* synchronisation objects */
 Stats stats;
 
 static uint64_t rnd()
@@ -470,28 +471,46 @@ struct Aside {
 
 static const char *const context_names[CONTEXTS] = {"", "async proxy of ", "bulk copy of ", "fences of "};
 
+static char *put(char *to, const char *text)
+{
+    while (*text) *to++ = *text++;
+    return to;
+}
+
+static char *put(char *to, unsigned n) /* snprintf for each thread of each block takes its time */
+{
+    if (n > 9) to = put(to, n / 10);
+    *to++ = (char)('0' + n % 10);
+    return to;
+}
+
 static void name_context(Fiber *f, int kind)
 {
-    char name[96];
+    char name[96], *p = name;
     Aside aside;
     const uint3 b = f->place->index;
-    snprintf(name, sizeof name, "%sblock %u,%u,%u thread %d", context_names[kind], b.x, b.y, b.z, f->linear);
+    p = put(put(p, context_names[kind]), "block ");
+    p = put(put(put(put(p, b.x), ","), b.y), ",");
+    p = put(put(put(p, b.z), " thread "), (unsigned)f->linear);
+    *p = 0;
     __tsan_set_fiber_name(f->context[kind], name);
 }
 
-/* Made at its first use. It knows what was before the launch and before the block. */
+/* Made at its first use. It knows what was before the launch. */
 static void *context_of(Fiber *f, Context kind)
 {
+    if (f->block[kind] == f->place->number) return f->context[kind];
+    f->block[kind] = f->place->number;
     if (!f->context[kind]) {
-        {
-            As as(root);
-            f->context[kind] = __tsan_create_fiber(0);
-        }
+        As as(root);
+        f->context[kind] = __tsan_create_fiber(0);
+    }
+    if (f->launch[kind] != stats.launches) {
         As as(f->context[kind]);
         __tsan_acquire(&launch_begin);
-        __tsan_acquire(&f->place->end);
-        name_context(f, kind);
+        f->launch[kind] = stats.launches;
     }
+    name_context(f, kind);
     return f->context[kind];
 }
 
@@ -769,15 +788,33 @@ static void take_place()
         std::max((size_t)cluster_size, with_tsan() ? (size_t)std::min(8, std::max(2, 384 / nthreads)) : (size_t)1);
     while (places.size() < wanted) {
         places.emplace_back(new Place);
-        places.back()->smem_room = map_pages(SMEM_ROOM);
+        places.back()->gone = places.back()->smem_room = map_pages(SMEM_ROOM);
     }
     place = places[turn++ % wanted].get();
     while (place->fibers.size() < (size_t)nthreads) place->fibers.push_back(new_fiber((int)place->fibers.size()));
 }
 
+/* The race checker forgets accesses to pages that are mapped, if it is the launching context that maps them, whose own
+   accesses are ignored. This is cheaper by far than to teach each thread of a block what those of the last one did. */
+static void forget(char *p, size_t bytes)
+{
+    if (mmap(p, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != p)
+        fail("no memory for a block");
+}
+
+static void forget_block()
+{
+    const size_t used = (smem_size + 2 * WINDOW + PAGE - 1) / PAGE * PAGE; /* whatever the alignment */
+    if (smem_size) forget(place->smem_room + SMEM_ROOM - used, used);
+    if (cluster_size > 1) forget(place->gone, PAGE);
+}
+
 static void begin_block(uint3 index, unsigned rank)
 {
+    static uint64_t number;
     take_place();
+    place->number = ++number;
+    if (with_tsan()) forget_block();
     fibers = fiber_table;
     cluster[rank] = place;
     place->index = blockIdx = index;
@@ -815,16 +852,7 @@ static void begin_block(uint3 index, unsigned rank)
         f->last_atomic = nullptr;
         f->store_groups = 0;
         f->cp.clear();
-        if (with_tsan()) {
-            (void)context_of(f, THREAD);
-            for (int kind = 0; kind < CONTEXTS; ++kind)
-                if (f->context[kind]) {
-                    As as(f->context[kind]);
-                    __tsan_acquire(&launch_begin);
-                    __tsan_acquire(&place->end);
-                    name_context(f, kind);
-                }
-        }
+        if (with_tsan()) (void)context_of(f, THREAD);
         ready.add(f->number);
     }
 }
@@ -841,13 +869,6 @@ static void end_block(Place *of)
 {
     place = of;
     blockIdx = of->index;
-    if (with_tsan())
-        for (const auto &f : place->fibers)
-            for (int kind = 0; kind < CONTEXTS; ++kind)
-                if (f->context[kind]) {
-                    As as(f->context[kind]);
-                    __tsan_release(&place->end);
-                }
     for (const Warpgroup &g : place->groups)
         if (!g.ops.items.empty()) fail("block ended with wgmma of line %d not waited for", g.ops.items[0].line);
     if (place->smem_align && !with_asan()) {
@@ -2414,9 +2435,16 @@ static void begin_launch()
 static void end_launch()
 {
     if (!with_tsan()) return;
+    for (const auto &p : places)
+        for (const auto &f : p->fibers)
+            for (int kind = 0; kind < CONTEXTS; ++kind)
+                if (f->launch[kind] == stats.launches) {
+                    As as(f->context[kind]);
+                    __tsan_release(&launch_end);
+                }
     AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
     AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
-    for (const auto &p : places) __tsan_acquire(&p->end);
+    __tsan_acquire(&launch_end);
 }
 
 static cudaError_t run_launch(const cudaLaunchConfig_t &config, unsigned blocks_of_cluster, LaunchBase *kernel)
