@@ -7662,6 +7662,25 @@ SVG2__DEVICE void mass_rows(const mass_args &m, const attention_item &item, cons
     shared_at<float>(smem, L::KEEP)[at] = keep;
 }
 
+/* N numbers of each lane, added over the eight lanes of its place in the quads; lane g of them (lane / 4) then has
+   sums g*N/8 ... in x[0] .... Each step sends away the half that the other lane goes on with: 7 N / 8 shuffles,
+   where sums one by one would need 3 N. */
+template <int N> SVG2__DEVICE void fold_rows(float (&x)[N])
+{
+    const int lane = (int)threadIdx.x % WARP;
+#pragma unroll
+    for (int step = 1; step <= 3; ++step) {
+        const int half = N >> step, other = 32 >> step;
+        const bool is_upper = (lane & other) != 0;
+#pragma unroll
+        for (int i = 0; i < N / 2; ++i) {
+            if (i >= half) continue;
+            const float got = __shfl_xor_sync(0xffffffffu, is_upper ? x[i] : x[i + half], other);
+            x[i] = (is_upper ? x[i + half] : x[i]) + got;
+        }
+    }
+}
+
 template <class T, int DP, int MT>
 SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, unsigned char *smem)
 {
@@ -7744,16 +7763,19 @@ SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, u
                     }
             }
         if (!partial) continue; /* all threads */
+        float column_sum[KEYS / 4];
 #pragma unroll
-        for (n = 0; n < KEYS / 8; ++n)
+        for (n = 0; n < KEYS / 4; ++n) {
+            column_sum[n] = 0.0f;
 #pragma unroll
-            for (e = 0; e < 2; ++e) {
-                float sum = 0.0f;
+            for (i = 0; i < MT; ++i) column_sum[n] += s[i][n / 2][n % 2] + s[i][n / 2][n % 2 + 2];
+        }
+        fold_rows(column_sum);
 #pragma unroll
-                for (i = 0; i < MT; ++i) sum += s[i][n][e] + s[i][n][e + 2];
-                for (int o = 4; o < WARP; o <<= 1) sum += __shfl_xor_sync(0xffffffffu, sum, o);
-                if (lane < 4) column[warp * KEYS + 8 * n + 2 * quad + e] = sum;
-            }
+        for (n = 0; n < KEYS / 32; ++n) {
+            const int at = lane / 4 * (KEYS / 32) + n;
+            column[warp * KEYS + at / 2 * 8 + 2 * quad + at % 2] = column_sum[n];
+        }
         if (!SVG2__FAULT(82)) __syncthreads(); /* the sums of all warps are there */
         if (tid < KEYS)
             total[tid] = (column[tid] + column[KEYS + tid])
