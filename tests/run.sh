@@ -35,12 +35,22 @@ if ! echo '#include <cuda_runtime.h>' | ${CXX:-g++} -E -x c++ -I"${CUDA:-/usr/lo
 fi
 list=$logs/list
 : >"$list"
-build() { # config, targets: compiler output is shown only when there is any
+build() { # config, targets
     config=$1; shift
-    $MAKE -s -k -j"$jobs" config="$config" "$@" >"$logs/build-$config.log" 2>&1 || echo "$config" >>"$logs/broken"
-    cat "$logs/build-$config.log"
-    if grep -q warning: "$logs/build-$config.log"; then echo "$config" >>"$logs/broken"; fi
+    configs="$configs $config"
+    printf '%s:\n\t@$(MAKE) -s -k config=%s %s >%s 2>&1 || echo %s >>%s\n' "$config" "$config" "$*" "$logs/build-$config.log" \
+        "$config" "$logs/broken" >>"$logs/builds.mk"
 }
+build_all() { # two configurations side by side share the jobs; compiler output is shown only when there is any
+    $MAKE -s build/.deps
+    # shellcheck disable=SC2086
+    $MAKE -s -k -j"$jobs" -f "$logs/builds.mk" $configs || echo "$configs" >>"$logs/broken"
+    for config in $configs; do
+        cat "$logs/build-$config.log"
+        if grep -q warning: "$logs/build-$config.log"; then echo "$config" >>"$logs/broken"; fi
+    done
+}
+configs=
 dir() { [ "$1" = release ] && echo build || echo "build/$1"; }
 add() { # config, test programs
     config=$1; shift
@@ -67,6 +77,7 @@ echo "building (gcc warnings are errors of this test)"
         build tsan $(targets tsan parallel $cuda) ${emu:+build/tsan/$emu}
         build scalar $(targets scalar dtype dispatch kmeans attention skip tiles front mass score select pipeline)
     fi
+    build_all
 }
 # the long ones first
 if [ "${1:-}" != quick ]; then
