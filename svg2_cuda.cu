@@ -7628,6 +7628,32 @@ template <int DP> struct mass_smem {
     };
 };
 
+/* The block of a key: the last one that begins at or before it (blocks without keys are passed over), looked for
+   from `from` on, which begins there or before. */
+SVG2__DEVICE int mass_block(const int32_t *offset, int blocks, int key, int from)
+{
+    int step = 1, hi;
+    if (!offset) return from;
+    for (; step < blocks - from && offset[from + step] <= key; step *= 2) from += step;
+    hi = min(step, blocks - from) + from - 1;
+    while (from < hi) {
+        const int mid = from + (hi - from + 1) / 2;
+        if (offset[mid] <= key) from = mid;
+        else hi = mid - 1;
+    }
+    return from;
+}
+
+/* Sums of a tile's keys to the sums of their blocks, by the thread of the first key of a block; barriers stand
+   between two tiles. */
+template <int KEYS> SVG2__DEVICE void mass_add(float *partial, const int32_t *block, const float *total, int tid)
+{
+    if (tid >= KEYS || block[tid] < 0 || (tid > 0 && block[tid] == block[tid - 1])) return;
+    float sum = 0.0f;
+    for (int n = tid; n < KEYS && block[n] == block[tid]; ++n) sum += total[n];
+    partial[block[tid]] += sum;
+}
+
 /* Rows, key blocks and map of a tile's keys. from: a block that begins at or before the thread's key, and
    then the key's own: that of the next tile is mostly the same or near. */
 template <int DP>
@@ -7642,18 +7668,8 @@ SVG2__DEVICE void mass_rows(const mass_args &m, const attention_item &item, cons
     float keep = 0.0f;
     if (key < end) {
         row = key;
-        /* the last block that begins at or before the key: blocks without keys are passed over */
-        if (a.key_offset) {
-            const int32_t *offset = a.key_offset + x.kv * ((int64_t)a.key_blocks + 1);
-            int step = 1;
-            for (; step < m.valid_key_blocks - from && offset[from + step] <= key; step *= 2) from += step;
-            int hi = min(step, m.valid_key_blocks - from) + from - 1;
-            while (from < hi) {
-                const int mid = from + (hi - from + 1) / 2;
-                if (offset[mid] <= key) from = mid;
-                else hi = mid - 1;
-            }
-        }
+        from = mass_block(a.key_offset ? a.key_offset + x.kv * ((int64_t)a.key_blocks + 1) : NULL,
+                          m.valid_key_blocks, key, from);
         block = from;
         keep = !a.map || a.map[(x.bh * a.query_blocks + item.block) * a.key_blocks + block] ? 1.0f : 0.0f;
     }
@@ -7781,12 +7797,7 @@ SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, u
             total[tid] = (column[tid] + column[KEYS + tid])
                          + (column[2 * KEYS + tid] + column[3 * KEYS + tid]);
         if (!SVG2__FAULT(83)) __syncthreads(); /* the totals are there */
-        /* the first key of a block in this tile */
-        if (tid < KEYS && block[tid] >= 0 && (tid == 0 || block[tid] != block[tid - 1])) {
-            float sum = 0.0f;
-            for (n = tid; n < KEYS && block[n] == block[tid]; ++n) sum += total[n];
-            partial[block[tid]] += sum; /* this block of threads' own; barriers stand between two tiles */
-        }
+        mass_add<KEYS>(partial, block, total, tid);
     }
     svg2__cp_async_wait<0>(); /* without a key the queries may still be under way */
     if (!m.recall) return;
@@ -7813,6 +7824,286 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS) mass_items(const __g
     if (item.count == 0) return; /* the whole block */
     if (DP <= 128 && item.count > 64) mass_of_item<T, DP, DP <= 128 ? 2 : 1>(m, item, attention_shared);
     else mass_of_item<T, DP, 1>(m, item, attention_shared);
+}
+
+/* ---- Hopper ---- */
+/* Shared memory of a block, as byte offsets; tiles as in hopper_smem. [2]: of a warpgroup. */
+template <int DP> struct mass_hopper_smem {
+    enum {
+        DIM = DP,
+        KEYS = DP > 128 ? 64 : 128, STAGES = 2,
+        LANES = 8, ROWS_AT_ONCE = 2,
+        SLABS = (DP + 63) / 64,
+        TILE = KEYS * 128 * SLABS,
+        QUERY = 0,
+        HALF = 64 * 128 * SLABS,
+        KEY = QUERY + 2 * HALF,                         /* [2][STAGES] tiles              */
+        KEY_FULL = KEY + 2 * STAGES * TILE,             /* mbarriers [2][STAGES]          */
+        KEY_EMPTY = KEY_FULL + 16 * STAGES,             /* alike                          */
+        QUERY_FULL = KEY_EMPTY + 16 * STAGES,
+        ROW = QUERY_FULL + 16,                          /* i32 [2][KEYS]                  */
+        BLOCK = ROW + 8 * KEYS,                         /* i32 [2][turn][KEYS]            */
+        KEEP = BLOCK + 16 * KEYS,                       /* f32 [2][turn][KEYS]            */
+        COLUMN = KEEP + 16 * KEYS,                      /* f32 [2][4][KEYS]               */
+        TOTAL = COLUMN + 32 * KEYS,                     /* f32 [2][KEYS]                  */
+        RECALL = TOTAL + 8 * KEYS,                      /* f32 [128], of warpgroup 1      */
+        BYTES = RECALL + 512
+    };
+    static_assert(BYTES <= 227 * 1024, "what a block may have");
+    static __device__ __forceinline__ uint32_t at(int row, int chunk)
+    {
+        return (uint32_t)(chunk / 8 * KEYS * 128 + row * 128 + ((chunk % 8 ^ (row & 7)) << 4));
+    }
+    static __device__ __forceinline__ int query_at(int row, int chunk)
+    {
+        return hopper_smem<DP>::query_at(row, chunk);
+    }
+};
+
+#if SVG2__SM90A
+/* Keys [begin, end) and key blocks [first_block, last_block) of a warpgroup. Half of the keys, up to the border of
+   a block: the sums of a block are then one warpgroup's. */
+struct mass_share {
+    int begin, end, first_block, last_block;
+};
+
+SVG2__DEVICE mass_share mass_share_of(const mass_args &m, int64_t kv, int group)
+{
+    const attention_args &a = m.attention;
+    const int32_t *offset = a.key_offset ? a.key_offset + kv * ((int64_t)a.key_blocks + 1) : NULL;
+    const int end = offset ? offset[m.valid_key_blocks] : a.tokens_kv;
+    int block = 0, middle = end;
+    if (offset) { /* the first block that begins in the second half */
+        int hi = m.valid_key_blocks;
+        while (block < hi) {
+            const int mid = (block + hi) / 2;
+            if (offset[mid] >= end / 2) hi = mid;
+            else block = mid + 1;
+        }
+        middle = offset[block];
+    } else {
+        block = a.key_blocks;
+    }
+    mass_share x;
+    x.begin = group ? middle : 0;
+    x.end = group ? end : middle;
+    x.first_block = group ? block : 0;
+    x.last_block = group ? a.key_blocks : block;
+    return x;
+}
+
+/* The tiles of both warpgroups in turn, and the queries. */
+template <class T, int DP>
+SVG2__DEVICE void mass_load(const mass_args &m, const attention_item &item, unsigned char *smem)
+{
+    typedef mass_hopper_smem<DP> L;
+    enum { KEYS = L::KEYS, STAGES = L::STAGES };
+    const attention_args &a = m.attention;
+    const item_head x = head_of(a, item);
+    const uint32_t base = svg2__smem(smem);
+    const T *keys = operand_head<T>(a.key, (int32_t)x.kv, a.heads_kv);
+    int32_t *row = shared_at<int32_t>(smem, L::ROW);
+    mass_share share[2];
+    int g;
+    load_queries<T, DP, HOPPER_ROWS, L>(a.q, a.query_order ? a.query_order + x.bh * a.tokens : NULL, x.batch,
+                                        x.head, item.first, item.count, a.dim, a.sign, smem + L::QUERY);
+    publish(base + L::QUERY_FULL);
+    for (g = 0; g < 2; ++g) share[g] = mass_share_of(m, x.kv, g);
+#pragma unroll 1
+    for (int tile = 0;; ++tile) {
+        const int at = tile * KEYS;
+        if (at >= share[0].end - share[0].begin && at >= share[1].end - share[1].begin) break;
+        for (int i = svg2__fresh((int)threadIdx.x); i < 2 * KEYS; i += HOPPER_GROUP) {
+            const bool is_other = i >= KEYS;
+            const int key = (is_other ? share[1].begin : share[0].begin) + at + i % KEYS;
+            row[i] = key < (is_other ? share[1].end : share[0].end) ? key : -1;
+        }
+        __syncwarp();
+        svg2__bar_sync(BARRIER_LOAD, HOPPER_GROUP); /* the row numbers are there */
+#pragma unroll
+        for (g = 0; g < 2; ++g) {
+            const uint32_t place = (uint32_t)(g * STAGES + tile % STAGES);
+            if (at >= share[g].end - share[g].begin) continue;
+            if (!SVG2__FAULT(84)) wait_empty<STAGES>(base + L::KEY_EMPTY + (uint32_t)(8 * STAGES * g), tile);
+            load_tile<T, DP, L>(keys, a.key.stride_token, a.key.chunks, row + g * KEYS,
+                                base + L::KEY + place * L::TILE);
+            publish(base + L::KEY_FULL + 8 * place);
+        }
+        __syncwarp();
+        svg2__bar_sync(BARRIER_LOAD, HOPPER_GROUP); /* nobody reads them any more */
+    }
+    svg2__cp_async_commit();
+    svg2__cp_async_wait<0>(); /* no thread ends before its copies */
+}
+
+/* exp2(logits - y) of 64 rows; its sums over keys inside the map, and over the rows, are added. */
+template <int N>
+SVG2__DEVICE void mass_weights(float (&s)[N][4], float scale2, const float (&y)[2], const float *keep, int left,
+                               float (&row_mass)[2], float (&column)[2 * N])
+{
+    const int quad = svg2__fresh((int)threadIdx.x) % 4;
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            const int c = 8 * n + 2 * quad + e % 2;
+            /* rows that are not there count nothing, whatever their logits (0 * NaN) */
+            const float p = y[e / 2] == INFINITY || c >= left
+                                ? 0.0f
+                                : svg2__exp2(fmaf(s[n][e], scale2, -y[e / 2]));
+            row_mass[e / 2] = fmaf(keep[c], p, row_mass[e / 2]);
+            column[2 * n + e % 2] += p;
+        }
+}
+
+template <class T, class L>
+SVG2__DEVICE void mass_logits(float (&s)[L::KEYS / 8][4], uint32_t q, uint32_t k)
+{
+    svg2__wgmma_hold(accumulators(s));
+    svg2__wgmma_fence();
+    multiply_keys<T, L>(s, q, k);
+}
+
+/* One warpgroup: all rows of the item against its half of the keys. */
+template <class T, int DP>
+SVG2__DEVICE void mass_compute(const mass_args &m, const attention_item &item, unsigned char *smem)
+{
+    typedef mass_hopper_smem<DP> L;
+    enum { KEYS = L::KEYS, STAGES = L::STAGES };
+    const attention_args &a = m.attention;
+    const item_head x = head_of(a, item);
+    const int group = __shfl_sync(0xffffffffu, (int)threadIdx.x / HOPPER_GROUP - 1, 0);
+    const int tid = (int)threadIdx.x % HOPPER_GROUP, lane = tid % WARP, warp = tid / WARP, quad = lane % 4;
+    const bool has_both = __shfl_sync(0xffffffffu, item.count, 0) > 64; /* halves of the rows */
+    const uint32_t base = svg2__smem(smem), own = (uint32_t)(8 * STAGES * group);
+    const uint8_t *map = a.map ? a.map + (x.bh * a.query_blocks + item.block) * a.key_blocks : NULL;
+    const int32_t *offset = a.key_offset ? a.key_offset + x.kv * ((int64_t)a.key_blocks + 1) : NULL;
+    const mass_share share = mass_share_of(m, x.kv, group);
+    const int tiles = __shfl_sync(0xffffffffu, (share.end - share.begin + KEYS - 1) / KEYS, 0);
+    float *column = shared_at<float>(smem, L::COLUMN) + group * 4 * KEYS,
+          *total = shared_at<float>(smem, L::TOTAL) + group * KEYS, *recall = shared_at<float>(smem, L::RECALL);
+    float *partial = m.partial ? m.partial + (int64_t)blockIdx.x * a.key_blocks : NULL;
+    float y[2][2], row_mass[2][2], s[2][KEYS / 8][4];
+    int i, h, n, from = 0;
+#pragma unroll
+    for (i = 0; i < 2; ++i)
+#pragma unroll
+        for (h = 0; h < 2; ++h) {
+            const int r = i * 64 + warp * 16 + lane / 4 + 8 * h;
+            const int token = token_of(a, item, x, min(r, item.count - 1));
+            const float whole = a.lse[x.bh * a.tokens + token];
+            float shift = 0.0f;
+            if (a.is_relative)
+                shift = a.sign * a.scale2
+                        * mean_logit_quad<T>(a.q, row_at(a.q, x.batch, x.head, token), a.dim,
+                                             a.key_mean + x.kv * a.dim, false);
+            y[i][h] = r < item.count && whole != -INFINITY ? fmaf(whole, 1.44269504f, -shift) : INFINITY;
+            row_mass[i][h] = 0.0f;
+        }
+    for (i = share.first_block + tid; i < share.last_block && partial; i += HOPPER_GROUP) partial[i] = 0.0f;
+    wait_phase(base + L::QUERY_FULL, 0);
+
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile) {
+        const uint32_t place = (uint32_t)(tile % STAGES), q = base + L::QUERY,
+                       k = base + (uint32_t)L::KEY + (uint32_t)(group * STAGES + tile % STAGES) * L::TILE;
+        int32_t *block = shared_at<int32_t>(smem, L::BLOCK) + (2 * group + (tile & 1)) * KEYS;
+        float *keep = shared_at<float>(smem, L::KEEP) + (2 * group + (tile & 1)) * KEYS;
+        const int left = share.end - (share.begin + tile * KEYS);
+        float sum[KEYS / 4];
+        if (tid < KEYS) {
+            const int key = share.begin + tile * KEYS + tid;
+            if (tid < left) from = mass_block(offset, m.valid_key_blocks, key, from);
+            block[tid] = tid < left ? from : -1;
+            keep[tid] = tid < left && (!map || map[from]) ? 1.0f : 0.0f;
+        }
+        wait_full<STAGES>(base + L::KEY_FULL + own, tile);
+        fence_tile();
+        mass_logits<T, L>(s[0], q, k);
+        if (has_both) mass_logits<T, L>(s[1], q + L::HALF, k);
+        __syncwarp();
+        /* blocks and maps of the tile are there; and nobody reads those of the tile before the last one */
+        if (!SVG2__FAULT(85)) svg2__bar_sync(BARRIER_VOTE + group, HOPPER_GROUP);
+#pragma unroll
+        for (n = 0; n < KEYS / 4; ++n) sum[n] = 0.0f;
+        svg2__wgmma_wait<0>();
+        svg2__wgmma_hold(accumulators(s[0]));
+        svg2__wgmma_hold(accumulators(s[1]));
+        release(base + L::KEY_EMPTY + own + 8 * place);
+        mass_weights(s[0], a.scale2, y[0], keep, left, row_mass[0], sum);
+        if (has_both) mass_weights(s[1], a.scale2, y[1], keep, left, row_mass[1], sum);
+        if (!partial) continue; /* all threads */
+        fold_rows(sum);
+#pragma unroll
+        for (n = 0; n < KEYS / 32; ++n) {
+            const int at = lane / 4 * (KEYS / 32) + n;
+            column[warp * KEYS + at / 2 * 8 + 2 * quad + at % 2] = sum[n];
+        }
+        __syncwarp();
+        if (!SVG2__FAULT(86)) svg2__bar_sync(BARRIER_VOTE + group, HOPPER_GROUP); /* the sums of all warps are there */
+        if (tid < KEYS)
+            total[tid] = (column[tid] + column[KEYS + tid])
+                         + (column[2 * KEYS + tid] + column[3 * KEYS + tid]);
+        __syncwarp();
+        if (!SVG2__FAULT(87)) svg2__bar_sync(BARRIER_VOTE + group, HOPPER_GROUP); /* the totals are there */
+        mass_add<KEYS>(partial, block, total, tid);
+    }
+    if (!m.recall) return;
+#pragma unroll
+    for (i = 0; i < 2; ++i)
+#pragma unroll
+        for (h = 0; h < 2; ++h) {
+            row_mass[i][h] = quad_sum(row_mass[i][h]);
+            if (group == 1 && quad == 0) recall[i * 64 + warp * 16 + lane / 4 + 8 * h] = row_mass[i][h];
+        }
+    __syncwarp();
+    if (!SVG2__FAULT(88)) svg2__bar_sync(BARRIER_MERGE, 2 * HOPPER_GROUP); /* the other half's masses are there */
+    if (group == 1) return;
+#pragma unroll
+    for (i = 0; i < 2; ++i)
+#pragma unroll
+        for (h = 0; h < 2; ++h) {
+            const int r = i * 64 + warp * 16 + lane / 4 + 8 * h;
+            if (quad == 0 && r < item.count)
+                m.recall[x.bh * a.tokens + token_of(a, item, x, r)] = row_mass[i][h] + recall[r];
+        }
+}
+#endif /* SVG2__SM90A */
+
+/* The same by wgmma: one item of up to 128 rows a block of 384 threads. One warpgroup loads; two have half of the
+   keys each, and all rows: S of rows 0 to 63 and of 64 to 127 are products of one tile of 128 keys (64 where
+   head_dim > 128). Bound by exp2 and by shared memory in equal parts, by counting at head_dim 128 (a tile of 128
+   keys, 128 rows): 16,384 exp2 take 1,024 cycles, 96 KB read by wgmma and 32 KB written by the copies as many, the
+   products half; mass_items needs some 1,800. 93 to 202 KB of shared memory; 168 registers, by setmaxnreg 56 and 224. */
+template <class T, int DP>
+static __global__ void __launch_bounds__(HOPPER_THREADS, 1) mass_hopper(const __grid_constant__ mass_args m)
+{
+#if SVG2__SM90A
+    typedef mass_hopper_smem<DP> L;
+    SVG2_DYN_SMEM(attention_hopper_shared, 1024);
+    const attention_item item = m.attention.item[blockIdx.x];
+    if (item.count == 0) return; /* the whole block */
+    if (threadIdx.x == 0) {
+        const uint32_t base = svg2__smem(attention_hopper_shared);
+        for (uint32_t i = 0; i < 2 * L::STAGES; ++i) {
+            svg2__mbar_init(base + L::KEY_FULL + 8 * i, HOPPER_ARRIVALS);
+            svg2__mbar_init(base + L::KEY_EMPTY + 8 * i, HOPPER_GROUP / WARP);
+        }
+        svg2__mbar_init(base + L::QUERY_FULL, HOPPER_ARRIVALS);
+        svg2__fence_mbar_init();
+    }
+    __syncthreads(); /* the barriers are there */
+    if (threadIdx.x < HOPPER_GROUP) {
+        svg2__registers_less<56>();
+        mass_load<T, DP>(m, item, attention_hopper_shared);
+    } else {
+        svg2__registers_more<224>();
+        mass_compute<T, DP>(m, item, attention_hopper_shared);
+    }
+#else
+    (void)m;
+    __trap();
+#endif
 }
 
 /* One block of threads: a query block; its items are added in order. */
@@ -7844,6 +8135,10 @@ static svg2_result mass_launch(const svg2_backend *backend, const attention_call
                                svg2_error *err)
 {
     SVG2__RUN((attention_launch_first<T, DP>(backend, c, err)));
+    if (c->blocks)
+        return launch(backend, err, "mass_hopper", mass_hopper<T, DP>,
+                      dim3(grid_of((int64_t)c->memory.heads * c->memory.most)), HOPPER_THREADS,
+                      mass_hopper_smem<DP>::BYTES, *m);
     return launch(backend, err, "mass_items", mass_items<T, DP>,
                   dim3(grid_of((int64_t)c->memory.heads * c->memory.most)), ATTENTION_THREADS,
                   mass_smem<DP>::BYTES, *m);
@@ -7867,6 +8162,8 @@ static svg2_result run_mass(const svg2_backend *backend, const svg2_mass_desc *d
     attention_call c;
     mass_args m;
     attention_prepare(&c, &d->attention, true, workspace);
+    SVG2__RUN(attention_hopper_plan(backend, &c, err));
+    c.plan.next = NULL; /* a block an item */
     m.attention = c.args;
     m.valid_key_blocks = d->valid_key_blocks ? d->valid_key_blocks : c.memory.key_blocks;
     m.partial = d->mass ? c.memory.partial : NULL;

@@ -12,12 +12,14 @@
 
 typedef struct shape { int B, H, Hk, Sq, Sk, D, Qb, Kb; svg2_dtype q, k; tensor_order order; double mean; int pad; /* the last key block is padding */ } shape;
 
+static int32_t arch = 80; /* the kernels of which generation: of mma.sync, or (90) of wgmma */
+
 static const void *to_device(const void *host, size_t bytes) { return host ? device_copy(host, bytes) : 0; }
 
 /* The call on the device, group heads at a time (0 = all); its results into the host's memory, where the mass of all heads is. */
 static void mass_run_groups(const svg2_mass_desc *host, const tensor *q, const tensor *k, int group)
 {
-    svg2_backend backend = svg2_cuda_backend(0);
+    svg2_backend backend = svg2_cuda_backend_arch(0, arch);
     svg2_mass_desc d = *host;
     svg2_attention_desc *a = &d.attention;
     svg2_error err;
@@ -253,8 +255,19 @@ static void same_bits(void **state)
     device_schedule("rr", "late", 1);
 }
 
+/* The same with the kernel for wgmma. */
+#define WITH_WGMMA(test)                 \
+    static void test##_wgmma(void **state) \
+    {                                    \
+        arch = 90;                       \
+        test(state);                     \
+        arch = 80;                       \
+    }
+WITH_WGMMA(against_f64) WITH_WGMMA(one_block) WITH_WGMMA(head_groups) WITH_WGMMA(same_bits)
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {TEST(against_f64), TEST(one_block), TEST(head_groups), TEST(same_bits)};
+    const struct CMUnitTest tests[] = {TEST(against_f64), TEST(one_block), TEST(head_groups), TEST(same_bits), TEST(against_f64_wgmma),
+                                       TEST(one_block_wgmma), TEST(head_groups_wgmma), TEST(same_bits_wgmma)};
     return cmocka_run_group_tests_name("cuda_mass", tests, 0, 0);
 }
