@@ -164,6 +164,7 @@ static const shape cases[] = {
     {1, 4, 2, 65, 7, 64, 3, 20, SVG2_BF16, SVG2_BF16, GAPS, 0, 1},    {1, 2, 2, 300, 197, 72, 13, 40, SVG2_F16, SVG2_F16, BSHD, 0, 1},
     {1, 1, 1, 150, 200, 128, 7, 100, SVG2_F32, SVG2_F32, BHSD, 4, 0}, {1, 1, 1, 60, 90, 256, 4, 4, SVG2_F32, SVG2_F16, GAPS, 1, 1},
     {1, 2, 1, 257, 130, 96, 1, 31, SVG2_BF16, SVG2_BF16, BHSD, 2, 1}, {1, 2, 1, 257, 130, 96, 31, 1, SVG2_F32, SVG2_F32, BHSD, 0, 0},
+    {1, 1, 1, 70, 1100, 64, 2, 9, SVG2_BF16, SVG2_BF16, BHSD, 0, 1}, /* more tiles than places */
 };
 
 static void against_f64(void **state)
