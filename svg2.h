@@ -387,9 +387,10 @@ typedef enum svg2_budget {
 } svg2_budget;
 
 /* Rules that leave tiles out while attention runs: rows of a query block (64 on the CPU and with wgmma, else 32 or 16
-   on a GPU) x up to 64 keys of its list (32 with mma.sync where head_dim > 128). The logits of a tile are always computed; if every one of
-   its rows agrees, its weights and its product with V are not. The first tile of a row stays. The rules as formulas,
-   and the proof of the third, are in >>attention. */
+   on a GPU) x up to 64 keys of its list (32 with mma.sync where head_dim > 128). The logits of a tile are always
+   computed; if every one of its rows agrees, its weights and its product with V are not. The first tile of a row
+   stays (with wgmma 128 keys, of up to 64 rows twice as many). The rules as formulas, and the proof of the third,
+   are in >>attention. */
 typedef enum svg2_skip {
     SVG2_SKIP_NONE = 0,
     SVG2_SKIP_CONSTANT = 1, /* largest weight of the tile < skip_threshold * largest so far: BLASST, arXiv 2512.12087 */
