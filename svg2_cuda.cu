@@ -8181,7 +8181,7 @@ SVG2__DEVICE void mass_compute(const mass_args &m, const attention_item &item, u
         svg2__wgmma_wait<0>();
         svg2__wgmma_hold(accumulators(s[0]));
         svg2__wgmma_hold(accumulators(s[1]));
-        release(base + L::KEY_EMPTY + own + 8 * place);
+        release_own(base + L::KEY_EMPTY + own + 8 * place);
         mass_weights(s[0], a.scale2, y[0], keep, left, row_mass[0], sum);
         if (has_both) mass_weights(s[1], a.scale2, y[1], keep, left, row_mass[1], sum);
         if (!partial) continue; /* all threads */
@@ -8316,6 +8316,7 @@ static svg2_result run_mass(const svg2_backend *backend, const svg2_mass_desc *d
     attention_prepare(&c, &d->attention, true, workspace);
     SVG2__RUN(attention_hopper_plan(backend, &c, err));
     c.plan.next = NULL; /* a block an item */
+    if (c.blocks) c.plan.rows = HOPPER_ROWS; /* of one block, whatever attention has */
     m.attention = c.args;
     m.valid_key_blocks = d->valid_key_blocks ? d->valid_key_blocks : c.memory.key_blocks;
     m.partial = d->mass ? c.memory.partial : NULL;
