@@ -69,7 +69,7 @@ $B/emu/svg2_cuda$(fault).o: svg2_cuda.cu | $B/emu
 # attention with other switches, see VARIANT_ below: make build/tests/tma_attention
 # (without optimisation a unit takes a quarter of the compiler's time, and what is run with it a third more)
 VARIANT_FLAGS_release := -O0
-VARIANTS := plain turns_only keys_176 tma
+VARIANTS := plain turns_only keys_176 tma multicast
 $(VARIANTS:%=$B/emu/svg2_cuda_%.o): $B/emu/svg2_cuda_%.o: svg2_cuda.cu | $B/emu
 	$(CXX) $(EMU_FLAGS) $(EMU_DEFS) $(VARIANT_$*) $(or $(EMU_FLAGS_$(config)),$(FLAGS_$(config))) $(VARIANT_FLAGS_$(config)) -x c++ -include tests/emu/cuda_emu.h -include tests/emu/svg2_ops.h -c $< -o $@
 $B/emu/cuda_emu.o: tests/emu/cuda_emu.cc | $B/emu
@@ -83,6 +83,8 @@ $B/emu/device.o: tests/device.cc | $B/emu
 $B/tests/test_cuda_%: $B/tests/test_cuda_%.o $B/tests/impl.o $B/emu/svg2_cuda.o $B/emu/cuda_emu.o $B/emu/device.o
 	$(CXX) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lpthread -lm -o $@
 $(VARIANTS:%=$B/tests/%_attention): $B/tests/%_attention: $B/tests/test_cuda_attention.o $B/tests/impl.o $B/emu/svg2_cuda_%.o $B/emu/cuda_emu.o $B/emu/device.o
+	$(CXX) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lpthread -lm -o $@
+$(VARIANTS:%=$B/tests/%_skip): $B/tests/%_skip: $B/tests/test_cuda_skip.o $B/tests/impl.o $B/emu/svg2_cuda_%.o $B/emu/cuda_emu.o $B/emu/device.o
 	$(CXX) $(FLAGS_$(config)) $^ $(LDFLAGS) -lcmocka -lpthread -lm -o $@
 # the device operations alone
 build/ops/ops.inc: svg2_cuda.cu
@@ -159,6 +161,7 @@ VARIANT_plain := -DSVG2_CUDA_OVERLAP=0 -DSVG2_CUDA_PINGPONG=0
 VARIANT_turns_only := -DSVG2_CUDA_OVERLAP=0
 VARIANT_keys_176 := -DSVG2_CUDA_KEYS_128=176
 VARIANT_tma := -DSVG2_CUDA_TMA=1
+VARIANT_multicast := -DSVG2_CUDA_TMA=1 -DSVG2_CUDA_MULTICAST=1
 $G/variant_%.o: svg2_cuda.cu svg2.h | $G
 	$(if $(VARIANT_$*),,$(error there is no variant $*))$(GPU_NVCC) $(GPU_SPLIT) $(VARIANT_$*) -c $< -o $@
 $G/variant_%.so: $G/variant_%.o $G/impl.o

@@ -148,6 +148,28 @@ for arch in $ARCHS; do
         nm -g --defined-only $dir/sm_$arch.o | awk '\$2 != \"V\" {print \$3}' | sort >$dir/exported
         test -s $dir/exported && ! grep -v '^svg2_cuda_[a-z]' $dir/exported"
 done
+# attention_hopper with switches that are no defaults: its section alone as far as that kernel goes, and a list of what of it
+# is in the file above.
+if [ -s $dir/kernels_90a ]; then
+    {
+        awk '/^\/\* ==== >>kmeans =/ {is_off = 1} /^\/\* ==== >>attention =/ {is_off = 0} /^\/\* ---- merging ----/ {exit} !is_off' svg2_cuda.cu
+        echo 'const void *const svg2_cuda_used[] = {'
+        sed -n 's/.*\(attention_hopper<.*, *\)false>/(const void *)\1true>,/p' $dir/kernels_90a # the last: TMA
+        echo '}; }'
+        echo 'const void *const *svg2_cuda_all() { return svg2__cuda::svg2_cuda_used; }'
+    } >$dir/attention.cu
+    for switches in "-DSVG2_CUDA_TMA=1" "-DSVG2_CUDA_TMA=1 -DSVG2_CUDA_MULTICAST=1"; do
+        log=$dir/attention.log
+        check "sm_90a $switches: compiles" sh -c "'$NVCC' -std=c++17 -O3 -I. -gencode arch=compute_90a,code=sm_90a $switches \
+            -Xcompiler -Wall,-Wextra,-Wno-unused-function -diag-suppress 177 -Werror all-warnings -Xptxas -v \
+            -c $dir/attention.cu -o $dir/attention.o >$log 2>&1 || { cat $log; exit 1; }"
+        check "sm_90a $switches: no warning" sh -c "! grep -niE 'warning|C75[0-9][0-9]' $log"
+        check "sm_90a $switches: no spills, no stack" awk '
+            /Function properties for/ {n += /attention_hopper/}
+            /bytes stack frame/ && ($1 || $5 || $9) {print; bad = 1}
+            END {exit bad || !n}' $log
+    done
+fi
 # Kernels for wgmma are a trap in code for anything but sm_90a, where they have it; no other kernel has.
 if [ -s $dir/tensor_80 ] && [ -s $dir/tensor_90a ]; then
     awk '{print $1, ($4 > 0)}' $dir/tensor_80 >$dir/want

@@ -70,11 +70,11 @@ targets() { config=$1; shift; for t in "$@"; do echo "$(dir "$config")/tests/tes
 echo "building (gcc warnings are errors of this test)"
 # shellcheck disable=SC2046,SC2086
 {
-    build release all $(targets release $base $tools $cuda) ${emu:+build/$emu build/emu/bench build/tests/test_cuda_ops build/tests/tma_attention build/tests/svg2_cuda build/tests/wan_cuda}
+    build release all $(targets release $base $tools $cuda) ${emu:+build/$emu build/emu/bench build/tests/test_cuda_ops build/tests/tma_attention build/tests/multicast_attention build/tests/svg2_cuda build/tests/wan_cuda}
     if [ "${1:-}" != quick ]; then
         build asan build/asan/svg2 build/asan/wan $(targets asan $base $tools $cuda) ${emu:+build/asan/$emu} \
             build/asan/tests/fuzz_desc build/asan/tests/fuzz_file
-        build tsan $(targets tsan parallel $cuda) ${emu:+build/tsan/$emu}
+        build tsan $(targets tsan parallel $cuda) ${emu:+build/tsan/$emu build/tsan/tests/multicast_attention}
         build scalar $(targets scalar dtype dispatch kmeans attention skip tiles front mass score select pipeline)
     fi
     build_all
@@ -92,12 +92,14 @@ if [ "${1:-}" != quick ]; then
     }
     add tsan parallel
     [ -z "$emu" ] || echo "emu-bench build/emu/bench --shape 1,10,16,2,64,4,11" >>"$list"
+    [ -z "$emu" ] || echo "tsan-multicast_attention env 'EMU_SCHEDULE=random mixed 1' 'TEST_ONLY=*_wgmma' build/tsan/tests/multicast_attention" >>"$list"
     for config in ${emu:+release asan tsan}; do echo "$config-emu $(dir "$config")/$emu" >>"$list"; done
 fi
 # shellcheck disable=SC2086
 add release $cuda ${emu:+cuda_ops} $long
-# K and V by the copy engine, which is no default
+# K and V by the copy engine, and by it to two blocks at once, which are no defaults; 5: two clusters
 [ -z "$emu" ] || echo "release-tma_attention env 'TEST_ONLY=*_wgmma' build/tests/tma_attention" >>"$list"
+[ -z "$emu" ] || echo "release-multicast_attention env EMU_PROCESSORS=5 'TEST_ONLY=*_wgmma' build/tests/multicast_attention" >>"$list"
 if [ "${1:-}" != quick ]; then
     add scalar attention pipeline kmeans skip select tiles front mass score dtype dispatch
     [ "$tools" = tool ] || echo "asan-wan-tool env ASAN_OPTIONS=detect_leaks=0 build/asan/tests/test_wan_tool build/asan/wan build/asan/svg2" >>"$list"

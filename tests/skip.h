@@ -3,9 +3,9 @@
 enum { MOST = 64 };
 /* Rows that share an order of tiles; rows that decide together (in a full item; in one of at most small rows); keys of a tile, and parts
    of it that are left out one by one, though judged by what was before the tile. is_split: of a small item even and odd tiles have
-   accounts of their own. */
-typedef struct pace { int item, unit, small, small_unit, tile, parts, is_split; } pace;
-static const pace cpu_pace = {256, 64, 0, 64, 64, 1, 0};
+   accounts of their own. is_cluster: steps of 64 rows of an item go to two blocks, as evenly as that goes; small is about a block's. */
+typedef struct pace { int item, unit, small, small_unit, tile, parts, is_split, is_cluster; } pace;
+static const pace cpu_pace = {256, 64, 0, 64, 64, 1, 0, 0};
 
 /* A call on one head as lists: what each query block attends to. */
 typedef struct lists { int blocks, key_blocks; const int32_t *query_order, *query_offset, *key_order, *key_offset; const uint8_t *map; } lists;
@@ -32,7 +32,9 @@ static outcome play(pace g, const svg2_desc *d, const double *q, const double *k
             for (int unit = item, last = item + g.item < end ? item + g.item : end, step = last - item > g.small ? g.unit : g.small_unit; unit < last; unit += step) {
                 const int rows = last - unit < step ? last - unit : step;
                 int middle = d->visit == SVG2_VISIT_DIAGONAL ? (int)((int64_t)(item + (last - item) / 2) * tiles / Sq) : 0;
-                const int sides = g.is_split && last - item <= g.small ? 2 : 1, part_keys = g.tile / g.parts;
+                const int count = last - item, first = (count / 64 + (count % 64 > 0) + 1) / 2 * 64; /* is_cluster: rows of the first block */
+                const int own = !g.is_cluster || count <= first ? count : unit - item < first ? first : count - first;
+                const int sides = g.is_split && own <= g.small ? 2 : 1, part_keys = g.tile / g.parts;
                 const double shares = (double)(((n + part_keys - 1) / part_keys + sides - 1) / sides);
                 double m[2][MOST], l[2][MOST], lost[2][MOST], all[MOST];
                 int token[MOST], up = middle + 1, down = middle - 1, tile = middle;

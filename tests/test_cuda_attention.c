@@ -477,7 +477,9 @@ WITH_WGMMA(tails) WITH_WGMMA(same_bits)
 
 int main(int argc, char **argv)
 {
-    has_boxes = argc > 0 && device_is_emulated() && strstr(argv[0], "tma_attention");
+    const char *name = argc > 0 ? argv[0] : "", *last = strrchr(name, '/');
+    if (last) name = last + 1;
+    has_boxes = device_is_emulated() && (strncmp(name, "tma_", 4) == 0 || strncmp(name, "multicast_", 10) == 0);
     const struct CMUnitTest tests[] = {
         TEST(dense), TEST(block_maps), TEST(block_sizes), TEST(many_blocks), TEST(in_place), TEST(boxes), TEST(optional_parts), TEST(head_range),
         TEST(scales), TEST(nan_stays), TEST(tails), TEST(same_bits), TEST(merge), TEST(dense_wgmma), TEST(dense_sizes_wgmma),

@@ -2544,6 +2544,9 @@ static cudaError_t set(void *to, int value, size_t n)
     return cudaSuccess;
 }
 
+/* Few, so that loops over a grid of that size are run through. */
+static const int processors = getenv("EMU_PROCESSORS") ? number_from_environment("EMU_PROCESSORS") : 2;
+
 static int attribute(cudaDeviceAttr a)
 {
     const Device &d = cfg.device;
@@ -2553,7 +2556,7 @@ static int attribute(cudaDeviceAttr a)
     case cudaDevAttrComputeCapabilityMinor:
         return d.cc % 10;
     case cudaDevAttrMultiProcessorCount:
-        return 2; /* so that loops over a grid of that size are run through */
+        return processors;
     case cudaDevAttrWarpSize:
         return 32;
     case cudaDevAttrMaxThreadsPerBlock:

@@ -31,7 +31,8 @@ fi
 # One fault: seen, or not.
 cat >$dir/one.sh <<'ONE'
 number=$1; config=$2; program=$3; test=$4
-[ "$config" = release ] && p=build/tests/test_cuda_$program || p=build/$config/tests/test_cuda_$program
+case $program in *_attention) name=$program ;; *) name=test_cuda_$program ;; esac # or one with other switches
+[ "$config" = release ] && p=build/tests/$name || p=build/$config/tests/$name
 log=build/faults/$number.log
 for schedule in "rr late 1" "first early 2" "last mixed 3" "random late 4" "random mixed 5"; do
     SVG2_FAULT=$number TEST_ONLY=$test EMU_SCHEDULE=$schedule timeout 300 "$p" >"$log" 2>&1
