@@ -70,7 +70,7 @@ targets() { config=$1; shift; for t in "$@"; do echo "$(dir "$config")/tests/tes
 echo "building (gcc warnings are errors of this test)"
 # shellcheck disable=SC2046,SC2086
 {
-    build release all $(targets release $base $tools $cuda) ${emu:+build/$emu build/emu/bench build/tests/test_cuda_ops build/tests/tma_attention build/tests/multicast_attention build/tests/svg2_cuda build/tests/wan_cuda}
+    build release all $(targets release $base $tools $cuda) ${emu:+build/$emu build/emu/bench build/tests/test_cuda_ops build/tests/tma_attention build/tests/multicast_attention build/tests/multicast_skip build/tests/svg2_cuda build/tests/wan_cuda}
     if [ "${1:-}" != quick ]; then
         build asan build/asan/svg2 build/asan/wan $(targets asan $base $tools $cuda) ${emu:+build/asan/$emu} \
             build/asan/tests/fuzz_desc build/asan/tests/fuzz_file
@@ -92,7 +92,9 @@ if [ "${1:-}" != quick ]; then
     }
     add tsan parallel
     [ -z "$emu" ] || echo "emu-bench build/emu/bench --shape 1,10,16,2,64,4,11" >>"$list"
-    [ -z "$emu" ] || echo "tsan-multicast_attention env 'EMU_SCHEDULE=random mixed 1' 'TEST_ONLY=*_wgmma' build/tsan/tests/multicast_attention" >>"$list"
+    for test in dense_sizes_wgmma same_bits_wgmma; do
+        [ -z "$emu" ] || echo "tsan-multicast_attention-$test env 'EMU_SCHEDULE=random mixed 1' TEST_ONLY=$test build/tsan/tests/multicast_attention" >>"$list"
+    done
     for config in ${emu:+release asan tsan}; do echo "$config-emu $(dir "$config")/$emu" >>"$list"; done
 fi
 # shellcheck disable=SC2086
@@ -100,6 +102,7 @@ add release $cuda ${emu:+cuda_ops} $long
 # K and V by the copy engine, and by it to two blocks at once, which are no defaults; 5: two clusters
 [ -z "$emu" ] || echo "release-tma_attention env 'TEST_ONLY=*_wgmma' build/tests/tma_attention" >>"$list"
 [ -z "$emu" ] || echo "release-multicast_attention env EMU_PROCESSORS=5 'TEST_ONLY=*_wgmma' build/tests/multicast_attention" >>"$list"
+[ -z "$emu" ] || echo "release-multicast_skip env TEST_ONLY=rules_as_written_wgmma build/tests/multicast_skip" >>"$list"
 if [ "${1:-}" != quick ]; then
     add scalar attention pipeline kmeans skip select tiles front mass score dtype dispatch
     [ "$tools" = tool ] || echo "asan-wan-tool env ASAN_OPTIONS=detect_leaks=0 build/asan/tests/test_wan_tool build/asan/wan build/asan/svg2" >>"$list"
