@@ -7657,9 +7657,9 @@ static svg2_result attention_launch_forward(const svg2_backend *backend, const a
                       dim3(grid_of((int64_t)c->memory.heads * c->memory.most)), ATTENTION_THREADS,
                       attention_smem_bytes<SKIP>(DP, c->args.stages), c->args);
     SVG2__RUN(hopper_maps_of(&maps, c, dtype_of(T()) == SVG2_BF16, err));
-    return launch_clusters(backend, err, "attention_hopper", attention_hopper<T, DP, SKIP, TMA>, HOPPER_CLUSTER,
-                           dim3((unsigned)c->blocks), HOPPER_THREADS, hopper_smem<DP, SKIP>::BYTES, c->args,
-                           maps);
+    return launch_clusters(backend, err, "attention_hopper", attention_hopper<T, DP, SKIP, TMA>,
+                           HOPPER_CLUSTER, dim3((unsigned)c->blocks), HOPPER_THREADS,
+                           hopper_smem<DP, SKIP>::BYTES, c->args, maps);
 }
 
 template <class T, int DP>
