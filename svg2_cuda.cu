@@ -5656,7 +5656,8 @@ SVG2__DEVICE void begin_rows(const attention_args &a, unsigned char *smem)
                 * mean_logit<T>(a.q, row_at(a.q, x.batch, x.head, token), a.dim, a.key_mean + x.kv * a.dim,
                                 !a.is_relative);
         if (SKIP) {
-            const float mean = a.lse_seed && a.key_mean && a.is_relative ? shared_at<float>(smem, L::SHIFT)[tid] : 0.0f;
+            const float mean =
+                a.lse_seed && a.key_mean && a.is_relative ? shared_at<float>(smem, L::SHIFT)[tid] : 0.0f;
             shared_at<float>(smem, L::LOST)[tid] = 0.0f;
             shared_at<float>(smem, L::SEED)[tid] =
                 a.lse_seed ? (a.lse_seed[x.bh * a.tokens + token] - 0.25f) * 1.44269504f - mean : -INFINITY;
@@ -6535,7 +6536,7 @@ SVG2__DEVICE void hopper_load(const attention_args &a, const hopper_maps<TMA> &m
                         for (int i = svg2__fresh((int)threadIdx.x); i < KEYS && is_tail; i += HOPPER_GROUP)
                             shared_at<float>(smem, L::BIAS)[k * KEYS + i] = key_bias(source, row[i]);
                         if (!load_mapped<L>(maps, a, 0, is_tail, stream[0], row, keys,
-                                               base + L::KEY + k * L::TILE, base + L::KEY_FULL + 8 * k)) {
+                                            base + L::KEY + k * L::TILE, base + L::KEY_FULL + 8 * k)) {
                             if (has_rows(slot))
                                 load_tile<T, DP, L>((const T *)stream[0].data, stream[0].stride,
                                                     stream[0].chunks, row, base + L::KEY + k * L::TILE);
@@ -6544,7 +6545,7 @@ SVG2__DEVICE void hopper_load(const attention_args &a, const hopper_maps<TMA> &m
                         if (!SVG2__FAULT(102)) wait_empty<STAGES>(base + L::VALUE_EMPTY, value); /* and V */
                         ++value;
                         if (!load_mapped<L>(maps, a, 1, is_tail, stream[1], row, keys,
-                                               base + L::VALUE + v * L::TILE, base + L::VALUE_FULL + 8 * v)) {
+                                            base + L::VALUE + v * L::TILE, base + L::VALUE_FULL + 8 * v)) {
                             if (has_rows(slot))
                                 load_tile<T, DP, L>((const T *)stream[1].data, stream[1].stride,
                                                     stream[1].chunks, row, base + L::VALUE + v * L::TILE);
@@ -6554,9 +6555,10 @@ SVG2__DEVICE void hopper_load(const attention_args &a, const hopper_maps<TMA> &m
                     if (tile == 0 && !is_tail) { /* behind it: those of the item before may still be needed */
                         const item_head x = head_of(a, *slot);
                         if (!SVG2__FAULT(104)) wait_phase(base + L::QUERY_EMPTY, (n & 1) ^ 1);
-                        if (has_rows(slot)) load_queries<T, DP, L::ROWS, L>(
-                            a.q, a.query_order ? a.query_order + x.bh * a.tokens : NULL, x.batch, x.head,
-                            slot->first, slot->count, a.dim, a.sign, smem + L::QUERY);
+                        if (has_rows(slot))
+                            load_queries<T, DP, L::ROWS, L>(
+                                a.q, a.query_order ? a.query_order + x.bh * a.tokens : NULL, x.batch, x.head,
+                                slot->first, slot->count, a.dim, a.sign, smem + L::QUERY);
                         publish(base + L::QUERY_FULL);
                     }
                     if (!keys) break;
@@ -7294,7 +7296,8 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 1)
         hopper_load<T, DP, SKIP, TMA>(a, maps, attention_hopper_shared);
     } else {
         svg2__registers_more<SKIP ? 216 : 224>();
-        hopper_compute<T, DP, SKIP, SVG2_CUDA_OVERLAP != 0 && !SKIP, SVG2_CUDA_PINGPONG != 0>(a, attention_hopper_shared);
+        hopper_compute<T, DP, SKIP, SVG2_CUDA_OVERLAP != 0 && !SKIP, SVG2_CUDA_PINGPONG != 0>(
+            a, attention_hopper_shared);
     }
     if (HOPPER_CLUSTER > 1 && !SVG2__FAULT(132)) { /* nobody arrives or writes here any more */
         svg2__cluster_arrive();
@@ -7849,6 +7852,39 @@ template <int N> SVG2__DEVICE void fold_rows(float (&x)[N])
     }
 }
 
+/* The columns of the rows of a warp, added up, to its part of the columns in shared memory. */
+template <int KEYS> SVG2__DEVICE void store_columns(float (&sum)[KEYS / 4], float *column)
+{
+    const int lane = (int)threadIdx.x % WARP;
+    fold_rows(sum);
+#pragma unroll
+    for (int n = 0; n < KEYS / 32; ++n) {
+        const int at = lane / 4 * (KEYS / 32) + n;
+        column[at / 2 * 8 + 2 * (lane % 4) + at % 2] = sum[n];
+    }
+}
+
+/* P = exp2(logits - y) of rows g and g + 8; its sums over keys inside the map, and over the rows, are added. left:
+   keys from here on. */
+template <int N>
+SVG2__DEVICE void mass_weights(float (&s)[N][4], float scale2, const float (&y)[2], const float *keep, int left,
+                               float (&row_mass)[2], float (&column)[2 * N])
+{
+    const int quad = svg2__fresh((int)threadIdx.x) % 4;
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            const int c = 8 * n + 2 * quad + e % 2;
+            /* rows that are not there count nothing, whatever their logits (0 * NaN) */
+            const float p = y[e / 2] == INFINITY || c >= left
+                                ? 0.0f
+                                : svg2__exp2(fmaf(s[n][e], scale2, -y[e / 2]));
+            row_mass[e / 2] = fmaf(keep[c], p, row_mass[e / 2]);
+            column[2 * n + e % 2] += p;
+        }
+}
+
 template <class T, int DP, int MT>
 SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, unsigned char *smem)
 {
@@ -7869,7 +7905,7 @@ SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, u
     const T *keys = operand_head<T>(a.key, (int32_t)x.kv, a.heads_kv);
     const uint32_t query = svg2__smem(smem + L::QUERY), ring = svg2__smem(smem + L::RING);
     float row_mass[MT][2];
-    int i, h, n, e, j, from = 0;
+    int i, h, n, j, from = 0;
 
     load_queries<T, DP, 64 * MT>(a.q, order, x.batch, x.head, item.first, item.count, a.dim, a.sign,
                                  smem + L::QUERY);
@@ -7912,38 +7948,16 @@ SVG2__DEVICE void mass_of_item(const mass_args &m, const attention_item &item, u
         logits<T, DP, MT, KEYS>(s, query, ring + (uint32_t)(tile % MASS_STAGES * L::TILE));
         const float *keep = shared_at<float>(smem, L::KEEP) + slot * KEYS;
         const int32_t *block = shared_at<int32_t>(smem, L::BLOCK) + slot * KEYS;
+        float sum[KEYS / 4];
 #pragma unroll
-        for (i = 0; i < MT; ++i)
+        for (n = 0; n < KEYS / 4; ++n) sum[n] = 0.0f;
 #pragma unroll
-            for (h = 0; h < 2; ++h) {
-                const float y = lse[first_row + 16 * i + 8 * h];
-#pragma unroll
-                for (n = 0; n < KEYS / 8; ++n)
-#pragma unroll
-                    for (e = 2 * h; e < 2 * h + 2; ++e) {
-                        const int c = 8 * n + 2 * quad + e % 2;
-                        /* rows that are not there count nothing, whatever their logits (0 * NaN) */
-                        const float p = y == INFINITY || tile * KEYS + c >= end
-                                            ? 0.0f
-                                            : svg2__exp2(fmaf(s[i][n][e], a.scale2, -y));
-                        s[i][n][e] = p;
-                        row_mass[i][h] = fmaf(keep[c], p, row_mass[i][h]);
-                    }
-            }
+        for (i = 0; i < MT; ++i) {
+            const float y[2] = {lse[first_row + 16 * i], lse[first_row + 16 * i + 8]};
+            mass_weights(s[i], a.scale2, y, keep, end - tile * KEYS, row_mass[i], sum);
+        }
         if (!partial) continue; /* all threads */
-        float column_sum[KEYS / 4];
-#pragma unroll
-        for (n = 0; n < KEYS / 4; ++n) {
-            column_sum[n] = 0.0f;
-#pragma unroll
-            for (i = 0; i < MT; ++i) column_sum[n] += s[i][n / 2][n % 2] + s[i][n / 2][n % 2 + 2];
-        }
-        fold_rows(column_sum);
-#pragma unroll
-        for (n = 0; n < KEYS / 32; ++n) {
-            const int at = lane / 4 * (KEYS / 32) + n;
-            column[warp * KEYS + at / 2 * 8 + 2 * quad + at % 2] = column_sum[n];
-        }
+        store_columns<KEYS>(sum, column + warp * KEYS);
         if (!SVG2__FAULT(82)) __syncthreads(); /* the sums of all warps are there */
         if (tid < KEYS)
             total[tid] = (column[tid] + column[KEYS + tid])
@@ -7979,16 +7993,15 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS) mass_items(const __g
 }
 
 /* ---- Hopper ---- */
-/* Shared memory of a block, as byte offsets; tiles as in hopper_smem. [2]: of a warpgroup. */
+/* Shared memory of a block, as byte offsets; tiles as under a skip rule. [2]: of a warpgroup. */
 template <int DP> struct mass_hopper_smem {
     enum {
         DIM = DP,
-        KEYS = DP > 128 ? 64 : 128, STAGES = 2,
+        KEYS = hopper_smem<DP, true>::KEYS, STAGES = 2,
         LANES = 8, ROWS_AT_ONCE = 2,
-        SLABS = (DP + 63) / 64,
-        TILE = KEYS * 128 * SLABS,
+        TILE = hopper_smem<DP, true>::TILE,
         QUERY = 0,
-        HALF = 64 * 128 * SLABS,
+        HALF = hopper_smem<DP, true>::HALF,
         KEY = QUERY + 2 * HALF,                         /* [2][STAGES] tiles              */
         KEY_FULL = KEY + 2 * STAGES * TILE,             /* mbarriers [2][STAGES]          */
         KEY_EMPTY = KEY_FULL + 16 * STAGES,             /* alike                          */
@@ -8004,11 +8017,11 @@ template <int DP> struct mass_hopper_smem {
     static_assert(BYTES <= 227 * 1024, "what a block may have");
     static __device__ __forceinline__ uint32_t at(int row, int chunk)
     {
-        return (uint32_t)(chunk / 8 * KEYS * 128 + row * 128 + ((chunk % 8 ^ (row & 7)) << 4));
+        return hopper_smem<DP, true>::at(row, chunk);
     }
     static __device__ __forceinline__ int query_at(int row, int chunk)
     {
-        return hopper_smem<DP>::query_at(row, chunk);
+        return hopper_smem<DP, true>::query_at(row, chunk);
     }
 };
 
@@ -8088,26 +8101,6 @@ SVG2__DEVICE void mass_load(const mass_args &m, const attention_item &item, unsi
     svg2__cp_async_wait<0>(); /* no thread ends before its copies */
 }
 
-/* exp2(logits - y) of 64 rows; its sums over keys inside the map, and over the rows, are added. */
-template <int N>
-SVG2__DEVICE void mass_weights(float (&s)[N][4], float scale2, const float (&y)[2], const float *keep, int left,
-                               float (&row_mass)[2], float (&column)[2 * N])
-{
-    const int quad = svg2__fresh((int)threadIdx.x) % 4;
-#pragma unroll
-    for (int n = 0; n < N; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-            const int c = 8 * n + 2 * quad + e % 2;
-            /* rows that are not there count nothing, whatever their logits (0 * NaN) */
-            const float p = y[e / 2] == INFINITY || c >= left
-                                ? 0.0f
-                                : svg2__exp2(fmaf(s[n][e], scale2, -y[e / 2]));
-            row_mass[e / 2] = fmaf(keep[c], p, row_mass[e / 2]);
-            column[2 * n + e % 2] += p;
-        }
-}
-
 template <class T, class L>
 SVG2__DEVICE void mass_logits(float (&s)[L::KEYS / 8][4], uint32_t q, uint32_t k)
 {
@@ -8185,12 +8178,7 @@ SVG2__DEVICE void mass_compute(const mass_args &m, const attention_item &item, u
         mass_weights(s[0], a.scale2, y[0], keep, left, row_mass[0], sum);
         if (has_both) mass_weights(s[1], a.scale2, y[1], keep, left, row_mass[1], sum);
         if (!partial) continue; /* all threads */
-        fold_rows(sum);
-#pragma unroll
-        for (n = 0; n < KEYS / 32; ++n) {
-            const int at = lane / 4 * (KEYS / 32) + n;
-            column[warp * KEYS + at / 2 * 8 + 2 * quad + at % 2] = sum[n];
-        }
+        store_columns<KEYS>(sum, column + warp * KEYS);
         __syncwarp();
         if (!SVG2__FAULT(86)) svg2__bar_sync(BARRIER_VOTE + group, HOPPER_GROUP); /* the sums of all warps are there */
         if (tid < KEYS)
@@ -8226,7 +8214,8 @@ SVG2__DEVICE void mass_compute(const mass_args &m, const attention_item &item, u
    keys each, and all rows: S of rows 0 to 63 and of 64 to 127 are products of one tile of 128 keys (64 where
    head_dim > 128). Bound by exp2 and by shared memory in equal parts, by counting at head_dim 128 (a tile of 128
    keys, 128 rows): 16,384 exp2 take 1,024 cycles, 96 KB read by wgmma and 32 KB written by the copies as many, the
-   products half; mass_items needs some 1,800. 93 to 202 KB of shared memory; 168 registers, by setmaxnreg 56 and 224. */
+   products half; mass_items needs some 1,800. 93 to 202 KB of shared memory; 168 registers, by setmaxnreg 56 and
+   224. */
 template <class T, int DP>
 static __global__ void __launch_bounds__(HOPPER_THREADS, 1) mass_hopper(const __grid_constant__ mass_args m)
 {
