@@ -166,7 +166,9 @@ $G/variant_%.o: svg2_cuda.cu svg2.h | $G
 	$(if $(VARIANT_$*),,$(error there is no variant $*))$(GPU_NVCC) $(GPU_SPLIT) $(VARIANT_$*) -c $< -o $@
 $G/variant_%.so: $G/variant_%.o $G/impl.o
 	$(NVCC) $(GPU_ARCH) -shared -Xlinker -Bsymbolic $^ -lm -o $@
-variants: $(variants:%=$G/variant_%.so)
+$(VARIANTS:%=$G/%_attention): $G/%_attention: $G/test_cuda_attention.o $G/impl.o $G/variant_%.o $G/device.o
+	$(NVCC) $(GPU_ARCH) $^ -lpthread -lm -o $@
+variants: $(variants:%=$G/variant_%.so) $(variants:%=$G/%_attention)
 cuda: $G/svg2 $G/wan
 gpu: $G/test_cuda_ops $(GPU_TESTS:%=$G/%) $(GPU_TESTS:%=$G/small_%) $G/bench $G/libsvg2.so
 # a test with a planted fault: make fault=12 build/tests/fault12_kmeans

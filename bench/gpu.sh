@@ -7,8 +7,8 @@
 #   ops        every PTX operation beside its formula
 #   tests      the programs of tests/test_cuda_*.c, the ones that otherwise run on the emulation
 #   sanitizer  the same at small sizes under compute-sanitizer, if it is there: memcheck, racecheck, synccheck
-#   bench      bench/bench_cuda.cu; on a device of compute capability 9.0 beside other builds of svg2_cuda.cu: those of
-#              VARIANTS (names in the Makefile; VARIANTS= for none)
+#   bench      bench/bench_cuda.cu; on a device of compute capability 9.0 beside other builds of svg2_cuda.cu, as far as
+#              they pass the tests of attention: those of VARIANTS (names in the Makefile; VARIANTS= for none)
 #   compare    bench/compare/compare_cuda.py, if there is a Python with PyTorch that sees the GPU
 #
 # Results go to $OUT (default bench/results): cuda-NAME.json, cuda-NAME-compare.json, cuda-NAME.txt; logs to
@@ -82,7 +82,7 @@ fi
 # ---- build: what fails to build is missed below, the rest goes on
 at=$(elapsed)
 variants= # each is one more compilation of the file
-if wants bench && [ "$(nproc)" -ge 8 ] && [ "$arch" = sm_90a ] && grep -q SVG2_CUDA_OVERLAP svg2_cuda.cu; then variants=${VARIANTS-plain turns_only keys_176}; fi
+if wants bench && [ "$(nproc)" -ge 8 ] && [ "$arch" = sm_90a ] && grep -q SVG2_CUDA_OVERLAP svg2_cuda.cu; then variants=${VARIANTS-plain turns_only keys_176 tma multicast}; fi
 timeout 240 $MAKE -s -k -j"$(nproc)" NVCC="$nvcc" arch="$arch" variants="$variants" gpu variants >"$logs/build.log" 2>&1
 code=$?
 if [ $code = 0 ]; then
@@ -227,6 +227,31 @@ watch() {
     watching=$!
 }
 unwatch() { [ -z "${watching:-}" ] || kill "$watching" 2>/dev/null; watching=; }
+others=
+if wants bench; then
+    # A build that fails, or hangs, is not compared; and not one whose boxes this device has not.
+    : >"$logs/variants.list"
+    for v in $variants; do
+        case $v in tma | multicast)
+            if grep -q '^answer: one-row boxes: NO' "$logs/ops.log" 2>/dev/null; then say "$v" "not compared: see ops"; continue; fi ;;
+        esac
+        [ ! -e "build/gpu/variant_$v.so" ] ||
+            echo "$(least $(($(elapsed) + 60)) "$total") 60 $logs/$v.log $v env LITE_SECONDS=20 'TEST_ONLY=*_wgmma' build/gpu/${v}_attention" >>"$logs/variants.list"
+    done
+    xargs -P "$(least "$(nproc)" 8)" -L 1 sh "$logs/one.sh" <"$logs/variants.list"
+    while read -r _ _ _ v _; do
+        code='no time left' passed=0 failed=0
+        [ ! -e "$logs/$v.line" ] || read -r _ code passed failed _ <"$logs/$v.line"
+        if [ "$code" = 0 ]; then
+            say "$v" "$passed passed"
+            others="$others --variant build/gpu/variant_$v.so"
+        else
+            fail "$v" "$(meaning "$code" "$failed"), $passed passed; not compared"
+            trouble "$logs/$v.log" 8
+        fi
+    done <"$logs/variants.list"
+    keep
+fi
 if wants bench; then
     seconds=$(($(left) - 15))
     [ -z "$python" ] || seconds=$((seconds * 6 / 10))
@@ -238,8 +263,6 @@ if wants bench; then
         paths=$toolkit/lib64:$toolkit/targets/x86_64-linux/lib
         [ -z "$python" ] || paths=$paths:$("$python" -c 'import glob, sysconfig
 print(":".join(glob.glob(sysconfig.get_paths()["purelib"] + "/nvidia/*/lib")))' 2>/dev/null)
-        others=
-        for v in $variants; do [ ! -e "build/gpu/variant_$v.so" ] || others="$others --variant build/gpu/variant_$v.so"; done
         watch bench
         # shellcheck disable=SC2086
         LD_LIBRARY_PATH=$paths${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} timeout -k 5 $((seconds + 10)) build/gpu/bench $quick --seconds "$seconds" $others \
