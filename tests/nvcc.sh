@@ -149,12 +149,12 @@ for arch in $ARCHS; do
         test -s $dir/exported && ! grep -v '^svg2_cuda_[a-z]' $dir/exported"
 done
 # attention_hopper with switches that are no defaults: its section alone as far as that kernel goes, and a list of what of it
-# is in the file above.
+# is in the file above (of f16 it differs in the type of its products alone).
 if [ -s $dir/kernels_90a ]; then
     {
         awk '/^\/\* ==== >>kmeans =/ {is_off = 1} /^\/\* ==== >>attention =/ {is_off = 0} /^\/\* ---- merging ----/ {exit} !is_off' svg2_cuda.cu
         echo 'const void *const svg2_cuda_used[] = {'
-        sed -n 's/.*\(attention_hopper<.*, *\)false>/(const void *)\1true>,/p' $dir/kernels_90a # the last: TMA
+        sed -n 's/.*\(attention_hopper<__nv_bfloat16.*, *\)false>/(const void *)\1true>,/p' $dir/kernels_90a # the last: TMA
         echo '}; }'
         echo 'const void *const *svg2_cuda_all() { return svg2__cuda::svg2_cuda_used; }'
     } >$dir/attention.cu
