@@ -125,9 +125,9 @@ GPU_C = $(CC) -std=c99 -ffp-contract=off -O2 -fPIC -Wall -Itests/gpu/lite -pthre
 COMMIT ?= $(or $(shell git rev-parse --short HEAD 2>/dev/null),unknown)
 $G:
 	@mkdir -p $@
-$G/%.o: tests/%.c svg2.h tests/test.h tests/device.h tests/gpu/lite/cmocka.h | $G
+$G/%.o: tests/%.c svg2.h tests/test.h tests/device.h tests/wgmma.h tests/gpu/lite/cmocka.h | $G
 	$(GPU_C) -c $< -o $@
-$G/small_%.o: tests/%.c svg2.h tests/test.h tests/device.h tests/gpu/lite/cmocka.h | $G
+$G/small_%.o: tests/%.c svg2.h tests/test.h tests/device.h tests/wgmma.h tests/gpu/lite/cmocka.h | $G
 	$(GPU_C) -DTEST_SMALL -c $< -o $@
 $G/svg2_cuda.o: svg2_cuda.cu svg2.h | $G
 	$(GPU_NVCC) $(GPU_SPLIT) -c $< -o $@

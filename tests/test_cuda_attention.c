@@ -1,6 +1,7 @@
 /* test_cuda_attention.c - >>attention on the CUDA backend: dense, block maps, tails, merging, against float64. */
 #include "device.h"
 #include "test.h"
+#include "wgmma.h"
 #include "attention.h"
 
 /* Bounds. With u = 2^-9 (bf16) or 2^-12 (f16), rounding to nearest errs by u / sqrt(3) on average. In the output: the weights P
@@ -15,7 +16,6 @@
 #define LSE_BF16 1.4e-2
 #define LSE_F16  2e-3
 
-static int32_t arch = 80; /* the kernels of which generation: of mma.sync, or (90) of wgmma */
 static int has_boxes;     /* the program's svg2_cuda.cu has SVG2_CUDA_TMA, and boxes are counted */
 
 static const void *to_device(const void *host, size_t bytes) { return host ? device_copy(host, bytes) : 0; }
@@ -463,27 +463,17 @@ static void merge(void **state)
     assert_true(error_names(&err, svg2_cuda_merge(0, o, l, o, l, o, l, 1, 0, &err), SVG2_ERR_RANGE, "dim"));
 }
 
-/* The same with the kernel for wgmma. */
-#define WITH_WGMMA(test)                 \
-    static void test##_wgmma(void **state) \
-    {                                    \
-        arch = 90;                       \
-        test(state);                     \
-        arch = 80;                       \
-    }
-WITH_WGMMA(dense) WITH_WGMMA(dense_sizes) WITH_WGMMA(block_maps) WITH_WGMMA(block_sizes) WITH_WGMMA(many_blocks)
-WITH_WGMMA(in_place) WITH_WGMMA(boxes) WITH_WGMMA(optional_parts) WITH_WGMMA(head_range) WITH_WGMMA(scales) WITH_WGMMA(nan_stays)
-WITH_WGMMA(tails) WITH_WGMMA(same_bits)
-
+#define ALL \
+    TEST(dense), TEST(block_maps), TEST(block_sizes), TEST(many_blocks), TEST(in_place), TEST(boxes), \
+    TEST(optional_parts), TEST(head_range), TEST(scales), TEST(nan_stays), TEST(tails), TEST(same_bits), TEST(merge)
 int main(int argc, char **argv)
 {
     const char *name = argc > 0 ? argv[0] : "", *last = strrchr(name, '/');
     if (last) name = last + 1;
     has_boxes = device_is_emulated() && (strncmp(name, "tma_", 4) == 0 || strncmp(name, "multicast_", 10) == 0);
-    const struct CMUnitTest tests[] = {
-        TEST(dense), TEST(block_maps), TEST(block_sizes), TEST(many_blocks), TEST(in_place), TEST(boxes), TEST(optional_parts), TEST(head_range),
-        TEST(scales), TEST(nan_stays), TEST(tails), TEST(same_bits), TEST(merge), TEST(dense_wgmma), TEST(dense_sizes_wgmma),
-        TEST(block_maps_wgmma), TEST(block_sizes_wgmma), TEST(many_blocks_wgmma), TEST(in_place_wgmma), TEST(boxes_wgmma), TEST(optional_parts_wgmma),
-        TEST(head_range_wgmma), TEST(scales_wgmma), TEST(nan_stays_wgmma), TEST(tails_wgmma), TEST(same_bits_wgmma)};
-    return cmocka_run_group_tests_name("cuda_attention", tests, 0, 0);
+    const struct CMUnitTest tests[] = {ALL}, all[] = {
+        ALL, WGMMA(dense), WGMMA(dense_sizes), WGMMA(block_maps), WGMMA(block_sizes), WGMMA(many_blocks),
+        WGMMA(in_place), WGMMA(boxes), WGMMA(optional_parts), WGMMA(head_range), WGMMA(scales), WGMMA(nan_stays),
+        WGMMA(tails), WGMMA(same_bits)};
+    return has_wgmma() ? cmocka_run_group_tests_name("cuda_attention", all, 0, 0) : cmocka_run_group_tests_name("cuda_attention", tests, 0, 0);
 }

@@ -7,8 +7,8 @@
    B(c) = |x - x'||c| + |x'||c - c'| + |c - c'|(|c| + |c'|)/2 is what rounding changes in x.c - |c|^2/2. */
 #include "device.h"
 #include "test.h"
+#include "wgmma.h"
 
-static int32_t arch = 80; /* the kernels that are tested: for mma.sync (80) or for wgmma (90) */
 
 typedef struct km {
     svg2_kmeans_desc d; /* host pointers; results of the last run */
@@ -845,40 +845,6 @@ static void memory(void **state)
     d.clusters = 1 << 24; /* saturates or not, it must not wrap around */
     assert_true(svg2_stage_workspace_bytes(&cuda, SVG2_STAGE_KMEANS, &d) > ((size_t)1 << 50));
 }
-
-/* Whether there are kernels for wgmma, and a device for them. */
-static int has_wgmma(void)
-{
-    svg2_error err;
-    svg2_kmeans_desc d = SVG2_ZERO;
-    svg2_backend cuda = svg2_cuda_backend_arch(0, 90);
-    d.batch = d.heads = d.tokens = d.clusters = d.iterations = 1;
-    d.head_dim = 8;
-    d.layout.dtype = SVG2_F32;
-    d.x = device_copy("8 floats that no one looks at now", 32);
-    d.centroid = (float *)device_new(32);
-    d.mean = (float *)device_new(32);
-    d.label = (int32_t *)device_new(4);
-    d.size = (int32_t *)device_new(4);
-    size_t bytes = svg2_stage_workspace_bytes(&cuda, SVG2_STAGE_KMEANS, &d);
-    svg2_result r = svg2_kmeans(&cuda, &d, device_new(bytes), bytes, &err);
-    device_reset();
-    if (r != SVG2_OK) printf("without the kernels for wgmma: %s\n", err.text);
-    return r == SVG2_OK;
-}
-
-/* The same test with these kernels. */
-static int wgmma_setup(void **state)
-{
-    arch = 90;
-    return test_setup(state);
-}
-static int wgmma_teardown(void **state)
-{
-    arch = 80;
-    return test_teardown(state);
-}
-#define WGMMA(fn) {#fn "_wgmma", fn, wgmma_setup, wgmma_teardown, 0}
 
 int main(void)
 {

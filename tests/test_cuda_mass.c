@@ -1,6 +1,7 @@
 /* test_cuda_mass.c - >>mass on the CUDA backend: exact attention mass of every block, and recall, against float64. */
 #include "device.h"
 #include "test.h"
+#include "wgmma.h"
 
 /* Bounds. Queries and keys of the type of the products (f16 if k is, else bf16) enter unchanged: P then has f32 accuracy, 2e-5
    with logits up to 20. Others are rounded, so that a logit of standard deviation 1.5 errs by 1.5 sqrt(2) u / sqrt(3) (u = 2^-9 or
@@ -12,7 +13,6 @@
 
 typedef struct shape { int B, H, Hk, Sq, Sk, D, Qb, Kb; svg2_dtype q, k; tensor_order order; double mean; int pad; /* the last key block is padding */ } shape;
 
-static int32_t arch = 80; /* the kernels of which generation: of mma.sync, or (90) of wgmma */
 
 static const void *to_device(const void *host, size_t bytes) { return host ? device_copy(host, bytes) : 0; }
 
@@ -256,19 +256,11 @@ static void same_bits(void **state)
     device_schedule("rr", "late", 1);
 }
 
-/* The same with the kernel for wgmma. */
-#define WITH_WGMMA(test)                 \
-    static void test##_wgmma(void **state) \
-    {                                    \
-        arch = 90;                       \
-        test(state);                     \
-        arch = 80;                       \
-    }
-WITH_WGMMA(against_f64) WITH_WGMMA(one_block) WITH_WGMMA(head_groups) WITH_WGMMA(same_bits)
-
+#define ALL \
+    TEST(against_f64), TEST(one_block), TEST(head_groups), TEST(same_bits)
 int main(void)
 {
-    const struct CMUnitTest tests[] = {TEST(against_f64), TEST(one_block), TEST(head_groups), TEST(same_bits), TEST(against_f64_wgmma),
-                                       TEST(one_block_wgmma), TEST(head_groups_wgmma), TEST(same_bits_wgmma)};
-    return cmocka_run_group_tests_name("cuda_mass", tests, 0, 0);
+    const struct CMUnitTest tests[] = {ALL}, all[] = {
+        ALL, WGMMA(against_f64), WGMMA(one_block), WGMMA(head_groups), WGMMA(same_bits)};
+    return has_wgmma() ? cmocka_run_group_tests_name("cuda_mass", all, 0, 0) : cmocka_run_group_tests_name("cuda_mass", tests, 0, 0);
 }

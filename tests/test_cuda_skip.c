@@ -1,9 +1,9 @@
 /* >>attention on CUDA, skip rules: beside a float64 execution of the same rules; and the promised recall. */
 #include "device.h"
 #include "test.h"
+#include "wgmma.h"
 #include "skip.h"
 
-static int32_t arch = 80; /* the kernels of which generation: of mma.sync, or (90) of wgmma */
 static int is_cluster;    /* the program's svg2_cuda.cu has SVG2_CUDA_MULTICAST */
 
 /* A warp decides for its rows: 32 of an item of more than 64 rows, else 16. With wgmma a warpgroup does, for its 64 rows; if
@@ -355,32 +355,15 @@ static void nan_stays(void **state)
     }
 }
 
-/* The same with the kernel for wgmma. */
-#define WGMMA(test)                      \
-    static void test##_wgmma(void **state) \
-    {                                    \
-        arch = 90;                       \
-        test(state);                     \
-        arch = 80;                       \
-    }
-WGMMA(rules_as_written)
-WGMMA(inside_a_map)
-WGMMA(other_methods)
-WGMMA(beside_a_tail)
-WGMMA(recall_is_kept)
-WGMMA(seeds)
-WGMMA(seeded_calls)
-WGMMA(same_bits)
-WGMMA(nan_stays)
-
+#define ALL \
+    TEST(rules_as_written), TEST(inside_a_map), TEST(other_methods), TEST(beside_a_tail), TEST(recall_is_kept), \
+    TEST(seeds), TEST(seeded_calls), TEST(same_bits), TEST(nan_stays)
 int main(int argc, char **argv)
 {
     const char *name = argc > 0 ? argv[0] : "", *last = strrchr(name, '/');
     is_cluster = strncmp(last ? last + 1 : name, "multicast_", 10) == 0;
-    const struct CMUnitTest tests[] = {
-        TEST(rules_as_written), TEST(inside_a_map), TEST(other_methods), TEST(beside_a_tail), TEST(recall_is_kept), TEST(seeds),
-        TEST(seeded_calls), TEST(same_bits), TEST(nan_stays), TEST(rules_as_written_wgmma), TEST(inside_a_map_wgmma),
-        TEST(other_methods_wgmma), TEST(beside_a_tail_wgmma), TEST(recall_is_kept_wgmma), TEST(seeds_wgmma),
-        TEST(seeded_calls_wgmma), TEST(same_bits_wgmma), TEST(nan_stays_wgmma)};
-    return cmocka_run_group_tests_name("cuda_skip", tests, 0, 0);
+    const struct CMUnitTest tests[] = {ALL}, all[] = {
+        ALL, WGMMA(rules_as_written), WGMMA(inside_a_map), WGMMA(other_methods), WGMMA(beside_a_tail),
+        WGMMA(recall_is_kept), WGMMA(seeds), WGMMA(seeded_calls), WGMMA(same_bits), WGMMA(nan_stays)};
+    return has_wgmma() ? cmocka_run_group_tests_name("cuda_skip", all, 0, 0) : cmocka_run_group_tests_name("cuda_skip", tests, 0, 0);
 }
