@@ -5677,6 +5677,14 @@ SVG2__DEVICE void load_matrix8(float (&x)[8], const float *p, bool is_vector)
 }
 
 /* ---- the softmax of 16 rows of a warp; [h]: of rows g and g + 8 ---- */
+/* Largest logit of a row in a tile, base 2. */
+template <int N> SVG2__DEVICE float tile_top(const float (&s)[N][4], int h, float factor)
+{
+    float top = -INFINITY;
+#pragma unroll
+    for (int n = 0; n < N; ++n) top = fmaxf(top, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
+    return quad_max(top) * factor;
+}
 /* o *= alpha. After the first tiles a maximum seldom rises. */
 template <int N> SVG2__DEVICE void rescale_output(float (&o)[N][4], const float (&alpha)[2])
 {
@@ -5745,14 +5753,6 @@ SVG2__DEVICE void store_row(const attention_args &a, int64_t at, bool is_there, 
 }
 
 /* ---- skip rules (>>attention of svg2.h), of row g (h = 0) or g + 8 of a thread; logits and maxima are base 2 ---- */
-/* Largest logit of a tile. */
-template <int N> SVG2__DEVICE float tile_top(const float (&s)[N][4], int h, float factor)
-{
-    float top = -INFINITY;
-#pragma unroll
-    for (int n = 0; n < N; ++n) top = fmaxf(top, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
-    return quad_max(top) * factor;
-}
 /* NaN if there is a NaN or an Inf, which a maximum passes over; else 0. */
 template <int N> SVG2__DEVICE float tile_odd(const float (&s)[N][4], int h)
 {
@@ -5969,11 +5969,7 @@ SVG2__DEVICE void attend_rows(const attention_args &a, unsigned char *smem)
                     float after[4], top[2], alpha[2], sum[2] = {0.0f, 0.0f};
 #pragma unroll
                     for (h = 0; h < 2; ++h) {
-                        top[h] = -INFINITY;
-#pragma unroll
-                        for (n = 0; n < KEYS / 8; ++n)
-                            top[h] = fmaxf(top[h], fmaxf(s[i][n][2 * h], s[i][n][2 * h + 1]));
-                        top[h] = fmaxf(m[h], quad_max(top[h]) * factor);
+                        top[h] = fmaxf(m[h], tile_top(s[i], h, factor));
                         after[h] = top[h];
                         if (top[h] == -INFINITY)
                             top[h] = 0.0f; /* nothing but -Inf so far: keep exp2 away from Inf - Inf */
@@ -6681,7 +6677,7 @@ SVG2__DEVICE void multiply_keys(float (&s)[L::KEYS / 8][4], uint32_t q, uint32_t
     svg2__wgmma_commit();
 }
 
-/* o (64 x DIM) += p (64 x keys) V, of the keys of the first STEPS x 16 from step FROM on, one group */
+/* o (64 x DIM) += P V of STEPS times 16 keys, from step FROM on, one group */
 template <class T, class L, int FROM = 0, int STEPS = L::KEYS / 16>
 SVG2__DEVICE void add_values(float (&o)[L::DIM / 8][4], const uint32_t (&p)[L::KEYS / 16][4], uint32_t v)
 {
@@ -6761,10 +6757,7 @@ SVG2__DEVICE void weigh_tile(float (&s)[N][4], float factor, bool is_tail, softm
     float top[2], sum[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        top[h] = -INFINITY;
-#pragma unroll
-        for (int n = 0; n < N; ++n) top[h] = fmaxf(top[h], fmaxf(s[n][2 * h], s[n][2 * h + 1]));
-        top[h] = fmaxf(r.m[h], quad_max(top[h]) * factor);
+        top[h] = fmaxf(r.m[h], tile_top(s, h, factor));
         const float before = r.m[h];
         r.m[h] = top[h];
         if (top[h] == -INFINITY) top[h] = 0.0f; /* nothing but -Inf so far: keep exp2 away from Inf - Inf */
@@ -7041,7 +7034,8 @@ SVG2__DEVICE void hopper_compute(const attention_args &a, unsigned char *smem)
             skip.most = 0.0f;
             if (a.skip == SVG2_SKIP_RECALL && now) {
                 const int all = shared_at<int32_t>(smem, L::TOTAL)[n & 1];
-                const int parts = (all + 63) / 64;
+                enum { PART = hopper_tiles<DP, SKIP>::PART };
+                const int parts = (all + PART - 1) / PART;
                 skip.most = 16.0f / (float)(p.is_split ? (parts + 1) / 2 : parts);
             }
             skip.keys = 0;
@@ -8083,8 +8077,7 @@ SVG2__DEVICE void mass_load(const mass_args &m, const attention_item &item, unsi
             const int key = (is_other ? share[1].begin : share[0].begin) + at + i % KEYS;
             row[i] = key < (is_other ? share[1].end : share[0].end) ? key : -1;
         }
-        __syncwarp();
-        svg2__bar_sync(BARRIER_LOAD, HOPPER_GROUP); /* the row numbers are there */
+        hopper_smem<DP, true>::wait(); /* the row numbers are there */
 #pragma unroll
         for (g = 0; g < 2; ++g) {
             const uint32_t place = (uint32_t)(g * STAGES + tile % STAGES);
@@ -8094,8 +8087,7 @@ SVG2__DEVICE void mass_load(const mass_args &m, const attention_item &item, unsi
                                 base + L::KEY + place * L::TILE);
             publish(base + L::KEY_FULL + 8 * place);
         }
-        __syncwarp();
-        svg2__bar_sync(BARRIER_LOAD, HOPPER_GROUP); /* nobody reads them any more */
+        hopper_smem<DP, true>::wait(); /* nobody reads them any more */
     }
     svg2__cp_async_commit();
     svg2__cp_async_wait<0>(); /* no thread ends before its copies */
